@@ -1,0 +1,8 @@
+//! The CPU backend: explicit SIMD chosen at run time, one worker team per device, the same bits for any
+//! number of threads.
+
+mod isa;
+mod pool;
+
+pub use isa::Isa;
+pub use pool::Team;
