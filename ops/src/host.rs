@@ -1,0 +1,323 @@
+//! Tensors in host memory as f64 values and as storage bytes: what oracles and devices exchange in tests.
+//!
+//! The codec is written for exactness, not speed: one rounding, straight from f64, in every element type.
+//! Which values a case is filled with ([`Fill::draw`]) is decided here too, so that all backends see the same.
+
+use crate::philox::philox_block;
+use crate::{DType, Fill, MAX_RANK, OpError, Result, TensorSpec};
+
+/// A tensor in host memory: a spec, and the bytes a device allocation for it would hold.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HostTensor {
+    spec: TensorSpec,
+    bytes: Vec<u8>,
+}
+
+impl HostTensor {
+    /// Encodes `values`, given in logical row-major order; bytes no element covers hold `fill`.
+    ///
+    /// Where positions share an element (a broadcast stride), the last value written stays, so an oracle
+    /// should be given [`HostTensor::to_f64`] and not `values`.
+    ///
+    /// # Errors
+    /// `Shape` when there are not exactly `numel` values, `DType` for types without a codec here, `Layout`
+    /// when the span does not fit in memory.
+    pub fn from_f64(spec: &TensorSpec, values: &[f64], fill: u8) -> Result<Self> {
+        if values.len() != spec.numel() {
+            return Err(OpError::shape("encode", format!("{} values for {spec}", values.len())));
+        }
+        let mut tensor = Self::filled(spec, fill)?;
+        let mut values = values.iter();
+        let bytes = &mut tensor.bytes;
+        visit(spec, &mut |place| {
+            if let Some(&value) = values.next() {
+                encode(spec.dtype(), value, bytes, place);
+            }
+        });
+        Ok(tensor)
+    }
+
+    /// A tensor whose every byte is `fill`.
+    ///
+    /// # Errors
+    /// `DType` for types without a codec here, `Layout` when the span does not fit in memory.
+    pub fn filled(spec: &TensorSpec, fill: u8) -> Result<Self> {
+        let span = spec.span_bytes();
+        let mut bytes = Vec::new();
+        bytes.try_reserve_exact(span).map_err(|_| {
+            OpError::layout("encode", "tensor", format!("{spec} spans {span} bytes, more than fit in memory"))
+        })?;
+        bytes.resize(span, fill);
+        Self::from_bytes(spec, bytes)
+    }
+
+    /// Wraps bytes as downloaded; there may be more than the spec spans.
+    ///
+    /// # Errors
+    /// `Shape` when there are too few, `DType` for types without a codec here.
+    pub fn from_bytes(spec: &TensorSpec, bytes: Vec<u8>) -> Result<Self> {
+        if matches!(spec.dtype(), DType::F8E4M3 | DType::F8E5M2 | DType::F4E2M1 | DType::E8M0) {
+            let wanted = "f64, f32, f16, bf16, i64, i32, i8, u8, i4, u4 or bool";
+            return Err(OpError::dtype("encode", "tensor", spec.dtype(), wanted));
+        }
+        if bytes.len() < spec.span_bytes() {
+            return Err(OpError::shape(
+                "decode",
+                format!("{} bytes for {spec}, which spans {}", bytes.len(), spec.span_bytes()),
+            ));
+        }
+        Ok(Self { spec: *spec, bytes })
+    }
+
+    /// Element type, extents and layout.
+    pub fn spec(&self) -> &TensorSpec {
+        &self.spec
+    }
+
+    /// The storage, from the allocation's first byte.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// The storage, for a kernel to write.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes
+    }
+
+    /// The elements, exactly, in logical row-major order.
+    pub fn to_f64(&self) -> Vec<f64> {
+        let mut values = Vec::new();
+        visit(&self.spec, &mut |place| values.push(decode(self.spec.dtype(), &self.bytes, place)));
+        values
+    }
+
+    /// The first byte outside every element that no longer holds `fill`: proof that a kernel overstepped.
+    pub fn overstepped(&self, fill: u8) -> Option<usize> {
+        let mut covered = vec![false; self.bytes.len()];
+        let bits = self.spec.dtype().bits() as usize;
+        visit(&self.spec, &mut |place| {
+            let start = place * bits / 8;
+            covered[start..start + bits.div_ceil(8)].fill(true);
+        });
+        (0..self.bytes.len()).find(|&i| !covered[i] && self.bytes[i] != fill)
+    }
+}
+
+impl Fill {
+    /// The values this filling gives a tensor, in logical order and rounded to its element type.
+    ///
+    /// Deterministic: value `i` is made of lane `i % 4` of block `i / 4` of the Philox stream of `seed`.
+    pub fn draw(&self, spec: &TensorSpec, seed: u64) -> Vec<f64> {
+        let dtype = spec.dtype();
+        let uniform = |i: usize, low: f64, high: f64| {
+            let bits = philox_block(seed, (i / 4) as u64)[i % 4];
+            let value = low + (high - low) * (f64::from(bits) / 4_294_967_296.0);
+            if dtype.is_float() { value } else { value.floor() }
+        };
+        let value = |i: usize| match self {
+            Fill::Values(values) if values.is_empty() => 0.0,
+            Fill::Values(values) => values[i % values.len()],
+            Fill::Range(low, high) => uniform(i, *low, *high),
+            Fill::Unit => match dtype {
+                DType::Bool => uniform(i, 0.0, 2.0),
+                DType::U8 | DType::U4 => uniform(i, 0.0, 8.0),
+                _ if dtype.is_int() || dtype == DType::I4 => uniform(i, -8.0, 8.0),
+                _ => uniform(i, -1.0, 1.0),
+            },
+        };
+        (0..spec.numel()).map(|i| rounded(dtype, value(i))).collect()
+    }
+}
+
+/// The nearest value of an element type, ties to even; integers truncate and saturate, NaN gives 0, bool is `x ≠ 0`.
+pub fn rounded(dtype: DType, value: f64) -> f64 {
+    let mut bytes = [0; 8];
+    encode(dtype, value, &mut bytes, 0);
+    decode(dtype, &bytes, 0)
+}
+
+/// Calls `f` with the place of every element, in elements from the allocation's start, in logical order.
+fn visit(spec: &TensorSpec, f: &mut dyn FnMut(usize)) {
+    if spec.shape().is_empty() {
+        return;
+    }
+    let (dims, strides) = (spec.dims(), spec.strides());
+    let mut index = [0usize; MAX_RANK];
+    let mut place = spec.layout().offset();
+    loop {
+        f(place);
+        let mut dim = dims.len();
+        loop {
+            if dim == 0 {
+                return;
+            }
+            dim -= 1;
+            index[dim] += 1;
+            place += strides[dim];
+            if index[dim] < dims[dim] {
+                break;
+            }
+            place -= strides[dim] * dims[dim];
+            index[dim] = 0;
+        }
+    }
+}
+
+/// Bits of the nearest number of a binary format with the given field widths, ties to even; NaN is quiet.
+fn narrow(value: f64, exponent_bits: u32, mantissa_bits: u32) -> u16 {
+    let infinity = ((1u64 << exponent_bits) - 1) << mantissa_bits;
+    let sign = u64::from(value.is_sign_negative()) << (exponent_bits + mantissa_bits);
+    let magnitude = value.abs();
+    let bits = if value.is_nan() {
+        infinity | 1 << (mantissa_bits - 1)
+    } else if value.is_infinite() {
+        infinity
+    } else {
+        let lowest = 2 - (1 << (exponent_bits - 1));
+        let exponent = ((magnitude.to_bits() >> 52) as i32 - 1023).max(lowest);
+        // In units of the last place; scaling by a power of two is exact, so this is the only rounding.
+        let units = magnitude * 2f64.powi(mantissa_bits as i32 - exponent);
+        // The leading one of a normal number carries into the exponent field; so does a rounding overflow.
+        let bits = (((exponent - lowest) as u64) << mantissa_bits) + units.round_ties_even() as u64;
+        bits.min(infinity)
+    };
+    (sign | bits) as u16
+}
+
+fn encode(dtype: DType, value: f64, bytes: &mut [u8], place: usize) {
+    let mut put = |encoded: &[u8]| bytes[place * encoded.len()..][..encoded.len()].copy_from_slice(encoded);
+    match dtype {
+        DType::F64 => put(&value.to_le_bytes()),
+        DType::F32 => put(&(value as f32).to_le_bytes()),
+        DType::F16 => put(&narrow(value, 5, 10).to_le_bytes()),
+        DType::BF16 => put(&narrow(value, 8, 7).to_le_bytes()),
+        DType::I64 => put(&(value as i64).to_le_bytes()),
+        DType::I32 => put(&(value as i32).to_le_bytes()),
+        DType::I8 => put(&(value as i8).to_le_bytes()),
+        DType::U8 => put(&[value as u8]),
+        DType::Bool => put(&[u8::from(value != 0.0)]),
+        DType::I4 | DType::U4 => {
+            let (low, high) = if dtype == DType::I4 { (-8.0, 7.0) } else { (0.0, 15.0) };
+            let nibble = (value.clamp(low, high) as i8 as u8) & 15;
+            let shift = 4 * (place % 2);
+            let byte = &mut bytes[place / 2];
+            *byte = *byte & !(15 << shift) | nibble << shift;
+        }
+        // Refused when a HostTensor is made.
+        DType::F8E4M3 | DType::F8E5M2 | DType::F4E2M1 | DType::E8M0 => {}
+    }
+}
+
+fn decode(dtype: DType, bytes: &[u8], place: usize) -> f64 {
+    fn get<const N: usize>(bytes: &[u8], place: usize) -> [u8; N] {
+        let mut out = [0; N];
+        out.copy_from_slice(&bytes[place * N..][..N]);
+        out
+    }
+    match dtype {
+        DType::F64 => f64::from_le_bytes(get(bytes, place)),
+        DType::F32 => f64::from(f32::from_le_bytes(get(bytes, place))),
+        DType::F16 => half::f16::from_le_bytes(get(bytes, place)).to_f64(),
+        DType::BF16 => half::bf16::from_le_bytes(get(bytes, place)).to_f64(),
+        DType::I64 => i64::from_le_bytes(get(bytes, place)) as f64,
+        DType::I32 => f64::from(i32::from_le_bytes(get(bytes, place))),
+        DType::I8 => f64::from(bytes[place] as i8),
+        DType::U8 | DType::Bool => f64::from(bytes[place]),
+        DType::U4 => f64::from(bytes[place / 2] >> (4 * (place % 2)) & 15),
+        DType::I4 => f64::from((bytes[place / 2] << (4 * (1 - place % 2))) as i8 >> 4),
+        DType::F8E4M3 | DType::F8E5M2 | DType::F4E2M1 | DType::E8M0 => 0.0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const TYPES: [DType; 11] = [
+        DType::F64,
+        DType::F32,
+        DType::F16,
+        DType::BF16,
+        DType::I64,
+        DType::I32,
+        DType::I8,
+        DType::U8,
+        DType::I4,
+        DType::U4,
+        DType::Bool,
+    ];
+
+    #[test]
+    fn every_type_gives_back_what_it_can_hold() {
+        for dtype in TYPES {
+            let low = if matches!(dtype, DType::U8 | DType::U4 | DType::Bool) { 0.0 } else { -1.0 };
+            let spec = TensorSpec::of(dtype, &[2, 3]).unwrap();
+            let values = [0.0, 1.0, low, 1.0, 1.0, 0.0];
+            assert_eq!(HostTensor::from_f64(&spec, &values, 0xA5).unwrap().to_f64(), values, "{dtype}");
+        }
+        assert!(HostTensor::filled(&TensorSpec::of(DType::E8M0, &[1]).unwrap(), 0).is_err());
+    }
+
+    #[test]
+    fn nibbles_are_low_first_and_signed_where_they_should_be() {
+        let spec = |d| TensorSpec::of(d, &[3]).unwrap();
+        let t = HostTensor::from_f64(&spec(DType::I4), &[-8.0, 7.0, -1.0], 0).unwrap();
+        assert_eq!((t.bytes(), t.to_f64()), (&[0x78, 0x0F][..], vec![-8.0, 7.0, -1.0]));
+        let t = HostTensor::from_f64(&spec(DType::U4), &[3.0, 15.0, 99.0], 0).unwrap();
+        assert_eq!((t.bytes(), t.to_f64()), (&[0xF3, 0x0F][..], vec![3.0, 15.0, 15.0]));
+    }
+
+    #[test]
+    fn strided_elements_leave_the_gaps_alone() {
+        let spec =
+            TensorSpec::of(DType::I8, &[3, 4]).unwrap().narrow(1, 1, 2).unwrap().transpose(0, 1).unwrap();
+        let mut t = HostTensor::from_f64(&spec, &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 0xEE).unwrap();
+        assert_eq!(t.bytes(), [0xEE, 1, 4, 0xEE, 0xEE, 2, 5, 0xEE, 0xEE, 3, 6]);
+        assert_eq!(t.overstepped(0xEE), None);
+        t.bytes_mut()[3] = 0;
+        assert_eq!(t.overstepped(0xEE), Some(3));
+    }
+
+    #[test]
+    fn narrow_floats_round_once() {
+        let f16 = |x| rounded(DType::F16, x);
+        // Just above a tie of f16 but exactly a tie after rounding to f32: double rounding would go down.
+        let tie = 1.0 + 2f64.powi(-11);
+        assert_eq!((f16(tie), f16(tie + 2f64.powi(-40))), (1.0, 1.0 + 2f64.powi(-10)));
+        assert_eq!((f16(65519.9), f16(65520.0), f16(-1e300)), (65504.0, f64::INFINITY, f64::NEG_INFINITY));
+        assert_eq!((f16(2f64.powi(-25)), f16(2f64.powi(-25) * 1.01)), (0.0, 2f64.powi(-24)));
+        assert_eq!(rounded(DType::BF16, 1.0 + 3.0 / 256.0), 1.0 + 4.0 / 256.0);
+        assert!(f16(f64::NAN).is_nan() && f16(-0.0).is_sign_negative());
+    }
+
+    #[test]
+    fn every_f16_and_bf16_survives() {
+        for bits in 0..=u16::MAX {
+            let (h, b) = (half::f16::from_bits(bits), half::bf16::from_bits(bits));
+            assert!(h.is_nan() || narrow(h.to_f64(), 5, 10) == bits, "{bits:#x}");
+            assert!(b.is_nan() || narrow(b.to_f64(), 8, 7) == bits, "{bits:#x}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_nearest_f16_is_chosen(x in -70000.0..70000.0f64, scale in -30i32..1) {
+            let x = x * 2f64.powi(scale);
+            let bits = narrow(x, 5, 10);
+            prop_assume!(bits & 0x7FFF < 0x7BFF && bits & 0x7FFF > 0);
+            let at = |b: u16| (half::f16::from_bits(b).to_f64() - x).abs();
+            prop_assert!(at(bits) <= at(bits + 1) && at(bits) <= at(bits - 1));
+        }
+
+        #[test]
+        fn draws_repeat_and_stay_in_range(seed in any::<u64>(), low in -5.0..0.0f64) {
+            let spec = TensorSpec::of(DType::F32, &[37]).unwrap();
+            let fill = Fill::Range(low, low + 3.0);
+            let drawn = fill.draw(&spec, seed);
+            prop_assert_eq!(&drawn, &fill.draw(&spec, seed));
+            prop_assert!(drawn.iter().all(|&x| low as f32 as f64 <= x && x <= (low + 3.0) as f32 as f64));
+            prop_assert_ne!(drawn, fill.draw(&spec, seed ^ 1));
+        }
+    }
+}
