@@ -16,7 +16,9 @@ mod shape;
 mod spec;
 mod tolerance;
 
+pub mod attention;
 pub mod kernel;
+pub mod rope;
 
 pub use contract::{
     Access, Case, Cases, Contract, Fill, Operand, expect_dims, expect_dtype, expect_rank, expect_writable,

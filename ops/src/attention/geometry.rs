@@ -1,0 +1,126 @@
+//! The batches that the attention operators are tested on, edges first.
+//!
+//! Contiguous and paged attention and cache writes run over the same ones.
+
+use super::{AttentionMask, LensSpec};
+use crate::{DType, Fill, Result, TensorSpec};
+
+/// Extents and lengths of one case.
+pub(super) struct Geometry {
+    pub(super) name: &'static str,
+    pub(super) num_heads: usize,
+    pub(super) num_kv_heads: usize,
+    pub(super) head_dim: usize,
+    pub(super) v_head_dim: usize,
+    pub(super) mask: AttentionMask,
+    /// (tokens, keys) of each sequence.
+    pub(super) lens: &'static [(u32, u32)],
+    /// Rows after the last sequence.
+    pub(super) padding: usize,
+}
+
+/// q, k and out types: what attention accepts.
+pub(super) const DTYPES: [(DType, DType, DType); 6] = [
+    (DType::F32, DType::F32, DType::F32),
+    (DType::F16, DType::F16, DType::F16),
+    (DType::BF16, DType::BF16, DType::BF16),
+    (DType::BF16, DType::BF16, DType::F32),
+    (DType::F32, DType::BF16, DType::F32),
+    (DType::F32, DType::F16, DType::F32),
+];
+
+const fn of(
+    name: &'static str,
+    heads: [usize; 2],
+    dims: [usize; 2],
+    mask: AttentionMask,
+    lens: &'static [(u32, u32)],
+    padding: usize,
+) -> Geometry {
+    let ([num_heads, num_kv_heads], [head_dim, v_head_dim]) = (heads, dims);
+    Geometry { name, num_heads, num_kv_heads, head_dim, v_head_dim, mask, lens, padding }
+}
+
+/// The batches, edges first.
+pub(super) const GEOMETRIES: [Geometry; 20] = {
+    use AttentionMask::{Causal, Full, Window};
+    [
+        of("empty_batch", [2, 1], [8, 8], Causal, &[], 0),
+        of("empty_tokens", [2, 1], [8, 8], Causal, &[(0, 5), (0, 0)], 0),
+        of("only_padding", [2, 1], [8, 8], Causal, &[], 3),
+        of("no_keys", [2, 2], [8, 8], Full, &[(2, 0)], 0),
+        of("before_the_start", [2, 2], [8, 8], Causal, &[(5, 3), (2, 2)], 0),
+        of("one", [1, 1], [1, 1], Causal, &[(1, 1)], 0),
+        of("unaligned", [3, 3], [19, 13], Causal, &[(7, 11)], 0),
+        of("unaligned_full", [3, 1], [33, 70], Full, &[(5, 37)], 1),
+        of("ragged", [6, 2], [32, 32], Causal, &[(3, 9), (0, 4), (1, 33), (17, 17), (2, 90)], 2),
+        of("ragged_window", [6, 2], [32, 48], Window(8), &[(3, 9), (0, 4), (1, 33), (40, 65), (2, 5)], 2),
+        of("window_one", [2, 1], [16, 16], Window(1), &[(20, 20)], 0),
+        of("window_wide", [2, 1], [16, 16], Window(4096), &[(20, 25)], 0),
+        of("mqa", [8, 1], [40, 24], Causal, &[(19, 19), (1, 50)], 0),
+        of("decode", [8, 2], [64, 64], Causal, &[(1, 70), (1, 1), (1, 129)], 0),
+        of("decode_mha", [4, 4], [64, 64], Causal, &[(1, 40)], 0),
+        of("decode_long", [7, 1], [64, 80], Causal, &[(1, 1100)], 0),
+        of("decode_window", [4, 1], [64, 64], Window(100), &[(1, 1100)], 0),
+        of("prefill", [4, 2], [64, 64], Causal, &[(150, 150)], 0),
+        of("prefill_128", [2, 1], [128, 128], Causal, &[(70, 70)], 0),
+        of("chunked_prefill", [4, 2], [64, 64], Causal, &[(45, 200), (33, 33)], 0),
+    ]
+};
+
+impl Geometry {
+    /// Number of query rows.
+    pub(super) fn tokens(&self) -> usize {
+        self.lens.iter().map(|(q, _)| *q as usize).sum::<usize>() + self.padding
+    }
+
+    /// Room for the longest sequence and a little more, which stays unread.
+    pub(super) fn max_len(&self) -> usize {
+        self.lens.iter().map(|(_, kv)| *kv as usize).max().unwrap_or(0) + 3
+    }
+
+    /// `q_lens` and `kv_lens`, with the host's copy where `host` says so.
+    pub(super) fn lens(&self, op: &'static str, host: bool) -> Result<[LensSpec; 2]> {
+        let device = TensorSpec::of(DType::I32, &[self.lens.len()])?;
+        let make = |arg, pick: fn(&(u32, u32)) -> u32| {
+            let values: Vec<u32> = self.lens.iter().map(pick).collect();
+            let spec = LensSpec::new(op, arg, &device, values.iter().copied().max().unwrap_or(0))?;
+            if host { spec.with_host(op, arg, values.into()) } else { Ok(spec) }
+        };
+        Ok([make("q_lens", |l| l.0)?, make("kv_lens", |l| l.1)?])
+    }
+
+    /// Fillings of `q_lens` and `kv_lens`.
+    pub(super) fn fills(&self) -> [Fill; 2] {
+        let values = |pick: fn(&(u32, u32)) -> u32| {
+            Fill::Values(self.lens.iter().map(|l| f64::from(pick(l))).collect())
+        };
+        [values(|l| l.0), values(|l| l.1)]
+    }
+
+    /// A block table `[batch, max_pages]` that hands out pages from the last to the first, −1 where no key
+    /// lies, and the number of pages.
+    pub(super) fn block_table(&self, page_size: usize) -> (Vec<f64>, usize, usize) {
+        let max_pages = self.max_len().div_ceil(page_size);
+        let used: usize = self.lens.iter().map(|(_, kv)| (*kv as usize).div_ceil(page_size)).sum();
+        let num_pages = used + 1;
+        let mut next = num_pages;
+        let table = self
+            .lens
+            .iter()
+            .flat_map(|(_, kv)| {
+                let needed = (*kv as usize).div_ceil(page_size);
+                (0..max_pages).map(move |page| page < needed).collect::<Vec<_>>()
+            })
+            .map(|needed| {
+                if needed {
+                    next -= 1;
+                    next as f64
+                } else {
+                    -1.0
+                }
+            })
+            .collect();
+        (table, max_pages, num_pages)
+    }
+}

@@ -1,0 +1,260 @@
+//! Writes new keys or values into a cache, contiguous or paged.
+//!
+//! What reads the cache is in `attention.rs` and `paged_attention.rs`.
+
+use super::LensSpec;
+use super::geometry::{DTYPES, GEOMETRIES};
+use super::paged_attention::{page_capacity, paged_row};
+use crate::{
+    Access, Case, Cases, Contract, Cost, DType, Fill, OpError, Operand, Result, TensorSpec, Tolerance,
+    expect_dtype, expect_rank, expect_writable,
+};
+
+const NAME: &str = "kv_cache_write";
+
+/// Writes the keys (or the values) of new tokens into a cache.
+///
+/// `cache[b, kv_len − q_len + t] = x[token]` for token t of sequence b; other entries keep their values.
+///
+/// Called once for keys and once for values, before the attention that reads them, with the same lengths.
+///
+/// # Shapes
+/// x `[tokens, num_kv_heads, head_dim]`, cache `[batch, max_len, num_kv_heads, head_dim]`, or
+/// `[num_pages, page_size, num_kv_heads, head_dim]` with a block_table `[batch, max_pages]`; q_lens and kv_lens
+/// `[batch]`. Rows of x past the last sequence are not written. Any extent but page_size may be zero.
+///
+/// # DTypes
+/// x and cache f32, f16 or bf16, each; lengths and block_table i32. A narrower cache rounds to nearest even.
+///
+/// # Layout
+/// Any strides. The cache is one operand, read and written whole.
+///
+/// # Determinism
+/// Exact at every level. Where two sequences share a page and both write one entry, either may stay.
+///
+/// # Cost
+/// No operations; x, lengths and table read, as much of the cache written as x has.
+///
+/// # Errors
+/// `Shape`, `DType`, `Layout` (cache overlaps itself), `Attribute`. `Data` when a length is out of range, when
+/// a q_len is above its kv_len, when q_lens add up to more than tokens, or when a page is absent.
+///
+/// # Source
+/// vLLM's `reshape_and_cache`, with positions from lengths in place of a slot mapping.
+#[derive(Clone, Debug, PartialEq)]
+pub struct KvCacheWriteSpec {
+    x: TensorSpec,
+    cache: TensorSpec,
+    block_table: Option<TensorSpec>,
+    q_lens: LensSpec,
+    kv_lens: LensSpec,
+}
+
+impl KvCacheWriteSpec {
+    /// Writes into a contiguous cache.
+    pub fn new(x: &TensorSpec, cache: &TensorSpec, q_lens: &LensSpec, kv_lens: &LensSpec) -> Result<Self> {
+        expect_rank(NAME, "cache", cache, 4)?;
+        if cache.dims()[0] != kv_lens.count() {
+            return Err(OpError::shape(
+                NAME,
+                format!("cache is {}, kv_lens has {} sequences", cache.shape(), kv_lens.count()),
+            ));
+        }
+        Self::checked(x, cache, None, [q_lens, kv_lens], cache.dims()[1])
+    }
+
+    /// Writes into a paged cache.
+    pub fn paged(
+        x: &TensorSpec,
+        cache: &TensorSpec,
+        block_table: &TensorSpec,
+        q_lens: &LensSpec,
+        kv_lens: &LensSpec,
+    ) -> Result<Self> {
+        expect_rank(NAME, "cache", cache, 4)?;
+        let capacity = page_capacity(NAME, cache, block_table, kv_lens)?;
+        Self::checked(x, cache, Some(*block_table), [q_lens, kv_lens], capacity)
+    }
+
+    fn checked(
+        x: &TensorSpec,
+        cache: &TensorSpec,
+        block_table: Option<TensorSpec>,
+        [q_lens, kv_lens]: [&LensSpec; 2],
+        capacity: usize,
+    ) -> Result<Self> {
+        let floats = [DType::F32, DType::F16, DType::BF16];
+        expect_rank(NAME, "x", x, 3)?;
+        expect_dtype(NAME, "x", x, &floats)?;
+        expect_dtype(NAME, "cache", cache, &floats)?;
+        expect_writable(NAME, "cache", cache)?;
+        if x.dims()[1..] != cache.dims()[2..] {
+            return Err(OpError::shape(
+                NAME,
+                format!("x is {}, cache is {}: the last two dimensions differ", x.shape(), cache.shape()),
+            ));
+        }
+        if q_lens.count() != kv_lens.count() {
+            return Err(OpError::shape(
+                NAME,
+                format!("q_lens has {} sequences, kv_lens {}", q_lens.count(), kv_lens.count()),
+            ));
+        }
+        q_lens.expect_fit(NAME, x.dims()[0])?;
+        if kv_lens.max() as usize > capacity {
+            return Err(OpError::attribute(
+                NAME,
+                "kv_lens",
+                format!("may reach {}, the cache holds {capacity}", kv_lens.max()),
+            ));
+        }
+        Ok(Self { x: *x, cache: *cache, block_table, q_lens: q_lens.clone(), kv_lens: kv_lens.clone() })
+    }
+
+    /// New rows.
+    pub fn x(&self) -> &TensorSpec {
+        &self.x
+    }
+    /// The cache.
+    pub fn cache(&self) -> &TensorSpec {
+        &self.cache
+    }
+    /// Pages of each sequence, of a paged cache.
+    pub fn block_table(&self) -> Option<&TensorSpec> {
+        self.block_table.as_ref()
+    }
+    /// Tokens of each sequence in this call.
+    pub fn q_lens(&self) -> &LensSpec {
+        &self.q_lens
+    }
+    /// Keys of each sequence, this call's included.
+    pub fn kv_lens(&self) -> &LensSpec {
+        &self.kv_lens
+    }
+}
+
+impl Contract for KvCacheWriteSpec {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn operands<'a>(&'a self, visit: &mut dyn FnMut(Operand<'a>)) {
+        visit(Operand { name: "x", spec: &self.x, access: Access::Read });
+        if let Some(spec) = &self.block_table {
+            visit(Operand { name: "block_table", spec, access: Access::Read });
+        }
+        visit(Operand { name: "q_lens", spec: self.q_lens.device(), access: Access::Read });
+        visit(Operand { name: "kv_lens", spec: self.kv_lens.device(), access: Access::Read });
+        visit(Operand { name: "cache", spec: &self.cache, access: Access::ReadWrite });
+    }
+
+    fn cost(&self) -> Cost {
+        let table = self.block_table.map_or(0, |table| table.bytes());
+        let lens = self.q_lens.device().bytes() + self.kv_lens.device().bytes();
+        let read = self.x.bytes().saturating_add(table).saturating_add(lens);
+        let written = self.cache.dtype().bytes_for(self.x.numel());
+        Cost { bytes_read: read as u64, bytes_written: written as u64, ..Cost::default() }
+    }
+
+    fn reference(&self, inputs: &[&[f64]]) -> Vec<Vec<f64>> {
+        let [q_lens, kv_lens, cache] =
+            [inputs.len() - 3, inputs.len() - 2, inputs.len() - 1].map(|i| inputs[i]);
+        let c = self.cache.dims();
+        let (dims, width) = ([c[0], c[1], c[2], c[3]], c[2] * c[3]);
+        let (x, mut out, mut token) = (inputs[0], cache.to_vec(), 0);
+        for b in 0..self.q_lens.count() {
+            let (q_len, kv_len) = (q_lens[b].max(0.0) as usize, kv_lens[b].max(0.0) as usize);
+            for t in 0..q_len {
+                let row = (kv_len + t).checked_sub(q_len).and_then(|pos| match &self.block_table {
+                    Some(table) => {
+                        paged_row(inputs[1], [dims[0], dims[1], 1, 1], [table.dims()[1], b, pos, 0])
+                    }
+                    None => (pos < dims[1]).then_some(b * dims[1] + pos),
+                });
+                if let Some(row) = row.filter(|_| token + t < self.x.dims()[0]) {
+                    let from = (token + t) * width;
+                    out[row * width..(row + 1) * width].copy_from_slice(&x[from..from + width]);
+                }
+            }
+            token += q_len;
+        }
+        vec![out]
+    }
+
+    /// One rounding to the cache's type, exact where that type holds x's: entries that keep their value are
+    /// exact too. Below f16's normal range, where numbers are 2^−24 apart, half that step.
+    fn tolerance(&self) -> Vec<Tolerance> {
+        let (from, to) = (self.x.dtype(), self.cache.dtype());
+        if from == to || to == DType::F32 {
+            return vec![Tolerance::EXACT];
+        }
+        vec![Tolerance::rounded_to(to, if to == DType::F16 { (0.5f64).powi(25) } else { 0.0 })]
+    }
+}
+
+impl Cases for KvCacheWriteSpec {
+    fn cases() -> Result<Vec<Case<Self>>> {
+        let mut cases = Vec::new();
+        let types = DTYPES.map(|(x, cache, _)| (x, cache)).into_iter().chain([(DType::BF16, DType::F32)]);
+        for (x_type, cache_type) in types {
+            for g in GEOMETRIES.iter().filter(|g| g.lens.iter().all(|(q, kv)| q <= kv)) {
+                let x = TensorSpec::of(x_type, &[g.tokens(), g.num_kv_heads, g.head_dim])?;
+                let tail = [g.num_kv_heads, g.head_dim];
+                let [q_lens, kv_lens] = g.lens(NAME, true)?;
+                let [q_fill, kv_fill] = g.fills();
+                let flat = TensorSpec::of(cache_type, &[g.lens.len(), g.max_len(), tail[0], tail[1]])?;
+                let (table, max_pages, num_pages) = g.block_table(16);
+                let pages = TensorSpec::of(cache_type, &[num_pages, 16, tail[0], tail[1]])?;
+                let block_table = TensorSpec::of(DType::I32, &[g.lens.len(), max_pages])?;
+                for (form, spec) in [
+                    ("contiguous", Self::new(&x, &flat, &q_lens, &kv_lens)?),
+                    ("paged", Self::paged(&x, &pages, &block_table, &q_lens, &kv_lens)?),
+                ] {
+                    cases.push(
+                        Case::new(format!("{NAME}/{x_type}_{cache_type}/{}/{form}", g.name), spec)
+                            .fill("block_table", Fill::Values(table.clone()))
+                            .fill("q_lens", q_fill.clone())
+                            .fill("kv_lens", kv_fill.clone()),
+                    );
+                }
+            }
+        }
+        // Heads outside of positions, and x a slice of a fused projection.
+        let x = TensorSpec::of(DType::F32, &[5, 6, 8])?.narrow(1, 2, 2)?;
+        let cache = TensorSpec::of(DType::BF16, &[1, 2, 9, 8])?.transpose(1, 2)?;
+        let lens = TensorSpec::of(DType::I32, &[1])?;
+        let lens = |arg| LensSpec::new(NAME, arg, &lens, 9);
+        let spec = Self::new(&x, &cache, &lens("q_lens")?, &lens("kv_lens")?)?;
+        cases.push(
+            Case::new(format!("{NAME}/strided"), spec)
+                .fill("q_lens", Fill::Values(vec![4.0]))
+                .fill("kv_lens", Fill::Values(vec![7.0])),
+        );
+        Ok(cases)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_go_to_their_positions_and_the_rest_stays() {
+        let spec = |dtype, dims: &[usize]| TensorSpec::of(dtype, dims).unwrap();
+        let lens = LensSpec::new(NAME, "kv_lens", &spec(DType::I32, &[1]), 4).unwrap();
+        let x = spec(DType::F32, &[3, 1, 1]);
+        let flat = KvCacheWriteSpec::new(&x, &spec(DType::F32, &[1, 4, 1, 1]), &lens, &lens).unwrap();
+        let got = flat.reference(&[&[1.0, 2.0, 3.0], &[2.0], &[3.0], &[9.0; 4]]);
+        assert_eq!(got, [vec![9.0, 1.0, 2.0, 9.0]]);
+        let table = spec(DType::I32, &[1, 2]);
+        let paged =
+            KvCacheWriteSpec::paged(&x, &spec(DType::F32, &[2, 2, 1, 1]), &table, &lens, &lens).unwrap();
+        let got = paged.reference(&[&[1.0, 2.0, 3.0], &[1.0, 0.0], &[2.0], &[3.0], &[9.0; 4]]);
+        assert_eq!(got, [vec![2.0, 9.0, 9.0, 1.0]]);
+    }
+
+    #[test]
+    fn every_case_is_legal() {
+        assert!(KvCacheWriteSpec::cases().unwrap().len() > 100);
+    }
+}

@@ -1,0 +1,17 @@
+//! Attention over key-value caches: contracts of the operators that read and write a cache.
+//!
+//! [`lens`] and [`query`] hold what the operators share; each operator has its own file.
+
+#[expect(clippy::module_inception, reason = "one operator, one file, named after it")]
+mod attention;
+mod geometry;
+mod kv_cache_write;
+mod lens;
+mod paged_attention;
+mod query;
+
+pub use attention::AttentionSpec;
+pub use kv_cache_write::KvCacheWriteSpec;
+pub use lens::LensSpec;
+pub use paged_attention::PagedAttentionSpec;
+pub use query::{AttentionMask, AttentionQuery};
