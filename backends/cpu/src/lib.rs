@@ -3,6 +3,7 @@
 
 mod isa;
 mod pool;
+mod simd;
 
 pub use isa::Isa;
 pub use pool::Team;

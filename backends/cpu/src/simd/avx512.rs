@@ -1,0 +1,208 @@
+//! Lanes of AVX-512.
+//! Each method is one or two intrinsics; the scalar twin is `portable`.
+
+use super::lanes::Lanes;
+use core::arch::x86_64::*;
+
+/// Sixteen f32 values.
+#[derive(Clone, Copy)]
+pub(crate) struct F32x16(__m512);
+
+/// Runs intrinsics that touch no memory.
+macro_rules! lanes {
+    ($($body:tt)*) => {{
+        // SAFETY: lanes exist only inside `dispatch`, in code compiled for instructions the processor has.
+        unsafe { $($body)* }
+    }};
+}
+
+impl Lanes for F32x16 {
+    const LEN: usize = 16;
+    type Mask = __mmask16;
+    type Int = __m512i;
+
+    #[inline(always)]
+    fn splat(x: f32) -> Self {
+        lanes!(F32x16(_mm512_set1_ps(x)))
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: the caller's promise; the instructions exist, as `Lanes` says.
+        unsafe { F32x16(_mm512_loadu_ps(from)) }
+    }
+    #[inline(always)]
+    unsafe fn load_partial(from: *const f32, n: usize) -> Self {
+        // SAFETY: the caller's promise; the instructions exist, as `Lanes` says.
+        unsafe { F32x16(_mm512_maskz_loadu_ps(first(n), from)) }
+    }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: the caller's promise; the instructions exist, as `Lanes` says.
+        unsafe { _mm512_storeu_ps(to, self.0) }
+    }
+    #[inline(always)]
+    unsafe fn store_partial(self, to: *mut f32, n: usize) {
+        // SAFETY: the caller's promise; the instructions exist, as `Lanes` says.
+        unsafe { _mm512_mask_storeu_ps(to, first(n), self.0) }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(from: *const u16) -> Self {
+        // SAFETY: the caller's promise; the instructions exist, as `Lanes` says.
+        unsafe { F32x16(_mm512_cvtph_ps(_mm256_loadu_si256(from.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn store_f16(self, to: *mut u16) {
+        // SAFETY: the caller's promise; the instructions exist, as `Lanes` says.
+        unsafe { _mm256_storeu_si256(to.cast(), _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(self.0)) }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const u16) -> Self {
+        // SAFETY: the caller's promise; the instructions exist, as `Lanes` says.
+        unsafe {
+            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
+            F32x16(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(self, to: *mut u16) {
+        // SAFETY: the caller's promise; the instructions exist, as `Lanes` says.
+        unsafe { _mm256_storeu_si256(to.cast(), _mm512_cvtepi32_epi16(upper_half(self.0))) }
+    }
+
+    #[inline(always)]
+    fn add(self, b: Self) -> Self {
+        lanes!(F32x16(_mm512_add_ps(self.0, b.0)))
+    }
+    #[inline(always)]
+    fn sub(self, b: Self) -> Self {
+        lanes!(F32x16(_mm512_sub_ps(self.0, b.0)))
+    }
+    #[inline(always)]
+    fn mul(self, b: Self) -> Self {
+        lanes!(F32x16(_mm512_mul_ps(self.0, b.0)))
+    }
+    #[inline(always)]
+    fn div(self, b: Self) -> Self {
+        lanes!(F32x16(_mm512_div_ps(self.0, b.0)))
+    }
+    #[inline(always)]
+    fn max(self, b: Self) -> Self {
+        lanes!(F32x16(_mm512_max_ps(self.0, b.0)))
+    }
+    #[inline(always)]
+    fn min(self, b: Self) -> Self {
+        lanes!(F32x16(_mm512_min_ps(self.0, b.0)))
+    }
+    #[inline(always)]
+    fn mul_add(self, b: Self, c: Self) -> Self {
+        lanes!(F32x16(_mm512_fmadd_ps(self.0, b.0, c.0)))
+    }
+    #[inline(always)]
+    fn neg_mul_add(self, b: Self, c: Self) -> Self {
+        lanes!(F32x16(_mm512_fnmadd_ps(self.0, b.0, c.0)))
+    }
+    #[inline(always)]
+    fn sqrt(self) -> Self {
+        lanes!(F32x16(_mm512_sqrt_ps(self.0)))
+    }
+    #[inline(always)]
+    fn abs(self) -> Self {
+        lanes!(F32x16(_mm512_andnot_ps(_mm512_set1_ps(-0.0), self.0)))
+    }
+    #[inline(always)]
+    fn copysign(self, sign: Self) -> Self {
+        lanes!(let mask = _mm512_set1_ps(-0.0);
+F32x16(_mm512_or_ps(_mm512_andnot_ps(mask, self.0), _mm512_and_ps(mask, sign.0))))
+    }
+    #[inline(always)]
+    fn round(self) -> Self {
+        lanes!(F32x16(_mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0)))
+    }
+
+    #[inline(always)]
+    fn lt(self, b: Self) -> Self::Mask {
+        lanes!(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(self.0, b.0))
+    }
+    #[inline(always)]
+    fn le(self, b: Self) -> Self::Mask {
+        lanes!(_mm512_cmp_ps_mask::<_CMP_LE_OQ>(self.0, b.0))
+    }
+    #[inline(always)]
+    fn eq(self, b: Self) -> Self::Mask {
+        lanes!(_mm512_cmp_ps_mask::<_CMP_EQ_OQ>(self.0, b.0))
+    }
+    #[inline(always)]
+    fn select(mask: Self::Mask, yes: Self, no: Self) -> Self {
+        lanes!(F32x16(_mm512_mask_blend_ps(mask, no.0, yes.0)))
+    }
+    #[inline(always)]
+    fn any(mask: Self::Mask) -> bool {
+        mask != 0
+    }
+
+    #[inline(always)]
+    fn bits(self) -> Self::Int {
+        lanes!(_mm512_castps_si512(self.0))
+    }
+    #[inline(always)]
+    fn from_bits(bits: Self::Int) -> Self {
+        lanes!(F32x16(_mm512_castsi512_ps(bits)))
+    }
+    #[inline(always)]
+    fn splat_int(x: i32) -> Self::Int {
+        lanes!(_mm512_set1_epi32(x))
+    }
+    #[inline(always)]
+    fn to_int(self) -> Self::Int {
+        lanes!(_mm512_cvtps_epi32(self.0))
+    }
+    #[inline(always)]
+    fn from_int(a: Self::Int) -> Self {
+        lanes!(F32x16(_mm512_cvtepi32_ps(a)))
+    }
+    #[inline(always)]
+    fn add_int(a: Self::Int, b: Self::Int) -> Self::Int {
+        lanes!(_mm512_add_epi32(a, b))
+    }
+    #[inline(always)]
+    fn sub_int(a: Self::Int, b: Self::Int) -> Self::Int {
+        lanes!(_mm512_sub_epi32(a, b))
+    }
+    #[inline(always)]
+    fn and_int(a: Self::Int, b: Self::Int) -> Self::Int {
+        lanes!(_mm512_and_si512(a, b))
+    }
+    #[inline(always)]
+    fn shl_int<const N: u32>(a: Self::Int) -> Self::Int {
+        lanes!(_mm512_slli_epi32::<N>(a))
+    }
+    #[inline(always)]
+    fn shr_int<const N: u32>(a: Self::Int) -> Self::Int {
+        lanes!(_mm512_srai_epi32::<N>(a))
+    }
+
+    #[inline(always)]
+    fn scale_by_power_of_two(self, n: Self) -> Self {
+        lanes!(F32x16(_mm512_scalef_ps(self.0, n.0)))
+    }
+}
+
+/// The first `n` lanes.
+#[inline(always)]
+fn first(n: usize) -> __mmask16 {
+    ((1u32 << n.min(16)) - 1) as __mmask16
+}
+
+/// Each value rounded to bfloat16, in the lower half of its lane.
+#[inline(always)]
+fn upper_half(x: __m512) -> __m512i {
+    lanes! {
+        let bits = _mm512_castps_si512(x);
+        let high = _mm512_srli_epi32::<16>(bits);
+        let odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
+        let rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+        let quiet = _mm512_or_si512(high, _mm512_set1_epi32(0x40));
+        let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
+        _mm512_mask_blend_epi32(nan, _mm512_srli_epi32::<16>(rounded), quiet)
+    }
+}

@@ -1,0 +1,15 @@
+//! Vectors of f32 written once and compiled for each instruction set: what every kernel outside the matrix
+//! product is built from. The types are in `portable`, `avx2` and `avx512`, what they have in common in
+//! `lanes`, elementary functions in `math`.
+
+#![allow(dead_code, unused_imports, reason = "the vector type is complete; no kernel needs all of it")]
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod lanes;
+pub(crate) mod math;
+mod portable;
+
+pub(crate) use lanes::{Kernel, Lanes, Stored, dispatch};

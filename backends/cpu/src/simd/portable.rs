@@ -1,0 +1,186 @@
+//! Lanes in plain Rust: eight f32 in an array, which the compiler vectorises for the baseline target. The
+//! scalar twin of `avx2` and `avx512`.
+
+use super::lanes::Lanes;
+
+/// Eight f32 values.
+#[derive(Clone, Copy)]
+#[repr(align(32))]
+pub(crate) struct Plain8([f32; 8]);
+
+#[inline(always)]
+fn each<A: Copy, B: Copy, C>(a: [A; 8], b: [B; 8], f: impl Fn(A, B) -> C) -> [C; 8] {
+    core::array::from_fn(|i| f(a[i], b[i]))
+}
+
+/// Adding and subtracting it leaves the nearest integer, ties to even, of values below 2^22.
+const ROUNDER: f32 = 12_582_912.0;
+
+impl Lanes for Plain8 {
+    const LEN: usize = 8;
+    type Mask = [bool; 8];
+    type Int = [i32; 8];
+
+    #[inline(always)]
+    fn splat(x: f32) -> Self {
+        Plain8([x; 8])
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: the caller's promise.
+        Plain8(unsafe { from.cast::<[f32; 8]>().read_unaligned() })
+    }
+    #[inline(always)]
+    unsafe fn load_partial(from: *const f32, n: usize) -> Self {
+        // SAFETY: only the first n are read, readable by the caller's promise.
+        Plain8(core::array::from_fn(|i| if i < n { unsafe { from.add(i).read_unaligned() } } else { 0.0 }))
+    }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: the caller's promise.
+        unsafe { to.cast::<[f32; 8]>().write_unaligned(self.0) }
+    }
+    #[inline(always)]
+    unsafe fn store_partial(self, to: *mut f32, n: usize) {
+        for (i, &x) in self.0.iter().enumerate().take(n) {
+            // SAFETY: only the first n are written, writable by the caller's promise.
+            unsafe { to.add(i).write_unaligned(x) };
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(from: *const u16) -> Self {
+        // SAFETY: the caller's promise.
+        let bits = unsafe { from.cast::<[u16; 8]>().read_unaligned() };
+        Plain8(bits.map(|b| half::f16::from_bits(b).to_f32()))
+    }
+    #[inline(always)]
+    unsafe fn store_f16(self, to: *mut u16) {
+        let bits = self.0.map(|x| half::f16::from_f32(x).to_bits());
+        // SAFETY: the caller's promise.
+        unsafe { to.cast::<[u16; 8]>().write_unaligned(bits) }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const u16) -> Self {
+        // SAFETY: the caller's promise.
+        let bits = unsafe { from.cast::<[u16; 8]>().read_unaligned() };
+        Plain8(bits.map(|b| f32::from_bits(u32::from(b) << 16)))
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(self, to: *mut u16) {
+        let bits = self.0.map(|x| half::bf16::from_f32(x).to_bits());
+        // SAFETY: the caller's promise.
+        unsafe { to.cast::<[u16; 8]>().write_unaligned(bits) }
+    }
+
+    #[inline(always)]
+    fn add(self, b: Self) -> Self {
+        Plain8(each(self.0, b.0, |a, b| a + b))
+    }
+    #[inline(always)]
+    fn sub(self, b: Self) -> Self {
+        Plain8(each(self.0, b.0, |a, b| a - b))
+    }
+    #[inline(always)]
+    fn mul(self, b: Self) -> Self {
+        Plain8(each(self.0, b.0, |a, b| a * b))
+    }
+    #[inline(always)]
+    fn div(self, b: Self) -> Self {
+        Plain8(each(self.0, b.0, |a, b| a / b))
+    }
+    #[inline(always)]
+    fn mul_add(self, b: Self, c: Self) -> Self {
+        self.mul(b).add(c)
+    }
+    #[inline(always)]
+    fn neg_mul_add(self, b: Self, c: Self) -> Self {
+        c.sub(self.mul(b))
+    }
+    #[inline(always)]
+    fn max(self, b: Self) -> Self {
+        Plain8(each(self.0, b.0, |a, b| if a > b { a } else { b }))
+    }
+    #[inline(always)]
+    fn min(self, b: Self) -> Self {
+        Plain8(each(self.0, b.0, |a, b| if a < b { a } else { b }))
+    }
+    #[inline(always)]
+    fn sqrt(self) -> Self {
+        Plain8(self.0.map(f32::sqrt))
+    }
+    #[inline(always)]
+    fn abs(self) -> Self {
+        Plain8(self.0.map(f32::abs))
+    }
+    #[inline(always)]
+    fn copysign(self, sign: Self) -> Self {
+        Plain8(each(self.0, sign.0, f32::copysign))
+    }
+    #[inline(always)]
+    fn round(self) -> Self {
+        Plain8(self.0.map(|x| (x + ROUNDER) - ROUNDER))
+    }
+
+    #[inline(always)]
+    fn lt(self, b: Self) -> Self::Mask {
+        each(self.0, b.0, |a, b| a < b)
+    }
+    #[inline(always)]
+    fn le(self, b: Self) -> Self::Mask {
+        each(self.0, b.0, |a, b| a <= b)
+    }
+    #[inline(always)]
+    fn eq(self, b: Self) -> Self::Mask {
+        each(self.0, b.0, |a, b| a == b)
+    }
+    #[inline(always)]
+    fn select(mask: Self::Mask, yes: Self, no: Self) -> Self {
+        Plain8(core::array::from_fn(|i| if mask[i] { yes.0[i] } else { no.0[i] }))
+    }
+    #[inline(always)]
+    fn any(mask: Self::Mask) -> bool {
+        mask.iter().any(|&m| m)
+    }
+
+    #[inline(always)]
+    fn bits(self) -> Self::Int {
+        self.0.map(|x| x.to_bits() as i32)
+    }
+    #[inline(always)]
+    fn from_bits(bits: Self::Int) -> Self {
+        Plain8(bits.map(|b| f32::from_bits(b as u32)))
+    }
+    #[inline(always)]
+    fn splat_int(x: i32) -> Self::Int {
+        [x; 8]
+    }
+    #[inline(always)]
+    fn to_int(self) -> Self::Int {
+        // The integer stands in the low bits of the mantissa of the sum.
+        self.0.map(|x| (x + ROUNDER).to_bits().wrapping_sub(ROUNDER.to_bits()) as i32)
+    }
+    #[inline(always)]
+    fn from_int(a: Self::Int) -> Self {
+        Plain8(a.map(|a| a as f32))
+    }
+    #[inline(always)]
+    fn add_int(a: Self::Int, b: Self::Int) -> Self::Int {
+        each(a, b, i32::wrapping_add)
+    }
+    #[inline(always)]
+    fn sub_int(a: Self::Int, b: Self::Int) -> Self::Int {
+        each(a, b, i32::wrapping_sub)
+    }
+    #[inline(always)]
+    fn and_int(a: Self::Int, b: Self::Int) -> Self::Int {
+        each(a, b, |a, b| a & b)
+    }
+    #[inline(always)]
+    fn shl_int<const N: u32>(a: Self::Int) -> Self::Int {
+        a.map(|a| a << N)
+    }
+    #[inline(always)]
+    fn shr_int<const N: u32>(a: Self::Int) -> Self::Int {
+        a.map(|a| a >> N)
+    }
+}
