@@ -17,7 +17,9 @@ mod spec;
 mod tolerance;
 
 pub mod attention;
+pub mod embedding;
 pub mod kernel;
+pub mod quant;
 pub mod rope;
 
 pub use contract::{
@@ -27,10 +29,15 @@ pub use contract::{
 pub use cost::Cost;
 pub use determinism::Determinism;
 pub use dtype::{DType, Element};
+pub use embedding::EmbeddingSpec;
 pub use error::{DeviceId, ErrorKind, Holder, OpError, OpName, Result, Unsupported};
 pub use host::{HostTensor, rounded};
 pub use layout::Layout;
 pub use philox::{philox_block, philox4x32_10, unit_from_bits};
+pub use quant::{
+    ActQuant, DequantizeSpec, LinearSpec, Offset, PackedContent, PackedSpec, PrepackSpec, QuantScheme,
+    QuantSpec, ScaleKind, UnpackSpec, WeightSpec,
+};
 pub use shape::{MAX_RANK, Shape};
 pub use spec::TensorSpec;
 pub use tolerance::{Mismatch, Tolerance, max_abs_difference, normalized_difference};

@@ -1,0 +1,457 @@
+//! Linear layer: activations times a dense, quantized or packed weight, with bias and activation.
+//!
+//! One operator for every form of weight; the forms are in `weight.rs`, how codes become numbers in `scheme.rs`.
+
+use super::weight::{PackedContent, QuantSpec, WeightSpec};
+use super::{Offset, QuantScheme, ScaleKind};
+use crate::kernel::Activation;
+use crate::{
+    Access, Case, Cases, Contract, Cost, DType, OpError, Operand, Result, Shape, TensorSpec, Tolerance,
+    expect_dims, expect_dtype, expect_writable, streaming_cost,
+};
+
+const OP: &str = "linear";
+
+/// Precision of the activations inside a linear layer: an attribute of the call, never a backend's choice.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum ActQuant {
+    /// As they come; weights are dequantized by the f32 rule of [`QuantScheme::value`].
+    #[default]
+    None,
+    /// Rounded to int8 for each row and group of consecutive columns, symmetrically: see [`ActQuant::round`].
+    Int8 {
+        /// Columns that share a scale: 32. The last group of a row may be shorter.
+        group: usize,
+    },
+}
+
+impl ActQuant {
+    /// Int8 in groups of 32, the only size defined so far.
+    pub const INT8: ActQuant = ActQuant::Int8 { group: 32 };
+
+    /// Rounds one group of activations to int8 and returns its scale.
+    ///
+    /// `scale = f32(max|x| / 127)`; `code = clamp(round_half_even(f32(x / scale)), −127, 127)`; where the
+    /// scale is 0, so are the codes. A group that holds a NaN or an infinity has the scale NaN and codes 0.
+    /// Codes beyond the shorter of the two slices are left alone.
+    pub fn round(x: &[f32], codes: &mut [i8]) -> f32 {
+        let finite = x.iter().all(|v| v.is_finite());
+        let largest = x.iter().fold(0f32, |m, v| m.max(v.abs()));
+        let scale = if finite { largest / 127.0 } else { f32::NAN };
+        for (code, &v) in codes.iter_mut().zip(x) {
+            *code = if scale > 0.0 { (v / scale).round_ties_even().clamp(-127.0, 127.0) as i8 } else { 0 };
+        }
+        scale
+    }
+}
+
+/// Applies a linear layer.
+///
+/// `out[.., n] = act(Σ_k x[.., k] · w[n, k] + bias[n])`
+///
+/// With [`ActQuant::Int8`], x is replaced by `scale · code`, rounded for each row and group by
+/// [`ActQuant::round`]; products of codes are summed in i32 inside a group, then in f32.
+///
+/// # Shapes
+/// x `[.., k]`, weight `[n, k]`, bias `[n]`, out `[.., n]` with x's leading extents. Any extent may be zero;
+/// with `k = 0` the sum is 0.
+///
+/// # DTypes
+/// x f32, f16 or bf16; out of x's type or f32; bias of out's type or f32. A dense weight (or what a packed
+/// one was made from) is of x's type, or f16 or bf16 with x f32. Sums are f32.
+///
+/// # Layout
+/// Any strides for x, a dense weight, bias and out; rows of a quantized weight's tensors are contiguous.
+///
+/// # Determinism
+/// `RunToRun`: same bits for same shapes. `BatchInvariant`: a row of out depends on its own row of x only.
+///
+/// # Cost
+/// `2·rows·n·k` operations, plus one per out element for each of bias and activation; the weight's bytes as
+/// they are stored.
+///
+/// # Errors
+/// `Shape`, `DType`, `Layout` (out overlaps itself), `Attribute` (int8 activations with a dense weight, or
+/// in groups other than 32).
+///
+/// # Composition
+/// dequantize, then gemm_nt with the epilogue; dense weights need gemm_nt only.
+///
+/// # Source
+/// Frantar et al. 2022 (grouped integer weights); the mixed-precision rule of GGUF's integer kernels.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LinearSpec {
+    x: TensorSpec,
+    weight: WeightSpec,
+    out: TensorSpec,
+    bias: Option<TensorSpec>,
+    activation: Activation,
+    act_quant: ActQuant,
+}
+
+impl LinearSpec {
+    /// The layer without bias or activation, x as it comes.
+    pub fn new(x: &TensorSpec, weight: &WeightSpec, out: &TensorSpec) -> Result<Self> {
+        let want = Self::out_spec(x, weight)?;
+        expect_dims(OP, "out", out, want.dims())?;
+        expect_dtype(OP, "out", out, &[x.dtype(), DType::F32])?;
+        expect_writable(OP, "out", out)?;
+        Ok(Self {
+            x: *x,
+            weight: weight.clone(),
+            out: *out,
+            bias: None,
+            activation: Activation::Identity,
+            act_quant: ActQuant::None,
+        })
+    }
+
+    /// The result: contiguous, of x's type.
+    pub fn out_spec(x: &TensorSpec, weight: &WeightSpec) -> Result<TensorSpec> {
+        expect_dtype(OP, "x", x, &[DType::F32, DType::F16, DType::BF16])?;
+        if let PackedContent::Dense(dtype) = weight.content() {
+            let narrow = x.dtype() == DType::F32 && matches!(dtype, DType::F16 | DType::BF16);
+            if dtype != x.dtype() && !narrow {
+                return Err(OpError::dtype(OP, "weight", dtype, x.dtype().name()));
+            }
+        }
+        let (n, k) = (weight.n(), weight.k());
+        if x.rank() == 0 || x.shape().last() != k {
+            let what = format!("x is {}, weight is [{n}, {k}]: the last extent of x must be {k}", x.shape());
+            return Err(OpError::shape(OP, what));
+        }
+        Ok(TensorSpec::new(x.dtype(), x.shape().with_dim(x.rank() - 1, n)?))
+    }
+
+    /// Adds `bias[n]` to every row.
+    pub fn with_bias(mut self, bias: &TensorSpec) -> Result<Self> {
+        expect_dims(OP, "bias", bias, &[self.n()])?;
+        expect_dtype(OP, "bias", bias, &[self.out.dtype(), DType::F32])?;
+        self.bias = Some(*bias);
+        Ok(self)
+    }
+
+    /// Applies a function last.
+    pub fn with_activation(mut self, activation: Activation) -> Self {
+        self.activation = activation;
+        self
+    }
+
+    /// Sets the precision of the activations.
+    ///
+    /// # Errors
+    /// `Attribute` for int8 with a dense weight, which has no codes to multiply, and for groups other than 32.
+    pub fn with_act_quant(mut self, act_quant: ActQuant) -> Result<Self> {
+        if let ActQuant::Int8 { group } = act_quant {
+            if group != 32 {
+                return Err(OpError::attribute(
+                    OP,
+                    "act_quant",
+                    format!("groups {group} columns, expected 32"),
+                ));
+            }
+            if let PackedContent::Dense(dtype) = self.weight.content() {
+                let what = format!(
+                    "is int8 with a dense {dtype} weight; it needs integer weight codes, quantize the weight or use none"
+                );
+                return Err(OpError::attribute(OP, "act_quant", what));
+            }
+        }
+        self.act_quant = act_quant;
+        Ok(self)
+    }
+
+    /// Activations.
+    pub fn x(&self) -> &TensorSpec {
+        &self.x
+    }
+    /// Weight.
+    pub fn weight(&self) -> &WeightSpec {
+        &self.weight
+    }
+    /// Result.
+    pub fn out(&self) -> &TensorSpec {
+        &self.out
+    }
+    /// Added row.
+    pub fn bias(&self) -> Option<&TensorSpec> {
+        self.bias.as_ref()
+    }
+    /// Function applied last.
+    pub fn activation(&self) -> Activation {
+        self.activation
+    }
+    /// Precision of the activations.
+    pub fn act_quant(&self) -> ActQuant {
+        self.act_quant
+    }
+    /// Rows of x: the product of its leading extents.
+    pub fn rows(&self) -> usize {
+        self.x.shape().rows()
+    }
+    /// Outputs of a row.
+    pub fn n(&self) -> usize {
+        self.weight.n()
+    }
+    /// Inputs of a row.
+    pub fn k(&self) -> usize {
+        self.weight.k()
+    }
+
+    /// x as the sums see it.
+    fn seen(&self, x: &[f64]) -> Vec<f64> {
+        let ActQuant::Int8 { group } = self.act_quant else { return x.to_vec() };
+        let mut seen = Vec::with_capacity(x.len());
+        for row in x.chunks(self.k().max(1)) {
+            for part in row.chunks(group) {
+                let values: Vec<f32> = part.iter().map(|&v| v as f32).collect();
+                let mut codes = vec![0i8; values.len()];
+                let scale = f64::from(ActQuant::round(&values, &mut codes));
+                seen.extend(codes.iter().map(|&code| scale * f64::from(code)));
+            }
+        }
+        seen
+    }
+}
+
+impl Contract for LinearSpec {
+    fn name(&self) -> &'static str {
+        OP
+    }
+
+    fn operands<'a>(&'a self, visit: &mut dyn FnMut(Operand<'a>)) {
+        visit(Operand { name: "x", spec: &self.x, access: Access::Read });
+        self.weight.visit(Access::Read, visit);
+        if let Some(spec) = &self.bias {
+            visit(Operand { name: "bias", spec, access: Access::Read });
+        }
+        visit(Operand { name: "out", spec: &self.out, access: Access::Write });
+    }
+
+    fn cost(&self) -> Cost {
+        let epilogue = u64::from(self.bias.is_some()) + u64::from(self.activation != Activation::Identity);
+        streaming_cost(self, (self.out.numel() as u64).saturating_mul(2 * self.k() as u64 + epilogue))
+    }
+
+    /// As the contract says, for dense and quantized weights. A packed weight's bytes mean nothing outside
+    /// its backend: the result is then empty, and the weight it was packed from is the oracle.
+    fn reference(&self, inputs: &[&[f64]]) -> Vec<Vec<f64>> {
+        let parts = self.weight.parts();
+        let Some(weights) = self.weight.dequantize_f64(&inputs[1..1 + parts]) else { return Vec::new() };
+        let bias = self.bias.is_some().then(|| inputs[1 + parts]);
+        let x = self.seen(inputs[0]);
+        let (rows, n, k) = (self.rows(), self.n(), self.k());
+        let mut out = Vec::with_capacity(rows * n);
+        for row in 0..rows {
+            for column in 0..n {
+                let sum: f64 = (0..k).map(|i| x[row * k + i] * weights[column * k + i]).sum();
+                out.push(self.activation.apply(sum + bias.map_or(0.0, |bias| bias[column])));
+            }
+        }
+        vec![out]
+    }
+
+    /// Activations lie in [−1, 1] and weights, as the cases fill them, in [−3, 3] ([`QuantSpec::fills`]), so
+    /// every product is at most 3 and an f32 sum with independent roundings errs by about `3·k·u/√3`. We
+    /// allow `2·3·(k + 8)·u` (8 for the epilogue), and twice that for int8, whose groups meet scale, minimum
+    /// and activation scale in an order of the backend's choosing; then one rounding to the result's type.
+    /// The codes of the activations are exact in the contract and carry no error. Slopes are at most 1.13.
+    fn tolerance(&self) -> Vec<Tolerance> {
+        let u = DType::F32.unit_roundoff();
+        let steps = if self.act_quant == ActQuant::None { 2.0 } else { 4.0 };
+        let accumulated = steps * 3.0 * (self.k() as f64 + 8.0) * u * 1.13;
+        vec![Tolerance::rounded_to(self.out.dtype(), accumulated).plus(Tolerance { abs: 0.0, rel: 4.0 * u })]
+    }
+}
+
+/// The schemes that cases run over: the file formats', integer groups with minima and zero points, per channel.
+pub(crate) fn case_schemes(k: usize) -> Result<Vec<(&'static str, QuantScheme)>> {
+    let group =
+        |code, columns: usize, scale, offset| QuantScheme::new(code, [1, columns.max(1)], scale, offset);
+    let (min, zero) = (Offset::Min, Offset::ZeroPoint);
+    Ok(vec![
+        ("q4_0", QuantScheme::Q4_0),
+        ("q4_1", QuantScheme::Q4_1),
+        ("q5_0", QuantScheme::Q5_0),
+        ("q5_1", QuantScheme::Q5_1),
+        ("q8_0", QuantScheme::Q8_0),
+        ("q4_k", QuantScheme::Q4_K),
+        ("q5_k", QuantScheme::Q5_K),
+        ("q6_k", QuantScheme::Q6_K),
+        ("u4_g64_f32_min", group(DType::U4, 64, ScaleKind::F32, min)?),
+        ("u4_g128_f16_zero", group(DType::U4, 128, ScaleKind::F16, zero)?),
+        ("i4_g32_bf16", group(DType::I4, 32, ScaleKind::BF16, Offset::None)?),
+        ("i4_g32_f32_zero", group(DType::I4, 32, ScaleKind::F32, zero)?),
+        ("u8_g64_bf16_min", group(DType::U8, 64, ScaleKind::BF16, min)?),
+        ("u8_g32_f32_zero", group(DType::U8, 32, ScaleKind::F32, zero)?),
+        ("i8_g24_f32", group(DType::I8, 24, ScaleKind::F32, Offset::None)?),
+        ("i8_channel_f32", group(DType::I8, k, ScaleKind::F32, Offset::None)?),
+        ("i8_channel_f32_zero", group(DType::I8, k, ScaleKind::F32, zero)?),
+        ("u4_tile_f32_min", QuantScheme::new(DType::U4, [8, 32], ScaleKind::F32, min)?),
+    ])
+}
+
+impl Cases for LinearSpec {
+    fn cases() -> Result<Vec<Case<Self>>> {
+        let mut cases = Vec::new();
+        let edges: [(&str, usize, usize, usize); 11] = [
+            ("empty_m", 0, 5, 64),
+            ("empty_n", 3, 0, 64),
+            ("empty_k", 3, 4, 0),
+            ("one", 1, 1, 1),
+            ("one_group", 1, 1, 32),
+            ("vector", 1, 33, 256),
+            ("two_rows", 2, 16, 96),
+            ("three_rows", 3, 19, 288),
+            ("ragged", 4, 17, 83),
+            ("rows", 17, 35, 320),
+            ("typical", 40, 64, 576),
+        ];
+        let types =
+            |i: usize| [(DType::F32, DType::F32), (DType::F16, DType::F16), (DType::BF16, DType::F32)][i % 3];
+        for (edge, m, n, k) in edges {
+            for (i, (scheme_name, scheme)) in case_schemes(k)?.into_iter().enumerate() {
+                let weight = WeightSpec::from(QuantSpec::of(scheme, n, k)?);
+                for (precision, act_quant) in [("none", ActQuant::None), ("int8", ActQuant::INT8)] {
+                    let (x, out) = if edge == "typical" { types(i) } else { types(0) };
+                    let spec = plain(&weight, x, out, m)?.with_act_quant(act_quant)?;
+                    cases.push(filled(format!("linear/{scheme_name}/{precision}/{edge}"), spec));
+                }
+            }
+            for (x, w, out) in [
+                (DType::F32, DType::F32, DType::F32),
+                (DType::F32, DType::BF16, DType::F32),
+                (DType::F16, DType::F16, DType::F16),
+                (DType::BF16, DType::BF16, DType::BF16),
+            ] {
+                let weight = WeightSpec::dense(&TensorSpec::of(w, &[n, k])?)?;
+                cases.push(filled(format!("linear/{x}_{w}_{out}/{edge}"), plain(&weight, x, out, m)?));
+            }
+        }
+        // Every epilogue and type of result, three-dimensional x, and rows with gaps on every side.
+        for (name, scheme) in [("q4_1", QuantScheme::Q4_1), ("q6_k", QuantScheme::Q6_K)] {
+            let weight = WeightSpec::from(QuantSpec::of(scheme, 21, 288)?);
+            for (index, activation) in
+                [Activation::Relu, Activation::Silu, Activation::Gelu, Activation::GeluTanh]
+                    .into_iter()
+                    .enumerate()
+            {
+                let (x, out) = types(index);
+                for act_quant in [ActQuant::None, ActQuant::INT8] {
+                    let spec = plain(&weight, x, out, 5)?
+                        .with_bias(&TensorSpec::of(DType::F32, &[21])?)?
+                        .with_activation(activation)
+                        .with_act_quant(act_quant)?;
+                    cases.push(filled(format!("linear/{name}/epilogue_{activation:?}_{act_quant:?}"), spec));
+                }
+            }
+            let x = TensorSpec::of(DType::F32, &[4, 3, 300])?.transpose(0, 1)?.narrow(2, 5, 288)?;
+            let out = TensorSpec::of(DType::F32, &[3, 30, 4])?.transpose(1, 2)?.narrow(2, 2, 21)?;
+            let whole = QuantSpec::of(scheme, 30, 512)?;
+            let rows = |spec: &TensorSpec| spec.narrow(0, 4, 21)?.narrow(1, 0, spec.dims()[1].min(288));
+            let columns = |spec: &TensorSpec, block: usize| {
+                spec.narrow(0, 4, 21)?.narrow(1, 0, 288usize.div_ceil(block))
+            };
+            let outer_columns = scheme.scale.outer().map_or(1, |(_, block)| block);
+            let part = |spec: Option<&TensorSpec>, block| spec.map(|s| columns(s, block)).transpose();
+            let strided = QuantSpec::new(
+                scheme,
+                &rows(whole.codes())?,
+                &columns(whole.scale(), scheme.block[1])?,
+                part(whole.offset(), scheme.block[1])?.as_ref(),
+                part(whole.outer(), outer_columns)?.as_ref(),
+                part(whole.outer_offset(), outer_columns)?.as_ref(),
+            )?;
+            for act_quant in [ActQuant::None, ActQuant::INT8] {
+                let spec = LinearSpec::new(&x, &strided.clone().into(), &out)?;
+                let spec = spec.with_act_quant(act_quant)?;
+                cases.push(filled(format!("linear/{name}/strided_{act_quant:?}"), spec));
+            }
+        }
+        Ok(cases)
+    }
+}
+
+fn plain(weight: &WeightSpec, x: DType, out: DType, m: usize) -> Result<LinearSpec> {
+    let dims = |last| Shape::new(&[m, last]);
+    LinearSpec::new(&TensorSpec::new(x, dims(weight.k())?), weight, &TensorSpec::new(out, dims(weight.n())?))
+}
+
+fn filled(name: String, spec: LinearSpec) -> Case<LinearSpec> {
+    let fills = spec.weight.fills();
+    fills.into_iter().fold(Case::new(name, spec), |case, (operand, fill)| case.fill(operand, fill))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn quant(scheme: QuantScheme, n: usize, k: usize) -> WeightSpec {
+        WeightSpec::from(QuantSpec::of(scheme, n, k).unwrap())
+    }
+
+    #[test]
+    fn activations_round_half_to_even_and_zero_groups_stay_zero() {
+        let mut codes = [1i8; 4];
+        assert_eq!(ActQuant::round(&[127.0, 0.5, 1.5, -2.5], &mut codes), 1.0);
+        assert_eq!(codes, [127, 0, 2, -2]);
+        assert_eq!(ActQuant::round(&[0.0, -0.0], &mut codes), 0.0);
+        assert_eq!(codes, [0, 0, 2, -2]);
+        // The scale of the smallest numbers loses most of its bits; codes stay in range.
+        ActQuant::round(&[f32::from_bits(190), -f32::from_bits(190)], &mut codes);
+        assert_eq!(codes[..2], [127, -127]);
+        assert!(ActQuant::round(&[1.0, f32::INFINITY], &mut codes).is_nan());
+        assert!(ActQuant::round(&[f32::NAN, 1.0], &mut codes).is_nan());
+        assert_eq!(codes[..2], [0, 0]);
+    }
+
+    #[test]
+    fn a_small_layer_by_hand() {
+        let scheme = QuantScheme::new(DType::U4, [1, 2], ScaleKind::F32, Offset::Min).unwrap();
+        let spec = plain(&quant(scheme, 1, 4), DType::F32, DType::F32, 1).unwrap();
+        let inputs: [&[f64]; 4] = [&[1.0, 2.0, 3.0, 4.0], &[1.0, 2.0, 3.0, 4.0], &[0.5, 2.0], &[1.0, -1.0]];
+        assert_eq!(spec.reference(&inputs), [vec![1.5 + 4.0 + 15.0 + 28.0]]);
+        let int8 = spec.with_act_quant(ActQuant::INT8).unwrap().reference(&inputs)[0][0];
+        let scale = f64::from(4.0f32 / 127.0);
+        assert_eq!(int8, scale * (32.0 * 1.5 + 64.0 * 2.0 + 95.0 * 5.0 + 127.0 * 7.0));
+    }
+
+    #[test]
+    fn int8_activations_need_integer_weights() {
+        let dense = WeightSpec::dense(&TensorSpec::of(DType::F32, &[4, 64]).unwrap()).unwrap();
+        let e = plain(&dense, DType::F32, DType::F32, 2).unwrap().with_act_quant(ActQuant::INT8).unwrap_err();
+        assert!(matches!(e, OpError::Attribute { .. }), "{e}");
+        let spec = plain(&quant(QuantScheme::Q8_0, 4, 64), DType::F32, DType::F32, 2).unwrap();
+        assert!(spec.with_act_quant(ActQuant::Int8 { group: 64 }).is_err());
+    }
+
+    #[test]
+    fn extents_and_types_that_do_not_fit_are_refused() {
+        let weight = quant(QuantScheme::Q4_0, 4, 64);
+        let of = |dtype, dims: &[usize]| TensorSpec::of(dtype, dims).unwrap();
+        let new = |x: &TensorSpec, out: &TensorSpec| LinearSpec::new(x, &weight, out);
+        assert!(new(&of(DType::F32, &[2, 3, 64]), &of(DType::F32, &[2, 3, 4])).is_ok());
+        assert!(new(&of(DType::F32, &[64]), &of(DType::F32, &[4])).is_ok());
+        assert!(new(&of(DType::F32, &[]), &of(DType::F32, &[4])).is_err());
+        assert!(new(&of(DType::F32, &[2, 63]), &of(DType::F32, &[2, 4])).is_err());
+        assert!(new(&of(DType::F64, &[2, 64]), &of(DType::F64, &[2, 4])).is_err());
+        assert!(new(&of(DType::F32, &[2, 64]), &of(DType::F16, &[2, 4])).is_err());
+        let spec = new(&of(DType::F16, &[2, 64]), &of(DType::F16, &[2, 4])).unwrap();
+        assert!(spec.clone().with_bias(&of(DType::BF16, &[4])).is_err());
+        assert!(spec.with_bias(&of(DType::F16, &[5])).is_err());
+    }
+
+    #[test]
+    fn the_cost_counts_the_weight_as_it_is_stored() {
+        let spec = plain(&quant(QuantScheme::Q4_1, 64, 96), DType::F32, DType::F32, 3).unwrap();
+        let cost = spec.cost();
+        assert_eq!(cost.flops, 2 * 3 * 64 * 96);
+        assert_eq!(cost.bytes_read, 3 * 96 * 4 + 64 * 3 * 20);
+        assert_eq!(cost.bytes_written, 3 * 64 * 4);
+    }
+
+    #[test]
+    fn every_case_is_legal() {
+        assert!(LinearSpec::cases().unwrap().len() > 400);
+    }
+}
