@@ -16,9 +16,11 @@ mod shape;
 mod spec;
 mod tolerance;
 
+pub mod activation;
 pub mod attention;
 pub mod embedding;
 pub mod kernel;
+pub mod norm;
 pub mod quant;
 pub mod rope;
 
