@@ -144,7 +144,7 @@ impl Contract for RandomSpec {
                 RandomKind::Normal => {
                     let u = f64::from((bits[lane & 2] >> 8) + 1) * 2f64.powi(-24);
                     let angle = core::f64::consts::TAU * f64::from(unit_from_bits(bits[lane | 1]));
-                    (-2.0 * u.ln()).sqrt() * if lane % 2 == 0 { angle.cos() } else { angle.sin() }
+                    (-2.0 * u.ln()).sqrt() * if lane.is_multiple_of(2) { angle.cos() } else { angle.sin() }
                 }
             }
         };

@@ -124,12 +124,11 @@ impl Cases for SelectSpec {
                 let spec = Self::new(&cond, &edge.x, &b, &edge.out)?;
                 cases.push(Case::new(format!("select/{dtype}/{}", edge.name), spec));
             }
-            let broadcasts: [(&str, &[usize], &[usize], &[usize]); 3] = [
-                ("broadcast_mask", &[5, 33], &[2, 5, 33], &[]),
+            for (name, cond, a, b) in [
+                ("broadcast_mask", &[5, 33][..], &[2, 5, 33][..], &[][..]),
                 ("broadcast_values", &[4, 3, 7], &[7], &[3, 1]),
                 ("broadcast_column", &[6, 1], &[6, 19], &[6, 19]),
-            ];
-            for (name, cond, a, b) in broadcasts {
+            ] {
                 let cond = TensorSpec::of(DType::Bool, cond)?;
                 let (a, b) = (TensorSpec::of(dtype, a)?, TensorSpec::of(dtype, b)?);
                 let spec = Self::new(&cond, &a, &b, &Self::out_spec(&cond, &a, &b)?)?;
