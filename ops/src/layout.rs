@@ -136,7 +136,7 @@ impl Layout {
         if dtype.is_sub_byte() && !shape.is_empty() {
             let inner = self.strides().last().copied().unwrap_or(1);
             let rows_even = self.strides().iter().rev().skip(1).all(|s| s % 2 == 0) || shape.rows() == 1;
-            if (shape.last() > 1 && inner != 1) || self.offset % 2 != 0 || !rows_even {
+            if (shape.last() > 1 && inner != 1) || !self.offset.is_multiple_of(2) || !rows_even {
                 return Err(OpError::layout(
                     "layout",
                     "strides",

@@ -19,7 +19,7 @@ impl TensorSpec {
     /// Rows of a sub-byte type start on a whole byte: the row stride is rounded up to an even number.
     pub fn new(dtype: DType, shape: Shape) -> Self {
         let mut layout = Layout::contiguous(&shape);
-        if dtype.is_sub_byte() && shape.last() % 2 != 0 && shape.rank() > 1 {
+        if dtype.is_sub_byte() && !shape.last().is_multiple_of(2) && shape.rank() > 1 {
             let padded = shape.with_dim(shape.rank() - 1, shape.last() + 1).unwrap_or(shape);
             layout = Layout::contiguous(&padded);
         }

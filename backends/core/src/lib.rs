@@ -1,1 +1,49 @@
-//! placeholder
+//! The contract of portolan: handles for devices, streams, memory and operators, and the traits a backend
+//! implements.
+//!
+//! A program holds a [`Device`] and [`Stream`]s, and launches operators with [`Stream::run`]. A backend
+//! implements [`Backend`]; everything that makes the library safe (ordering between streams, lifetime of
+//! memory in flight, overlap checks, error propagation) lives here, once.
+
+mod backend;
+mod buffer;
+pub mod call;
+mod comm;
+pub mod compose;
+mod custom;
+mod device;
+mod event;
+mod graph;
+mod launch;
+mod op;
+pub mod ops;
+mod order;
+mod pool;
+mod registry;
+mod report;
+mod stream;
+pub mod sync;
+mod tensor;
+mod transfer;
+mod weight;
+
+pub use backend::{
+    Backend, Collectives, Fault, FusedOps, Kernels, Memory, MemoryInfo, MemoryTraits, Ordinal, Queue,
+    RawCopy, RawEvent, RawStream, Segment, Support,
+};
+pub use buffer::{Buffer, HostBuffer};
+pub use call::SpecRef;
+pub use comm::{CommConfig, CommId, Communicator, P2p, ReduceOp};
+pub use custom::CustomReference;
+pub use device::{Device, DeviceInfo};
+pub use event::Event;
+pub use graph::Graph;
+pub use launch::Launch;
+pub use op::{Arg, Call, CustomKernel, CustomOp, Dispatch, Op, OpKind, OpQuery};
+pub use pool::PoolStats;
+pub use registry::Registry;
+pub use report::StreamReport;
+pub use stream::{Fallback, Stream, StreamOptions};
+pub use tensor::Tensor;
+pub use transfer::Pending;
+pub use weight::{Lens, PackedWeight, Packing, QuantTensor, Weight};

@@ -1,0 +1,140 @@
+//! The one list of operators, and each operator bound to tensors.
+//!
+//! `for_each_op!` below is the only place that enumerates operators: kinds, queries, backend methods,
+//! dispatch and the coverage of conformance all come from it.
+
+/// Calls a macro with the table of operators: kernel core first, then fused operators. Each row is a kind
+/// (also the name of the bound type), its contract, and the backend method that launches it.
+#[macro_export]
+macro_rules! for_each_op {
+    ($with:path) => {
+        $with! {
+            kernel {
+                /// Matrix product.
+                Gemm, portolan_ops::kernel::GemmSpec, gemm;
+            }
+            fused {
+                /// Linear layer over any weight.
+                Linear, portolan_ops::quant::LinearSpec, linear;
+                /// A weight into the device's own form.
+                Prepack, portolan_ops::quant::PrepackSpec, prepack;
+                /// A packed weight back into ordinary tensors.
+                Unpack, portolan_ops::quant::UnpackSpec, unpack;
+                /// Quantized weight to floats.
+                Dequantize, portolan_ops::quant::DequantizeSpec, dequantize;
+                /// Rows of a weight by index.
+                Embedding, portolan_ops::embedding::EmbeddingSpec, embedding;
+                /// Rotary position embedding.
+                Rope, portolan_ops::rope::RopeSpec, rope;
+                /// Attention over a contiguous cache.
+                Attention, portolan_ops::attention::AttentionSpec, attention;
+                /// Attention over a paged cache.
+                PagedAttention, portolan_ops::attention::PagedAttentionSpec, paged_attention;
+                /// Keys or values into a cache.
+                KvCacheWrite, portolan_ops::attention::KvCacheWriteSpec, kv_cache_write;
+            }
+        }
+    };
+}
+pub use for_each_op;
+
+pub(crate) mod gemm;
+
+use crate::backend::Backend;
+use crate::custom::CustomOp;
+use crate::launch::Launch;
+use crate::op::{Call, Dispatch, sealed};
+use core::fmt;
+use portolan_ops::{Contract, Result};
+
+macro_rules! table {
+    (
+        kernel { $( $(#[$kdoc:meta])* $kind:ident, $spec:ty, $method:ident; )* }
+        fused { $( $(#[$fdoc:meta])* $fkind:ident, $fspec:ty, $fmethod:ident; )* }
+    ) => { table! { @all
+        $( $(#[$kdoc])* $kind, $spec, $method, false; )*
+        $( $(#[$fdoc])* $fkind, $fspec, $fmethod, true; )*
+    } };
+    (@all $( $(#[$doc:meta])* $kind:ident, $spec:ty, $method:ident, $fused:literal; )*) => {
+        /// Which operator.
+        #[non_exhaustive]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum OpKind {
+            $( $(#[$doc])* $kind, )*
+            /// A user's own operator.
+            Custom,
+        }
+
+        impl OpKind {
+            /// Every operator of the library, in table order (without `Custom`).
+            pub const ALL: &'static [OpKind] = &[$( OpKind::$kind, )*];
+
+            /// The backend method's name.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $( OpKind::$kind => stringify!($method), )*
+                    OpKind::Custom => "custom",
+                }
+            }
+
+            /// Whether the operator has a composed default.
+            pub const fn is_fused(self) -> bool {
+                match self {
+                    $( OpKind::$kind => $fused, )*
+                    OpKind::Custom => false,
+                }
+            }
+        }
+
+        /// A contract, whichever it is.
+        #[non_exhaustive]
+        #[derive(Clone, Copy, Debug)]
+        pub enum SpecRef<'a> {
+            $( $(#[$doc])* $kind(&'a $spec), )*
+            /// A user's own operator.
+            Custom(&'a CustomOp),
+        }
+
+        impl SpecRef<'_> {
+            /// Which operator.
+            pub fn kind(&self) -> OpKind {
+                match self {
+                    $( SpecRef::$kind(_) => OpKind::$kind, )*
+                    SpecRef::Custom(_) => OpKind::Custom,
+                }
+            }
+
+            /// Visits the operands' specs with their names.
+            pub fn operands(&self, visit: &mut dyn FnMut(&str, &portolan_ops::TensorSpec, portolan_ops::Access)) {
+                match self {
+                    $( SpecRef::$kind(spec) => spec.operands(&mut |o| visit(o.name, o.spec, o.access)), )*
+                    SpecRef::Custom(op) => crate::op::Op::operands(*op, &mut |a| visit(a.name, a.spec, a.access)),
+                }
+            }
+        }
+
+        $(
+            $(#[$doc])*
+            pub type $kind = Call<$spec>;
+
+            impl sealed::Sealed for $spec {}
+
+            impl Dispatch for $spec {
+                const KIND: OpKind = OpKind::$kind;
+                fn spec_ref(&self) -> SpecRef<'_> {
+                    SpecRef::$kind(self)
+                }
+                fn dispatch(backend: &dyn Backend, launch: &Launch<'_>, op: &Call<Self>) -> Result<()> {
+                    backend.$method(launch, op)
+                }
+            }
+        )*
+    };
+}
+for_each_op!(table);
+
+impl fmt::Display for OpKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}

@@ -1,0 +1,217 @@
+//! Capture and replay. A graph is a list of operators, so every backend has graphs.
+//!
+//! The graph holds every buffer it touches. Tensors made inside the captured closure, and scratch of its
+//! operators, come from the graph's private pool, so eager work never gets an address the graph uses.
+
+use crate::backend::Support;
+use crate::buffer::Buffer;
+use crate::device::DeviceInner;
+use crate::launch::{Held, Hold, book_replay, order_operands, submit};
+use crate::op::Op;
+use crate::pool::Pool;
+use crate::stream::{Stream, StreamInner};
+use crate::sync::{Mutex, lock};
+use portolan_ops::{Access, Cost, OpError, Result};
+use std::cell::{Cell, RefCell};
+use std::sync::Arc;
+use std::thread::ThreadId;
+
+thread_local! {
+    /// The stream this thread is capturing; 0 when none. Numbers are per device, and a closure that
+    /// captures one device's stream has no business on another's either.
+    static CAPTURING: Cell<u64> = const { Cell::new(0) };
+}
+
+/// `Capture` when this thread is inside a capture of another stream.
+pub(crate) fn refuse_foreign_capture(stream: u64) -> Result<()> {
+    match CAPTURING.get() {
+        0 => Ok(()),
+        captured => Err(OpError::Capture {
+            what: format!(
+                "stream {stream} was used while stream {captured} is captured; use only the captured stream"
+            ),
+        }),
+    }
+}
+
+/// A capture under way.
+pub(crate) struct Capture {
+    thread: ThreadId,
+    ops: Vec<Box<dyn Op>>,
+    private: PrivatePool,
+}
+
+impl Capture {
+    /// Takes an operator instead of running it.
+    pub(crate) fn record(&mut self, stream: &Arc<StreamInner>, op: Box<dyn Op>) -> Result<()> {
+        if std::thread::current().id() != self.thread {
+            let what = format!("another thread used stream {} while it is captured", stream.id());
+            return Err(OpError::Capture { what });
+        }
+        let device = stream.device();
+        if let Support::No(reason) =
+            device.backend.support(device.ordinal, &op.query(stream.options().determinism))
+        {
+            let hint = "leave it out of the capture".into();
+            return Err(OpError::Unsupported {
+                op: op.op_name(),
+                device: device.info.id.clone(),
+                reason,
+                hint,
+            });
+        }
+        self.ops.push(op);
+        Ok(())
+    }
+
+    /// Memory of a tensor made inside the closure.
+    pub(crate) fn allocate(
+        &mut self,
+        stream: &Arc<StreamInner>,
+        bytes: usize,
+        label: &Arc<str>,
+    ) -> Result<Buffer> {
+        let submission = &mut *stream.device().submission();
+        let context = stream.device().pool_context(stream.options().timeout);
+        let pool = self.private.pool.get_mut();
+        let block = pool.allocate(stream.id(), bytes, label, &mut submission.slots, &context)?;
+        Ok(Buffer::new(block, stream.clone(), pool.returns(), label.clone()))
+    }
+}
+
+/// Recorded operators that run again as one.
+///
+/// Between replays the contents of buffers may change (inputs, block tables, device lengths); shapes,
+/// scalars and host mirrors of lengths are frozen.
+pub struct Graph {
+    // Dropped before the pool: operators hold blocks of it.
+    ops: Vec<Box<dyn Op>>,
+    /// Every buffer touched, with the union of its accesses.
+    touched: Vec<(Buffer, Access)>,
+    cost: Cost,
+    replay: Mutex<PrivatePool>,
+}
+
+struct PrivatePool {
+    pool: RefCell<Pool>,
+    device: Arc<DeviceInner>,
+}
+
+impl PrivatePool {
+    fn new(device: &Arc<DeviceInner>) -> Self {
+        Self { pool: RefCell::new(Pool::new(device.backend.traits(device.ordinal))), device: device.clone() }
+    }
+}
+
+impl Drop for PrivatePool {
+    fn drop(&mut self) {
+        // Replays in flight, and tensors that escaped the closure, still use these segments: the device
+        // takes the pool over and gives it back when nothing does.
+        self.device
+            .submission()
+            .adopt(self.pool.replace(Pool::new(self.device.backend.traits(self.device.ordinal))));
+    }
+}
+
+impl Stream {
+    /// Records what the closure runs on this stream, without running it.
+    ///
+    /// Tensors that outlive the closure must exist before it: those made inside belong to the graph. Only
+    /// this stream may be used, from this thread. Upload, download, synchronize and event calls fail.
+    ///
+    /// # Errors
+    /// `Capture` for nested or misused captures, `Unsupported` for operators the device cannot do, and
+    /// whatever the closure returns.
+    pub fn capture(&self, record: impl FnOnce(&Stream) -> Result<()>) -> Result<Graph> {
+        let inner = self.inner();
+        refuse_foreign_capture(self.id())?;
+        {
+            let mut slot = lock(&inner.capture);
+            if slot.is_some() {
+                return Err(OpError::Capture {
+                    what: format!("stream {} is being captured already", self.id()),
+                });
+            }
+            let private = PrivatePool::new(inner.device());
+            *slot = Some(Capture { thread: std::thread::current().id(), ops: Vec::new(), private });
+        }
+        // Restores the stream also when the closure panics.
+        struct Ending<'a>(&'a StreamInner);
+        impl Ending<'_> {
+            fn take(&self) -> Option<Capture> {
+                CAPTURING.set(0);
+                lock(&self.0.capture).take()
+            }
+        }
+        impl Drop for Ending<'_> {
+            fn drop(&mut self) {
+                drop(self.take());
+            }
+        }
+        let ending = Ending(inner);
+        CAPTURING.set(self.id());
+        let result = record(self);
+        let capture = ending.take();
+        result?;
+        let Some(Capture { ops, private, .. }) = capture else {
+            return Err(OpError::internal("capture", "the capture vanished"));
+        };
+        let mut touched: Vec<(Buffer, Access)> = Vec::new();
+        let mut cost = Cost::default();
+        for op in &ops {
+            cost += op.cost();
+            op.operands(&mut |arg| match touched.iter_mut().find(|(buffer, _)| buffer.same(arg.buffer)) {
+                Some((_, access)) if *access != arg.access => *access = Access::ReadWrite,
+                Some(_) => {}
+                None => touched.push((arg.buffer.clone(), arg.access)),
+            });
+        }
+        Ok(Graph { ops, touched, cost, replay: Mutex::new(private) })
+    }
+}
+
+impl Graph {
+    /// Number of operators recorded.
+    pub fn len(&self) -> usize {
+        self.ops.len()
+    }
+    /// Whether nothing was recorded.
+    pub fn is_empty(&self) -> bool {
+        self.ops.is_empty()
+    }
+    /// Cost of one replay, every operator counted as one kernel.
+    pub fn cost(&self) -> Cost {
+        self.cost
+    }
+
+    /// Runs everything again on a stream of the same device, as one operator: ordered behind whatever
+    /// touched its operands, and before whatever will.
+    ///
+    /// # Errors
+    /// As [`Stream::run`]; `Capture` inside a capture.
+    pub fn replay(&self, stream: &Stream) -> Result<()> {
+        let inner = stream.inner();
+        inner.refuse_in_capture("replay")?;
+        refuse_foreign_capture(stream.id())?;
+        let private = lock(&self.replay);
+        if !Arc::ptr_eq(&private.device, inner.device()) {
+            let (lhs, rhs) = (private.device.info.id.clone(), inner.device().info.id.clone());
+            return Err(OpError::Device { op: "replay".into(), lhs, rhs });
+        }
+        {
+            let held = Held::lock(inner, Some(&private.pool));
+            {
+                let submission = &mut *held.submission();
+                let seq = submission.slots.get(stream.id()).map_or(0, |slot| slot.seq + 1);
+                order_operands(stream.id(), submission, seq, &mut |visit| {
+                    self.touched.iter().for_each(|(buffer, access)| visit(buffer, *access));
+                })?;
+                book_replay(submission, stream.id(), self.cost);
+            }
+            for op in &self.ops {
+                submit(inner, &held, op.as_ref(), 1)?;
+            }
+        }
+        stream.after_submit()
+    }
+}

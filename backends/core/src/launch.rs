@@ -1,0 +1,226 @@
+//! One operator on its way to a backend. Holds the device's submission lock; only `run` makes one.
+
+use crate::backend::RawStream;
+use crate::buffer::{Buffer, Point};
+use crate::device::{Device, Submission};
+use crate::op::Op;
+use crate::pool::Pool;
+use crate::stream::{Fallback, StreamInner, StreamOptions};
+use crate::sync::MutexGuard;
+use crate::tensor::Tensor;
+use portolan_ops::{Access, Cost, Determinism, OpError, OpName, Result, TensorSpec, Unsupported};
+use smallvec::SmallVec;
+use std::cell::{Cell, RefCell, RefMut};
+use std::sync::Arc;
+
+/// The submission lock and the pool that scratch comes from, shared by an operator and its parts.
+pub(crate) struct Held<'a> {
+    submission: RefCell<MutexGuard<'a, Submission>>,
+    /// A graph's private pool during its replay.
+    private: Option<&'a RefCell<Pool>>,
+}
+
+impl<'a> Held<'a> {
+    pub(crate) fn lock(stream: &'a StreamInner, private: Option<&'a RefCell<Pool>>) -> Self {
+        Self { submission: RefCell::new(stream.device().submission()), private }
+    }
+}
+
+/// [`Held`] without its lifetime: a lock guard is invariant in its own, which would leak into [`Launch`].
+pub(crate) trait Hold {
+    fn submission(&self) -> RefMut<'_, Submission>;
+    fn private(&self) -> Option<&RefCell<Pool>>;
+}
+
+impl Hold for Held<'_> {
+    fn submission(&self) -> RefMut<'_, Submission> {
+        RefMut::map(self.submission.borrow_mut(), |guard| &mut **guard)
+    }
+    fn private(&self) -> Option<&RefCell<Pool>> {
+        self.private
+    }
+}
+
+/// The right to enqueue on one stream, for the duration of one call.
+///
+/// Not `Send`: it stands for the device's submission lock, which the current thread holds.
+pub struct Launch<'a> {
+    stream: &'a Arc<StreamInner>,
+    held: &'a dyn Hold,
+    op: Option<&'a dyn Op>,
+    seq: u64,
+    depth: u32,
+    composed: Cell<bool>,
+}
+
+impl<'a> Launch<'a> {
+    pub(crate) fn raw_copy(stream: &'a Arc<StreamInner>, held: &'a dyn Hold, seq: u64) -> Self {
+        Self { stream, held, op: None, seq, depth: 0, composed: Cell::new(false) }
+    }
+
+    /// Runs a part of a composition on the same stream, through the outermost backend.
+    pub fn run(&self, op: impl Op) -> Result<()> {
+        submit(self.stream, self.held, &op, self.depth + 1)
+    }
+
+    /// Books that `op` is composed and why; a composition's first line.
+    ///
+    /// # Errors
+    /// `Unsupported` when the stream denies compositions.
+    pub fn composed(&self, op: &dyn Op, why: Unsupported) -> Result<()> {
+        if self.options().fallback == Fallback::Deny {
+            return Err(self.unsupported(
+                op.op_name(),
+                why,
+                "allow compositions on this stream, or use a device with a native kernel",
+            ));
+        }
+        self.composed.set(true);
+        if let Some(slot) = self.held.submission().slots.get_mut(self.stream.id()) {
+            slot.report.book_composition(op.kind(), &why);
+        }
+        Ok(())
+    }
+
+    /// A temporary of this launch; may be dropped as soon as the call returns.
+    pub fn scratch(&self, spec: &TensorSpec) -> Result<Tensor> {
+        let label = self.stream.scratch_label().clone();
+        let buffer = self.allocate(spec.span_bytes(), &label)?;
+        Tensor::new(buffer, *spec)
+    }
+
+    fn allocate(&self, bytes: usize, label: &Arc<str>) -> Result<Buffer> {
+        let submission = &mut *self.held.submission();
+        let context = self.stream.device().pool_context(self.options().timeout);
+        let (block, returns) = match self.held.private() {
+            Some(pool) => {
+                let mut pool = pool.borrow_mut();
+                (
+                    pool.allocate(self.stream.id(), bytes, label, &mut submission.slots, &context)?,
+                    pool.returns(),
+                )
+            }
+            None => {
+                let block = submission.pool.allocate(
+                    self.stream.id(),
+                    bytes,
+                    label,
+                    &mut submission.slots,
+                    &context,
+                )?;
+                (block, submission.pool.returns())
+            }
+        };
+        Ok(Buffer::new(block, self.stream.clone(), returns, label.clone()))
+    }
+
+    /// The level the stream asks for.
+    pub fn determinism(&self) -> Determinism {
+        self.options().determinism
+    }
+    /// The stream's options.
+    pub fn options(&self) -> &StreamOptions {
+        self.stream.options()
+    }
+    /// The backend's queue.
+    pub fn raw(&self) -> &dyn RawStream {
+        self.stream.raw()
+    }
+    /// The submission number, for faults.
+    pub fn seq(&self) -> u64 {
+        self.seq
+    }
+    /// The device.
+    pub fn device(&self) -> Device {
+        Device::from_inner(self.stream.device().clone())
+    }
+    /// The name of the operator being launched.
+    pub fn op_name(&self) -> OpName {
+        self.op.map_or("copy".into(), |op| op.op_name())
+    }
+
+    /// The error for an operator this device cannot do.
+    pub fn unsupported(&self, op: OpName, reason: Unsupported, hint: &'static str) -> OpError {
+        OpError::Unsupported { op, device: self.stream.device().info.id.clone(), reason, hint: hint.into() }
+    }
+}
+
+/// Receives each buffer an operator touches.
+pub(crate) type Touch<'a> = &'a mut dyn FnMut(&Buffer, Access);
+
+/// Makes `stream` wait for whatever else touched these operands, and books their new use.
+pub(crate) fn order_operands(
+    stream: u64,
+    submission: &mut Submission,
+    seq: u64,
+    visit: &mut dyn FnMut(Touch<'_>),
+) -> Result<()> {
+    let mut waits: SmallVec<[Point; 4]> = SmallVec::new();
+    visit(&mut |buffer, access| {
+        let mut usage = buffer.usage();
+        if access.writes() {
+            waits.extend(usage.uses.iter().filter(|p| p.stream != stream).copied());
+        }
+        if let Some(write) = usage.write.filter(|w| w.stream != stream) {
+            waits.push(write);
+        }
+        usage.touch(Point { stream, seq }, access.writes());
+    });
+    waits.iter().try_for_each(|&point| submission.slots.order_after(stream, point))
+}
+
+/// The one choke point: order, health, account, launch.
+pub(crate) fn submit(stream: &Arc<StreamInner>, held: &dyn Hold, op: &dyn Op, depth: u32) -> Result<()> {
+    let (mut seq, mut has_output) = (0, false);
+    let mut same_device = true;
+    {
+        let submission = &mut *held.submission();
+        if let Some(slot) = submission.slots.get_mut(stream.id()) {
+            slot.seq += 1;
+            seq = slot.seq;
+        }
+        op.operands(&mut |arg| {
+            has_output |= arg.access.writes() && arg.spec.numel() != 0;
+            same_device &= Arc::ptr_eq(arg.buffer.device(), stream.device());
+        });
+        if !same_device {
+            return Err(foreign_stream(stream, op));
+        }
+        // Inside a replay the graph's operands were ordered as one; its private tensors need it still.
+        order_operands(stream.id(), submission, seq, &mut |visit| {
+            op.operands(&mut |arg| visit(arg.buffer, arg.access));
+        })?;
+        submission.slots.health(stream.id(), u64::MAX)?;
+    }
+    let launch = Launch { stream, held, op: Some(op), seq, depth, composed: Cell::new(false) };
+    if has_output {
+        op.launch(stream.device().backend.as_ref(), &launch)?;
+    }
+    let cost = op.cost();
+    if let Some(slot) = held.submission().slots.get_mut(stream.id()) {
+        let report = &mut slot.report;
+        if depth == 0 {
+            report.launches += 1;
+            report.fused += cost;
+        }
+        if !launch.composed.get() {
+            report.composed += cost;
+        }
+        report.prepacks += u64::from(op.kind() == crate::op::OpKind::Prepack);
+    }
+    Ok(())
+}
+
+fn foreign_stream(stream: &Arc<StreamInner>, op: &dyn Op) -> OpError {
+    let mut rhs = stream.device().info.id.clone();
+    op.operands(&mut |arg| rhs = arg.buffer.device().info.id.clone());
+    OpError::Device { op: op.op_name(), lhs: stream.device().info.id.clone(), rhs }
+}
+
+/// Cost of an operator that is not launched through `submit` (a replayed graph books its parts itself).
+pub(crate) fn book_replay(submission: &mut Submission, stream: u64, cost: Cost) {
+    if let Some(slot) = submission.slots.get_mut(stream) {
+        slot.report.launches += 1;
+        slot.report.fused += cost;
+    }
+}

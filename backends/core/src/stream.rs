@@ -1,0 +1,258 @@
+//! An in-order queue, and the one way to launch anything on it.
+
+use crate::backend::RawStream;
+use crate::buffer::Buffer;
+use crate::device::{Device, DeviceInner};
+use crate::event::Event;
+use crate::graph::Capture;
+use crate::launch::{Held, submit};
+use crate::op::Op;
+use crate::report::StreamReport;
+use crate::sync::{Mutex, lock};
+use crate::tensor::Tensor;
+use core::fmt;
+use portolan_ops::{Determinism, OpError, Result, TensorSpec};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Whether operators without a native kernel may be composed from others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Fallback {
+    /// Composed on the same device, counted in the stream's report.
+    #[default]
+    Allow,
+    /// An error.
+    Deny,
+}
+
+/// How a stream behaves.
+#[derive(Clone, Debug)]
+pub struct StreamOptions {
+    /// What is promised of the bits of results.
+    pub determinism: Determinism,
+    /// Whether compositions are allowed.
+    pub fallback: Fallback,
+    /// At most so many threads work for this stream (CPU only; never changes bits). `None`: all.
+    pub threads: Option<usize>,
+    /// The longest any wait on this stream takes.
+    pub timeout: Duration,
+    /// Every `run` returns only when the operator has finished, so that a fault names it exactly.
+    pub blocking: bool,
+}
+
+impl Default for StreamOptions {
+    fn default() -> Self {
+        Self {
+            determinism: Determinism::default(),
+            fallback: Fallback::default(),
+            threads: None,
+            timeout: Duration::from_secs(600),
+            blocking: false,
+        }
+    }
+}
+
+pub(crate) struct StreamInner {
+    id: u64,
+    device: Arc<DeviceInner>,
+    raw: Arc<dyn RawStream>,
+    options: StreamOptions,
+    pub(crate) capture: Mutex<Option<Capture>>,
+    tensor_label: Arc<str>,
+    scratch_label: Arc<str>,
+}
+
+impl StreamInner {
+    pub(crate) fn new(
+        id: u64,
+        device: Arc<DeviceInner>,
+        raw: Arc<dyn RawStream>,
+        options: StreamOptions,
+    ) -> Arc<Self> {
+        let (tensor_label, scratch_label) = ("tensor".into(), "scratch".into());
+        Arc::new(Self { id, device, raw, options, capture: Mutex::new(None), tensor_label, scratch_label })
+    }
+
+    pub(crate) fn id(&self) -> u64 {
+        self.id
+    }
+    pub(crate) fn device(&self) -> &Arc<DeviceInner> {
+        &self.device
+    }
+    pub(crate) fn raw(&self) -> &dyn RawStream {
+        self.raw.as_ref()
+    }
+    pub(crate) fn options(&self) -> &StreamOptions {
+        &self.options
+    }
+    pub(crate) fn scratch_label(&self) -> &Arc<str> {
+        &self.scratch_label
+    }
+
+    /// `Poisoned` when anything up to `seq` failed, here or on a stream this one waited for.
+    pub(crate) fn health_until(&self, seq: u64) -> Result<()> {
+        self.device.submission().slots.health(self.id, seq)
+    }
+
+    pub(crate) fn refuse_in_capture(&self, what: &str) -> Result<()> {
+        match lock(&self.capture).is_some() {
+            true => Err(OpError::Capture {
+                what: format!("{what} is not allowed while stream {} is captured", self.id),
+            }),
+            false => Ok(()),
+        }
+    }
+}
+
+impl Drop for StreamInner {
+    fn drop(&mut self) {
+        // A wedged queue must not hang a destructor for ever; its memory stays quarantined then, because
+        // the slot, and with it the ownership of its blocks, is never given up.
+        if self.raw.synchronize(self.options.timeout).is_ok() {
+            let mut submission = self.device.submission();
+            submission.slots.remove(self.id);
+            submission.pool.give_to_anyone(self.id);
+        }
+    }
+}
+
+/// An in-order queue of a device; clones are the same queue.
+#[derive(Clone)]
+pub struct Stream(Arc<StreamInner>);
+
+impl Stream {
+    pub(crate) fn from_inner(inner: Arc<StreamInner>) -> Self {
+        Stream(inner)
+    }
+    pub(crate) fn inner(&self) -> &Arc<StreamInner> {
+        &self.0
+    }
+
+    /// The device.
+    pub fn device(&self) -> Device {
+        Device::from_inner(self.0.device.clone())
+    }
+    /// The number of this stream, as in error messages.
+    pub fn id(&self) -> u64 {
+        self.0.id
+    }
+    /// How it was made.
+    pub fn options(&self) -> &StreamOptions {
+        &self.0.options
+    }
+
+    /// Enqueues an operator, behind everything that touched its operands on any stream.
+    ///
+    /// During [`Stream::capture`] the operator is recorded instead.
+    ///
+    /// # Errors
+    /// `Poisoned` when the stream, or one it depends on, has failed; `Device` for operands of another
+    /// device; `Unsupported`; `OutOfMemory` for a kernel's scratch. Under [`StreamOptions::blocking`] also
+    /// the operator's own fault.
+    pub fn run(&self, op: impl Op) -> Result<()> {
+        if let Some(capture) = lock(&self.0.capture).as_mut() {
+            return capture.record(&self.0, Box::new(op));
+        }
+        crate::graph::refuse_foreign_capture(self.0.id)?;
+        {
+            let held = Held::lock(&self.0, None);
+            submit(&self.0, &held, &op, 0)?;
+        }
+        self.after_submit()
+    }
+
+    pub(crate) fn after_submit(&self) -> Result<()> {
+        self.0.raw.drain();
+        if self.0.options.blocking {
+            self.0.raw.synchronize(self.0.options.timeout)?;
+            self.0.health_until(u64::MAX)?;
+        }
+        Ok(())
+    }
+
+    /// Uninitialised device memory for `spec` (which need not be contiguous).
+    ///
+    /// # Errors
+    /// `OutOfMemory`, which names the largest holders.
+    pub fn empty(&self, spec: &TensorSpec) -> Result<Tensor> {
+        self.empty_labelled(spec, &self.0.tensor_label.clone())
+    }
+
+    /// [`Stream::empty`] under a label that out-of-memory reports show.
+    pub fn empty_labelled(&self, spec: &TensorSpec, label: &Arc<str>) -> Result<Tensor> {
+        let bytes = spec.span_bytes();
+        let buffer = if let Some(capture) = lock(&self.0.capture).as_mut() {
+            capture.allocate(&self.0, bytes, label)?
+        } else {
+            let submission = &mut *self.0.device.submission();
+            let context = self.0.device.pool_context(self.0.options.timeout);
+            let block = submission.pool.allocate(self.0.id, bytes, label, &mut submission.slots, &context)?;
+            Buffer::new(block, self.0.clone(), submission.pool.returns(), label.clone())
+        };
+        Tensor::new(buffer, *spec)
+    }
+
+    /// Marks the present end of the queue.
+    ///
+    /// # Errors
+    /// `Poisoned`, `Driver`, `Capture` during a capture.
+    pub fn record(&self) -> Result<Event> {
+        self.0.refuse_in_capture("record")?;
+        let submission = self.0.device.submission();
+        let seq = submission.slots.get(self.0.id).map_or(0, |slot| slot.seq);
+        let raw = self.0.raw.record()?;
+        drop(submission);
+        self.0.raw.drain();
+        Ok(Event { raw, stream: self.0.clone(), seq })
+    }
+
+    /// Makes later work of this stream wait for `event`; does not block the host.
+    ///
+    /// # Errors
+    /// `Device` for an event of another device, `Driver`, `Capture` during a capture.
+    pub fn wait(&self, event: &Event) -> Result<()> {
+        self.0.refuse_in_capture("wait")?;
+        if !Arc::ptr_eq(&event.stream.device, &self.0.device) {
+            let (lhs, rhs) = (self.0.device.info.id.clone(), event.stream.device.info.id.clone());
+            return Err(OpError::Device { op: "wait".into(), lhs, rhs });
+        }
+        {
+            let mut submission = self.0.device.submission();
+            if submission.slots.has_seen(self.0.id, event.point()) {
+                return Ok(());
+            }
+            self.0.raw.wait(&event.raw)?;
+            submission.slots.note_wait(self.0.id, event.point());
+        }
+        self.0.raw.drain();
+        Ok(())
+    }
+
+    /// Blocks until everything enqueued so far has finished, at most the stream's timeout.
+    ///
+    /// # Errors
+    /// `Poisoned` with the first cause when anything failed, `Timeout`, `Capture` during a capture.
+    pub fn synchronize(&self) -> Result<()> {
+        self.0.refuse_in_capture("synchronize")?;
+        self.0.raw.synchronize(self.0.options.timeout)?;
+        self.0.health_until(u64::MAX)
+    }
+
+    /// Launches, costs and compositions so far, and the state of the device's pool.
+    pub fn report(&self) -> StreamReport {
+        let submission = &mut *self.0.device.submission();
+        let mut report = submission.slots.get(self.0.id).map(|slot| slot.report.clone()).unwrap_or_default();
+        if let Ok(pool) = submission.pool.stats(&submission.slots) {
+            report.pool_segments = pool.reservations;
+            report.peak_bytes = pool.peak_bytes;
+            report.bytes_in_use = pool.bytes_in_use;
+        }
+        report
+    }
+}
+
+impl fmt::Debug for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "stream {} of {}", self.0.id, self.0.device.info.id)
+    }
+}
