@@ -1,0 +1,330 @@
+//! The blocked loops: which part of the result a task computes, and in what order a task goes through it.
+//!
+//! Every element of the result is summed by one task, in blocks of k in rising order, so that neither the
+//! number of threads nor the number of rows can change a bit of it.
+
+use super::epilogue::Epilogue;
+use super::kernel::Kernel;
+use super::pack::Strip;
+use super::{BatchDim, Factor, GemmTask};
+use crate::Isa;
+use crate::pool::{Team, scratch};
+use portolan_ops::DType;
+
+/// Packed elements of k in a block. The panel of b (`256 · 32 · 4` = 32 KiB with AVX-512, 16 KiB with AVX2)
+/// stays in a first-level cache of 48 or 32 KiB while all panels of a in the block pass by.
+const KC: usize = 256;
+
+/// Rows of a block, about: `280 · 256 · 4` = 280 KiB of packed a, and at most `280 · 512 · 4` = 560 KiB of sums,
+/// both in a second-level cache of 1 or 2 MiB. A panel of b is packed once per this many rows.
+const MC: usize = 280;
+
+/// Columns of a block, about; a is packed once per this many columns.
+const NC: usize = 512;
+
+/// Panels of b packed together where columns are side by side, so that memory is read in runs of 512 bytes.
+const GROUP: usize = 4;
+
+/// Products below which a second thread costs more than it saves: about 10 µs of one thread.
+const SEQUENTIAL: usize = 1 << 19;
+
+/// Runs `task` on at most `max_threads` threads of `team`.
+///
+/// # Safety
+/// Pointers are valid for the extents and strides; out overlaps nothing but c, and c only if it is the same
+/// view. The processor has `isa`.
+pub(crate) unsafe fn gemm(team: &Team, max_threads: usize, isa: Isa, task: &GemmTask) {
+    let plan = Plan::new(isa, task, team.threads().min(max_threads).max(1));
+    let tasks = plan.products * plan.row_blocks * plan.column_blocks;
+    team.run_with(tasks, plan.threads, &|index| {
+        // SAFETY: passed on; tasks write disjoint blocks of out.
+        unsafe { plan.run(index) }
+    });
+}
+
+/// A product cut into blocks.
+struct Plan<'a> {
+    task: &'a GemmTask,
+    batch: &'a [BatchDim],
+    kernel: Kernel,
+    epilogue: Epilogue<'a>,
+    products: usize,
+    /// Rows of one product: those of the whole batch where it is one tall matrix.
+    m: usize,
+    row_blocks: usize,
+    block_rows: usize,
+    column_blocks: usize,
+    block_columns: usize,
+    threads: usize,
+}
+
+impl<'a> Plan<'a> {
+    fn new(isa: Isa, task: &'a GemmTask, threads: usize) -> Self {
+        let b_dtype = match task.b {
+            Factor::Plain(b) => b.dtype,
+            Factor::Packed { dtype, .. } => dtype,
+        };
+        let kernel = Kernel::of(isa, task.a.dtype, b_dtype);
+        let (batch, m) = merged(task);
+        let products: usize = batch.iter().map(|d| d.len).product();
+        let work = products.saturating_mul(m).saturating_mul(task.n).saturating_mul(task.k.max(1));
+        let threads = if work < SEQUENTIAL { 1 } else { threads };
+        let mut plan = Plan {
+            task,
+            batch,
+            kernel,
+            epilogue: Epilogue::new(task),
+            products,
+            m,
+            row_blocks: 0,
+            block_rows: 0,
+            column_blocks: 0,
+            block_columns: 0,
+            threads,
+        };
+        plan.set_blocks(m.div_ceil(MC), task.n.div_ceil(NC));
+        // Three blocks a thread even out what the threads do not do at the same speed. Cutting only moves
+        // whole sums between tasks.
+        while threads > 1 && products * plan.row_blocks * plan.column_blocks < 3 * threads {
+            let before = (plan.row_blocks, plan.column_blocks);
+            if plan.block_columns > plan.block_rows && plan.block_columns > kernel.nr {
+                plan.set_blocks(before.0, before.1 + 1);
+            } else if plan.block_rows > 4 * kernel.mr {
+                plan.set_blocks(before.0 + 1, before.1);
+            } else {
+                plan.set_blocks(before.0, before.1 + 1);
+            }
+            if (plan.row_blocks, plan.column_blocks) == before {
+                break;
+            }
+        }
+        plan
+    }
+
+    /// Cuts into about so many blocks, all but the last of whole tiles and of one size.
+    fn set_blocks(&mut self, row_blocks: usize, column_blocks: usize) {
+        let cut = |extent: usize, blocks: usize, tile: usize| {
+            let size = extent.div_ceil(blocks.max(1)).next_multiple_of(tile).max(tile);
+            (extent.div_ceil(size), size)
+        };
+        (self.row_blocks, self.block_rows) = cut(self.m, row_blocks, self.kernel.mr);
+        (self.column_blocks, self.block_columns) = cut(self.task.n, column_blocks, self.kernel.nr);
+    }
+
+    /// Computes one block of one product.
+    ///
+    /// # Safety
+    /// As [`gemm`].
+    unsafe fn run(&self, index: usize) {
+        let blocks = self.row_blocks * self.column_blocks;
+        let (product, block) = (index / blocks, index % blocks);
+        let (i0, j0) =
+            (block / self.column_blocks * self.block_rows, block % self.column_blocks * self.block_columns);
+        let (rows, columns) = (self.block_rows.min(self.m - i0), self.block_columns.min(self.task.n - j0));
+        let at = offsets(self.batch, product);
+        let kernel = &self.kernel;
+        let (row_panels, column_panels) = (rows.div_ceil(kernel.mr), columns.div_ceil(kernel.nr));
+        let kc = KC * kernel.group;
+        let steps = KC.min(self.task.k.div_ceil(kernel.group));
+        let grouped = matches!(self.task.b, Factor::Plain(b) if b.col_stride == 1);
+        let group = if grouped { GROUP.min(column_panels) } else { 1 };
+        let panel = (kernel.header + steps * kernel.nr).next_multiple_of(16);
+        let tile_bytes = kernel.mr * kernel.nr * kernel.elem;
+        let one_pass = self.task.k <= kc;
+        let tiles = if one_pass { 1 } else { row_panels * column_panels };
+        let a_bytes = (rows * steps * kernel.elem).next_multiple_of(64);
+        let b_bytes = group * panel * kernel.elem;
+        scratch::with(a_bytes + b_bytes + tiles * tile_bytes, |start| {
+            // SAFETY: the three parts lie one behind the other in the block; panels lie in their part. Only
+            // elements of the operands are read, and only this block of out is written.
+            unsafe {
+                let (a, b) = (start, start.add(a_bytes));
+                let sums = b.add(b_bytes);
+                if self.task.k == 0 {
+                    sums.write_bytes(0, tile_bytes);
+                }
+                let mut k0 = 0;
+                loop {
+                    let k = kc.min(self.task.k - k0);
+                    let steps = k.div_ceil(kernel.group);
+                    let last = k0 + k == self.task.k;
+                    self.pack_a(at.a, i0, rows, k0, k, a);
+                    for column in 0..column_panels {
+                        let from = column / group * group;
+                        let mut b_panel = b.add((column - from) * panel * kernel.elem).cast_const();
+                        if k > 0 {
+                            match self.in_place(j0 + column * kernel.nr, k0) {
+                                Some(packed) => b_panel = packed,
+                                None if column == from => {
+                                    let lanes = (columns - from * kernel.nr).min(group * kernel.nr);
+                                    self.pack_b(at.b, j0 + from * kernel.nr, lanes, k0, k, panel, b);
+                                }
+                                None => {}
+                            }
+                        }
+                        for row in 0..row_panels {
+                            let r0 = row * kernel.mr;
+                            let tile_rows = kernel.mr.min(rows - r0);
+                            let tile = if one_pass { 0 } else { column * row_panels + row };
+                            let tile = sums.add(tile * tile_bytes);
+                            if k > 0 {
+                                let a_panel = a.add(r0 * steps * kernel.elem);
+                                (kernel.tile)(tile_rows, steps, a_panel, b_panel, tile, k0 > 0);
+                            }
+                            if last {
+                                let c0 = column * kernel.nr;
+                                let tile_columns = kernel.nr.min(columns - c0);
+                                self.epilogue.store(
+                                    tile,
+                                    kernel.nr,
+                                    [tile_rows, tile_columns],
+                                    [i0 + r0, j0 + c0],
+                                    &at,
+                                );
+                            }
+                        }
+                    }
+                    k0 += k;
+                    if last {
+                        break;
+                    }
+                }
+            }
+        });
+    }
+
+    /// Packs rows `i0..i0 + rows` of a, products `k0..k0 + k`, as panels without gaps.
+    ///
+    /// # Safety
+    /// The elements exist; `dst` holds them packed.
+    unsafe fn pack_a(&self, at: usize, i0: usize, rows: usize, k0: usize, k: usize, dst: *mut u8) {
+        let (a, kernel) = (&self.task.a, &self.kernel);
+        let steps = k.div_ceil(kernel.group);
+        let pack = |r0: usize, lanes: usize, width: usize| {
+            // SAFETY: the rows exist, promised by the caller.
+            unsafe {
+                let strip = Strip {
+                    src: a.at(at, i0 + r0, k0),
+                    lanes,
+                    width,
+                    lane_stride: a.row_stride,
+                    k_stride: a.col_stride,
+                    k,
+                    panel: kernel.mr * steps,
+                };
+                (kernel.pack_a)(&strip, dst.add(r0 * steps * kernel.elem));
+            }
+        };
+        if k == 0 {
+            return;
+        }
+        let whole = rows / kernel.mr * kernel.mr;
+        if whole > 0 {
+            pack(0, whole, kernel.mr);
+        }
+        if whole < rows {
+            pack(whole, rows - whole, rows - whole);
+        }
+    }
+
+    /// The panel at column j from product k0 on, if the prepacked factor can be read as it is.
+    fn in_place(&self, j: usize, k0: usize) -> Option<*const u8> {
+        match self.task.b {
+            Factor::Packed { ptr, dtype } if dtype.bits() as usize == 8 * self.kernel.elem => {
+                Some(ptr.wrapping_add((j * self.task.k + k0 * self.kernel.nr) * self.kernel.elem))
+            }
+            _ => None,
+        }
+    }
+
+    /// Packs `lanes` columns of b from column j on, products `k0..k0 + k`, as panels `panel` elements apart.
+    ///
+    /// # Safety
+    /// The elements exist; `dst` holds the panels.
+    #[allow(clippy::too_many_arguments)]
+    unsafe fn pack_b(
+        &self,
+        at: usize,
+        j: usize,
+        lanes: usize,
+        k0: usize,
+        k: usize,
+        panel: usize,
+        dst: *mut u8,
+    ) {
+        let width = self.kernel.nr;
+        // SAFETY: the columns exist, promised by the caller; a prepacked panel has all of its `nr` columns.
+        unsafe {
+            let strip = match self.task.b {
+                Factor::Plain(b) => Strip {
+                    src: b.at(at, k0, j),
+                    lanes,
+                    width,
+                    lane_stride: b.col_stride,
+                    k_stride: b.row_stride,
+                    k,
+                    panel,
+                },
+                Factor::Packed { ptr, dtype } => Strip {
+                    src: ptr.add((j * self.task.k + k0 * width) * (dtype.bits() as usize / 8)),
+                    lanes: width,
+                    width,
+                    lane_stride: 1,
+                    k_stride: width,
+                    k,
+                    panel,
+                },
+            };
+            (self.kernel.pack_b)(&strip, dst);
+        }
+    }
+}
+
+/// Where one product of a batch starts in each operand, in elements.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Offsets {
+    pub(super) a: usize,
+    pub(super) b: usize,
+    pub(super) c: usize,
+    pub(super) out: usize,
+}
+
+fn offsets(batch: &[BatchDim], product: usize) -> Offsets {
+    let (mut at, mut rest) = (Offsets::default(), product);
+    for dim in batch.iter().rev() {
+        let index = rest % dim.len;
+        rest /= dim.len;
+        at.a += index * dim.a;
+        at.b += index * dim.b;
+        at.c += index * dim.c;
+        at.out += index * dim.out;
+    }
+    at
+}
+
+/// The batch that is left, and m, after joining inner dimensions that share b and continue the rows of a, c
+/// and out: such a batch is one taller matrix, and b is packed for all of it at once.
+fn merged(task: &GemmTask) -> (&[BatchDim], usize) {
+    let (mut batch, mut m) = (&task.batch[..], task.m);
+    while let [outer @ .., dim] = batch {
+        let continues = |stride: usize, row_stride: usize| stride == m * row_stride;
+        let joins = dim.b == 0
+            && continues(dim.a, task.a.row_stride)
+            && continues(dim.out, task.out.row_stride)
+            && task.c.is_none_or(|c| continues(dim.c, c.row_stride));
+        if !joins && dim.len != 1 {
+            break;
+        }
+        m *= dim.len;
+        batch = outer;
+    }
+    (batch, m)
+}
+
+/// Whether accumulators of this result are f64 or i32 rather than f32 is decided by its element type alone.
+pub(super) const fn accumulator(out: DType) -> DType {
+    match out {
+        DType::F64 | DType::I32 => out,
+        _ => DType::F32,
+    }
+}
