@@ -23,6 +23,7 @@ pub mod kernel;
 pub mod norm;
 pub mod quant;
 pub mod rope;
+pub mod sample;
 
 pub use contract::{
     Access, Case, Cases, Contract, Fill, Operand, expect_dims, expect_dtype, expect_rank, expect_writable,
