@@ -2,10 +2,12 @@
 
 use crate::backend::RawCopy;
 use crate::buffer::{Buffer, HostBuffer};
+use crate::call::Copy;
 use crate::event::Event;
 use crate::launch::{Held, Hold, Launch, order_operands};
 use crate::stream::Stream;
 use crate::tensor::Tensor;
+use portolan_ops::kernel::CopySpec;
 use portolan_ops::{Access, Element, OpError, Result, Shape, TensorSpec};
 use std::sync::Arc;
 
@@ -107,10 +109,14 @@ impl Stream {
         if tensor.dtype() != T::DTYPE {
             return Err(OpError::dtype("download", "tensor", tensor.dtype(), T::DTYPE.name()));
         }
+        let gathered;
         let source = if tensor.spec().is_contiguous() {
             tensor
         } else {
-            return Err(OpError::layout("download", "tensor", "is not contiguous"));
+            let out = self.empty(&tensor.spec().to_contiguous())?;
+            self.run(Copy::bind(CopySpec::new(tensor.spec(), out.spec())?, &[tensor, &out])?)?;
+            gathered = out;
+            &gathered
         };
         let (start, end) = source.spec().byte_range();
         self.download_range(source.buffer(), start, end, elements::<T>)

@@ -3,7 +3,9 @@
 //! What the bytes mean is the backend's affair; the contract is that `unpack ∘ prepack` changes no bit.
 
 use super::weight::{PackedSpec, WeightSpec};
-use crate::{Access, Contract, Cost, OpError, Operand, Result, Tolerance, expect_writable, streaming_cost};
+use crate::{
+    Access, Case, Cases, Contract, Cost, OpError, Operand, Result, Tolerance, expect_writable, streaming_cost,
+};
 
 /// Fails unless `packed` is a form of `weight`.
 fn expect_match(op: &'static str, weight: &WeightSpec, packed: &PackedSpec) -> Result<()> {
@@ -162,6 +164,21 @@ impl Contract for UnpackSpec {
     /// Empty, as the reference is.
     fn tolerance(&self) -> Vec<Tolerance> {
         Vec::new()
+    }
+}
+
+impl Cases for PrepackSpec {
+    /// None: what a backend packs into is its own. Conformance packs the weights of every scheme and unpacks
+    /// them again.
+    fn cases() -> Result<Vec<Case<Self>>> {
+        Ok(Vec::new())
+    }
+}
+
+impl Cases for UnpackSpec {
+    /// None, as for [`PrepackSpec`].
+    fn cases() -> Result<Vec<Case<Self>>> {
+        Ok(Vec::new())
     }
 }
 

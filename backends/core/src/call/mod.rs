@@ -12,6 +12,32 @@ macro_rules! for_each_op {
             kernel {
                 /// Matrix product.
                 Gemm, portolan_ops::kernel::GemmSpec, gemm;
+                /// A function of every element.
+                Unary, portolan_ops::kernel::UnarySpec, unary;
+                /// A function of two broadcast operands.
+                Binary, portolan_ops::kernel::BinarySpec, binary;
+                /// A comparison of two broadcast operands.
+                Compare, portolan_ops::kernel::CompareSpec, compare;
+                /// One of two values by a condition.
+                Select, portolan_ops::kernel::SelectSpec, select;
+                /// Sums, extrema and their places over dimensions.
+                Reduce, portolan_ops::kernel::ReduceSpec, reduce;
+                /// Cumulative sums, products, maxima and the linear recurrence.
+                Scan, portolan_ops::kernel::ScanSpec, scan;
+                /// The largest entries of every row.
+                TopK, portolan_ops::kernel::TopKSpec, top_k;
+                /// Entries by index.
+                Gather, portolan_ops::kernel::GatherSpec, gather;
+                /// Entries written or added at indices.
+                Scatter, portolan_ops::kernel::ScatterSpec, scatter;
+                /// A copy between any two layouts.
+                Copy, portolan_ops::kernel::CopySpec, copy_strided;
+                /// A change of element type.
+                Cast, portolan_ops::kernel::CastSpec, cast;
+                /// A constant.
+                Fill, portolan_ops::kernel::FillSpec, fill;
+                /// Random numbers, a pure function of seed and counter.
+                Random, portolan_ops::kernel::RandomSpec, random;
             }
             fused {
                 /// Linear layer over any weight.
@@ -26,6 +52,14 @@ macro_rules! for_each_op {
                 Embedding, portolan_ops::embedding::EmbeddingSpec, embedding;
                 /// Rotary position embedding.
                 Rope, portolan_ops::rope::RopeSpec, rope;
+                /// Root-mean-square normalisation.
+                RmsNorm, portolan_ops::norm::RmsNormSpec, rms_norm;
+                /// Residual sum and root-mean-square normalisation.
+                AddRmsNorm, portolan_ops::norm::AddRmsNormSpec, add_rms_norm;
+                /// Softmax of every row.
+                Softmax, portolan_ops::norm::SoftmaxSpec, softmax;
+                /// Gated unit with SiLU.
+                Swiglu, portolan_ops::activation::SwigluSpec, swiglu;
                 /// Attention over a contiguous cache.
                 Attention, portolan_ops::attention::AttentionSpec, attention;
                 /// Attention over a paged cache.

@@ -1,0 +1,6 @@
+//! Streams and events of the CPU: in-order queues with three ways to execute them.
+
+mod event;
+mod stream;
+
+pub(crate) use stream::{CpuStream, Exec};

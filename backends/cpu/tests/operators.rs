@@ -1,0 +1,42 @@
+//! Every operator's cases on every executor and instruction-set path, against the f64 oracles.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use portolan_conformance::{Outcome, Subject, check_operator};
+use portolan_core::{OpKind, Registry, StreamOptions};
+use portolan_cpu::{CpuBackend, CpuOptions, Executor, Isa};
+
+fn run_all(options: CpuOptions, every: usize) {
+    let label = format!("{options:?}");
+    let registry = Registry::new().with(CpuBackend::new(options).unwrap());
+    let device = registry.open("cpu:0").unwrap();
+    let mut failed = Vec::new();
+    for &kind in OpKind::ALL {
+        let stream = device.stream(StreamOptions::default()).unwrap();
+        let Outcome { passed, unsupported, failures } =
+            check_operator(&Subject { stream: &stream, slack: 1.0 }, kind, every).unwrap();
+        println!("{kind}: {passed} passed, {unsupported} unsupported, {} failed", failures.len());
+        failed.extend(failures.into_iter().take(5).map(|f| f.to_string()));
+    }
+    assert!(failed.is_empty(), "{label}\n{}", failed.join("\n"));
+}
+
+#[test]
+fn all_operators_agree_with_their_oracles_when_queued() {
+    run_all(CpuOptions { threads: Some(2), ..CpuOptions::default() }, 1);
+}
+
+#[test]
+fn operators_agree_with_their_oracles_inline_and_under_chaos() {
+    run_all(CpuOptions { executor: Executor::Inline, threads: Some(2), ..CpuOptions::default() }, 10);
+    run_all(
+        CpuOptions { executor: Executor::Chaotic { seed: 7 }, threads: Some(3), ..CpuOptions::default() },
+        10,
+    );
+}
+
+#[test]
+fn all_operators_agree_with_their_oracles_on_every_instruction_set_path() {
+    for isa in Isa::ALL.into_iter().filter(|isa| *isa < Isa::detect()) {
+        run_all(CpuOptions { isa: Some(isa), executor: Executor::Inline, ..CpuOptions::default() }, 1);
+    }
+}

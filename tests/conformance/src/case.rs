@@ -1,0 +1,136 @@
+//! One case on one device: draw inputs, run, compare with the oracle, look for writes outside of the output.
+
+use crate::Failure;
+use portolan_core::{Buffer, Call, Dispatch, HostBuffer, Stream, Support, Tensor};
+use portolan_ops::{Access, Case, Contract, DType, HostTensor, OpError, Shape, TensorSpec};
+
+/// Fills gaps between elements and the band behind each buffer; no element type reads it as a plain value.
+const GUARD: u8 = 0xA5;
+/// Length of the band behind each buffer.
+const BAND: usize = 64;
+
+/// What a case is run on, and how far from the contract's tolerance it may be.
+pub struct Subject<'a> {
+    /// Where it runs.
+    pub stream: &'a Stream,
+    /// Multiplies every tolerance; 1 for native kernels, more for compositions that round in between.
+    pub slack: f64,
+}
+
+struct Bound {
+    name: &'static str,
+    host: HostTensor,
+    values: Vec<f64>,
+    access: Access,
+    tensor: Tensor,
+}
+
+/// Runs one case; `Ok(false)` when the device says it cannot.
+///
+/// # Errors
+/// The [`Failure`], when the device is wrong, dishonest about its support, or writes where it must not.
+pub fn check_case<C: Contract + Dispatch>(subject: &Subject<'_>, case: &Case<C>) -> Result<bool, Failure> {
+    let fail =
+        |what: String| Failure { case: case.name.clone(), what, contract: format!("{:?}", case.contract) };
+    let stream = subject.stream;
+    let operands = bind_operands(stream, case).map_err(|e| fail(e.to_string()))?;
+    let tensors: Vec<&Tensor> = operands.iter().map(|o| &o.tensor).collect();
+    let call = Call::bind(case.contract.clone(), &tensors).map_err(|e| fail(format!("bind: {e}")))?;
+
+    let query = portolan_core::Op::query(&call, stream.options().determinism);
+    let promised = stream.device().support(&query);
+    let empty =
+        operands.iter().all(|o| !o.access.writes() || o.values.is_empty() && o.host.spec().numel() == 0);
+    let before = stream.report().compositions_total();
+    let ran = stream.run(call).and_then(|()| stream.synchronize());
+    let composed = stream.report().compositions_total() > before;
+    match (&promised, ran) {
+        (Support::No(_), Err(OpError::Unsupported { .. })) => return Ok(false),
+        (Support::No(_), _) if empty => {}
+        (Support::No(why), Ok(())) => return Err(fail(format!("support() said no ({why}), yet it ran"))),
+        (_, Err(error)) => return Err(fail(format!("support() said {promised:?}, running gave: {error}"))),
+        (Support::Native, Ok(())) if composed => {
+            return Err(fail("support() said native, yet it was composed".into()));
+        }
+        (Support::Composed(_), Ok(())) if !composed && !empty => {
+            return Err(fail("support() said composed, yet it was not".into()));
+        }
+        _ => {}
+    }
+
+    let inputs: Vec<&[f64]> =
+        operands.iter().filter(|o| o.access.reads()).map(|o| o.values.as_slice()).collect();
+    let want = case.contract.reference(&inputs);
+    let tolerance = case.contract.tolerance();
+    let mut outputs = want.iter().zip(&tolerance);
+    for operand in &operands {
+        let got = download(stream, operand.tensor.buffer()).map_err(|e| fail(e.to_string()))?;
+        let span = operand.host.spec().span_bytes();
+        if let Some(at) = got[span..].iter().take(BAND).position(|&b| b != GUARD) {
+            return Err(fail(format!("{}: byte {at} behind the buffer was overwritten", operand.name)));
+        }
+        let bytes = got[..span].to_vec();
+        let got = HostTensor::from_bytes(operand.host.spec(), bytes).map_err(|e| fail(e.to_string()))?;
+        if operand.access.writes() {
+            if let Some(at) = got.overstepped(GUARD) {
+                return Err(fail(format!(
+                    "{}: byte {at}, between the elements, was overwritten",
+                    operand.name
+                )));
+            }
+            if let Some((want, tolerance)) = outputs.next() {
+                let mut tolerance = *tolerance;
+                tolerance.abs *= subject.slack;
+                tolerance.rel *= subject.slack;
+                let checked = tolerance.check(&got.to_f64(), want);
+                checked.map_err(|m| {
+                    fail(format!("{} {}: {m}", operand.name, coordinates(operand.host.spec(), m.index)))
+                })?;
+            }
+        } else if got.bytes() != operand.host.bytes() {
+            return Err(fail(format!("{} is only read, yet it changed", operand.name)));
+        }
+    }
+    Ok(true)
+}
+
+fn bind_operands<C: Contract>(stream: &Stream, case: &Case<C>) -> Result<Vec<Bound>, OpError> {
+    let mut specs: Vec<(&'static str, TensorSpec, Access)> = Vec::new();
+    case.contract.operands(&mut |o| specs.push((o.name, *o.spec, o.access)));
+    let mut bound = Vec::new();
+    for (index, (name, spec, access)) in specs.into_iter().enumerate() {
+        let (host, values) = if access.reads() {
+            let values = case.fill_of(name).draw(&spec, seed(&case.name, index));
+            (HostTensor::from_f64(&spec, &values, GUARD)?, values)
+        } else {
+            (HostTensor::filled(&spec, GUARD)?, Vec::new())
+        };
+        let mut bytes = host.bytes().to_vec();
+        bytes.resize(bytes.len() + BAND, GUARD);
+        let whole = TensorSpec::new(DType::U8, Shape::new(&[bytes.len()])?);
+        let memory = stream.upload_bytes(&whole, HostBuffer::from_bytes(&bytes)?, &name.into())?;
+        let tensor = Tensor::new(memory.buffer().clone(), spec)?;
+        bound.push(Bound { name, host, values, access, tensor });
+    }
+    Ok(bound)
+}
+
+fn download(stream: &Stream, buffer: &Buffer) -> Result<Vec<u8>, OpError> {
+    stream.download_bytes(buffer)?.wait()
+}
+
+/// FNV-1a of the case's name, so that a case draws the same values wherever it stands in the list.
+fn seed(case: &str, operand: usize) -> u64 {
+    let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    step(case.bytes().fold(0xcbf2_9ce4_8422_2325, step), operand as u8)
+}
+
+fn coordinates(spec: &TensorSpec, mut index: usize) -> String {
+    let mut at: Vec<usize> = Vec::new();
+    for &dim in spec.dims().iter().rev() {
+        at.push(index % dim.max(1));
+        index /= dim.max(1);
+    }
+    at.reverse();
+    format!("{at:?}")
+}

@@ -1,0 +1,10 @@
+//! Holds a backend against the operator contracts: every case of every operator, run on a device and
+//! compared with the f64 oracle. A library, so that any backend can run it from its own repository.
+
+mod case;
+mod failure;
+mod suite;
+
+pub use case::{Subject, check_case};
+pub use failure::Failure;
+pub use suite::{Outcome, check_operator};
