@@ -307,7 +307,7 @@ mod tests {
             if spec.dims()[0] > start { spec = spec.narrow(0, start, spec.dims()[0] - start).unwrap(); }
             if flip && spec.rank() > 1 { spec = spec.transpose(0, 1).unwrap(); }
             let numel = spec.numel();
-            let target = if numel % cut == 0 { vec![numel / cut, 1, cut] } else { vec![numel] };
+            let target = if numel.is_multiple_of(cut) { vec![numel / cut, 1, cut] } else { vec![numel] };
             match spec.reshape(&target) {
                 Ok(view) => prop_assert_eq!(places(&view), places(&spec)),
                 Err(_) => prop_assert!(!spec.is_contiguous()),

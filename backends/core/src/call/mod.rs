@@ -66,13 +66,24 @@ macro_rules! for_each_op {
                 PagedAttention, portolan_ops::attention::PagedAttentionSpec, paged_attention;
                 /// Keys or values into a cache.
                 KvCacheWrite, portolan_ops::attention::KvCacheWriteSpec, kv_cache_write;
+                /// The next token of every row of logits.
+                Sample, portolan_ops::sample::SampleSpec, sample;
             }
         }
     };
 }
 pub use for_each_op;
 
+mod attention;
+pub(crate) mod binary;
+pub(crate) mod embedding;
 pub(crate) mod gemm;
+pub(crate) mod linear;
+pub(crate) mod rms_norm;
+mod rope;
+mod sample;
+pub(crate) mod softmax;
+pub(crate) mod swiglu;
 
 use crate::backend::Backend;
 use crate::custom::CustomOp;

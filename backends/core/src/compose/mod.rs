@@ -13,4 +13,4 @@ macro_rules! absent {
         }
     )*};
 }
-absent! { linear: Linear, prepack: Prepack, unpack: Unpack, dequantize: Dequantize, embedding: Embedding, rope: Rope, rms_norm: RmsNorm, add_rms_norm: AddRmsNorm, softmax: Softmax, swiglu: Swiglu, attention: Attention, paged_attention: PagedAttention, kv_cache_write: KvCacheWrite }
+absent! { linear: Linear, prepack: Prepack, unpack: Unpack, dequantize: Dequantize, embedding: Embedding, rope: Rope, rms_norm: RmsNorm, add_rms_norm: AddRmsNorm, softmax: Softmax, swiglu: Swiglu, sample: Sample, attention: Attention, paged_attention: PagedAttention, kv_cache_write: KvCacheWrite }

@@ -1,0 +1,133 @@
+//! [`Attention`], [`PagedAttention`] and [`KvCacheWrite`]: what reads and writes a key-value cache.
+
+use super::{Attention, KvCacheWrite, PagedAttention};
+use crate::tensor::Tensor;
+use crate::weight::Lens;
+use portolan_ops::Result;
+use portolan_ops::attention::{AttentionMask, AttentionSpec, KvCacheWriteSpec, PagedAttentionSpec};
+
+impl Attention {
+    /// Attention of ragged queries over a contiguous cache.
+    ///
+    /// # Errors
+    /// As [`AttentionSpec::new`] and [`crate::Call::bind`].
+    pub fn new(
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        q_lens: &Lens,
+        kv_lens: &Lens,
+        out: &mut Tensor,
+    ) -> Result<Self> {
+        let (queries, keys) = (q_lens.spec("attention", "q_lens")?, kv_lens.spec("attention", "kv_lens")?);
+        let spec = AttentionSpec::new(q.spec(), k.spec(), v.spec(), &queries, &keys, out.spec())?;
+        Self::bind(spec, &[q, k, v, q_lens.tensor(), kv_lens.tensor(), out])
+    }
+
+    /// Which keys a query sees; causal when not said.
+    ///
+    /// # Errors
+    /// As [`AttentionSpec::with_mask`].
+    pub fn mask(self, mask: AttentionMask) -> Result<Self> {
+        self.rebind(self.spec().clone().with_mask(mask)?, &[])
+    }
+
+    /// Factor of the scores; 1/√head_dim when not said.
+    ///
+    /// # Errors
+    /// As [`AttentionSpec::with_scale`].
+    pub fn scale(self, scale: f32) -> Result<Self> {
+        self.rebind(self.spec().clone().with_scale(scale)?, &[])
+    }
+
+    /// Also writes the logarithm of each row's sum.
+    ///
+    /// # Errors
+    /// As [`AttentionSpec::with_lse`] and [`crate::Call::bind`].
+    pub fn lse(self, lse: &mut Tensor) -> Result<Self> {
+        self.rebind(self.spec().clone().with_lse(lse.spec())?, &[("lse", lse)])
+    }
+}
+
+impl PagedAttention {
+    /// Attention of ragged queries over a paged cache.
+    ///
+    /// # Errors
+    /// As [`PagedAttentionSpec::new`] and [`crate::Call::bind`].
+    pub fn new(
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        block_table: &Tensor,
+        q_lens: &Lens,
+        kv_lens: &Lens,
+        out: &mut Tensor,
+    ) -> Result<Self> {
+        const OP: &str = "paged_attention";
+        let (queries, keys) = (q_lens.spec(OP, "q_lens")?, kv_lens.spec(OP, "kv_lens")?);
+        let spec = PagedAttentionSpec::new(
+            q.spec(),
+            k.spec(),
+            v.spec(),
+            block_table.spec(),
+            &queries,
+            &keys,
+            out.spec(),
+        )?;
+        Self::bind(spec, &[q, k, v, block_table, q_lens.tensor(), kv_lens.tensor(), out])
+    }
+
+    /// Which keys a query sees; causal when not said.
+    ///
+    /// # Errors
+    /// As [`PagedAttentionSpec::with_mask`].
+    pub fn mask(self, mask: AttentionMask) -> Result<Self> {
+        self.rebind(self.spec().clone().with_mask(mask)?, &[])
+    }
+
+    /// Factor of the scores; 1/√head_dim when not said.
+    ///
+    /// # Errors
+    /// As [`PagedAttentionSpec::with_scale`].
+    pub fn scale(self, scale: f32) -> Result<Self> {
+        self.rebind(self.spec().clone().with_scale(scale)?, &[])
+    }
+
+    /// Also writes the logarithm of each row's sum.
+    ///
+    /// # Errors
+    /// As [`PagedAttentionSpec::with_lse`] and [`crate::Call::bind`].
+    pub fn lse(self, lse: &mut Tensor) -> Result<Self> {
+        self.rebind(self.spec().clone().with_lse(lse.spec())?, &[("lse", lse)])
+    }
+}
+
+impl KvCacheWrite {
+    /// New rows into a contiguous cache, behind what each sequence has.
+    ///
+    /// # Errors
+    /// As [`KvCacheWriteSpec::new`] and [`crate::Call::bind`].
+    pub fn new(x: &Tensor, cache: &mut Tensor, q_lens: &Lens, kv_lens: &Lens) -> Result<Self> {
+        const OP: &str = "kv_cache_write";
+        let (queries, keys) = (q_lens.spec(OP, "q_lens")?, kv_lens.spec(OP, "kv_lens")?);
+        let spec = KvCacheWriteSpec::new(x.spec(), cache.spec(), &queries, &keys)?;
+        Self::bind(spec, &[x, q_lens.tensor(), kv_lens.tensor(), cache])
+    }
+
+    /// New rows into a paged cache.
+    ///
+    /// # Errors
+    /// As [`KvCacheWriteSpec::paged`] and [`crate::Call::bind`].
+    pub fn paged(
+        x: &Tensor,
+        cache: &mut Tensor,
+        block_table: &Tensor,
+        q_lens: &Lens,
+        kv_lens: &Lens,
+    ) -> Result<Self> {
+        const OP: &str = "kv_cache_write";
+        let (queries, keys) = (q_lens.spec(OP, "q_lens")?, kv_lens.spec(OP, "kv_lens")?);
+        let spec = KvCacheWriteSpec::paged(x.spec(), cache.spec(), block_table.spec(), &queries, &keys)?;
+        Self::bind(spec, &[x, block_table, q_lens.tensor(), kv_lens.tensor(), cache])
+    }
+}
