@@ -13,6 +13,8 @@ mod memory;
 mod op;
 mod options;
 mod pool;
+#[allow(dead_code, unused_imports, reason = "called by the operators as they arrive")]
+mod quant;
 mod queue;
 mod simd;
 

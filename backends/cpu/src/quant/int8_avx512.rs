@@ -1,0 +1,110 @@
+//! Tiles of the int8 product with AVX-512 VNNI: one `vpdpbusd` is 16 rows by 4 columns.
+//!
+//! Weights come from memory once a tile and are unpacked in registers; activations are broadcast from memory by
+//! the product itself. The scalar twin is in `int8.rs`.
+
+use super::int8::{
+    EIGHT, FIVE, FOUR, MINIMUM, SIX, StripRef, Tile, TileRef, ZERO, block_bytes, parts, select_tiles,
+};
+use super::strip::{BLOCK, Family, ROWS};
+use std::arch::x86_64::*;
+
+pub(crate) fn select(family: Family, mode: u8) -> [Tile; 3] {
+    select_tiles!(tile, family, mode)
+}
+
+/// Codes of columns `8·pair .. 8·pair + 8` of a block, without sign: first four, last four.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+pub(crate) unsafe fn codes<const FAMILY: u8>(block: *const u8, pair: usize) -> (__m512i, __m512i) {
+    // SAFETY: the block has `block_bytes(FAMILY)` bytes.
+    unsafe {
+        let load = |at: usize| _mm512_loadu_si512(block.add(at).cast());
+        if FAMILY == EIGHT {
+            return (load(pair * 128), load(pair * 128 + 64));
+        }
+        let nibble = _mm512_set1_epi8(15);
+        let both = load(pair * 64);
+        let low = _mm512_and_si512(both, nibble);
+        let high = _mm512_and_si512(_mm512_srli_epi16::<4>(both), nibble);
+        // Upper bits are shifted to bit 4 of their byte; what crosses into a neighbour is masked away.
+        let with = |code: __m512i, upper: __m512i, from: usize, mask: i8| {
+            let left = _mm512_set1_epi16(4usize.saturating_sub(from) as i16);
+            let right = _mm512_set1_epi16(from.saturating_sub(4) as i16);
+            let moved = _mm512_srlv_epi16(_mm512_sllv_epi16(upper, left), right);
+            // (moved & mask) | code
+            _mm512_ternarylogic_epi32::<0xEA>(moved, _mm512_set1_epi8(mask), code)
+        };
+        match FAMILY {
+            FIVE => {
+                let upper = load(256);
+                (with(low, upper, 2 * pair, 0x10), with(high, upper, 2 * pair + 1, 0x10))
+            }
+            SIX => {
+                let upper = load(256 + pair / 2 * 64);
+                let from = pair % 2 * 4;
+                (with(low, upper, from, 0x30), with(high, upper, from + 2, 0x30))
+            }
+            _ => (low, high),
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+unsafe fn tile<const HEIGHT: usize, const FAMILY: u8, const MODE: u8>(
+    strip: &StripRef,
+    tile: &TileRef,
+    blocks: usize,
+    out: *mut f32,
+) {
+    const { assert!(FAMILY == FOUR || FAMILY == FIVE || FAMILY == SIX || FAMILY == EIGHT) };
+    let parts = parts(MODE);
+    let pairs = BLOCK / 8 / parts;
+    // SAFETY: pointers advance block by block through arrays that cover `blocks` of them.
+    unsafe {
+        let mut sums = [_mm512_setzero_ps(); HEIGHT];
+        for b in 0..blocks {
+            let weights = strip.codes.add(b * block_bytes(FAMILY));
+            let x = tile.codes.add(b * HEIGHT * BLOCK);
+            for part in 0..parts {
+                let panel = (b * parts + part) * ROWS;
+                let init = tile.init.add((b * parts + part) * HEIGHT);
+                let mut dots = [_mm512_setzero_si512(); HEIGHT];
+                for (m, dot) in dots.iter_mut().enumerate() {
+                    *dot = _mm512_set1_epi32(*init.add(m));
+                }
+                if MODE == ZERO {
+                    let zero = _mm512_cvtps_epi32(_mm512_loadu_ps(strip.offsets.add(panel)));
+                    for (m, dot) in dots.iter_mut().enumerate() {
+                        let sum = _mm512_set1_epi32(*tile.side.add(b * HEIGHT + m));
+                        *dot = _mm512_sub_epi32(*dot, _mm512_mullo_epi32(zero, sum));
+                    }
+                }
+                for i in 0..pairs {
+                    let pair = part * pairs + i;
+                    let (first, last) = codes::<FAMILY>(weights, pair);
+                    for (m, dot) in dots.iter_mut().enumerate() {
+                        let x = x.add(m * BLOCK + pair * 8).cast::<i32>();
+                        *dot = _mm512_dpbusd_epi32(*dot, first, _mm512_set1_epi32(x.read_unaligned()));
+                        *dot = _mm512_dpbusd_epi32(*dot, last, _mm512_set1_epi32(x.add(1).read_unaligned()));
+                    }
+                }
+                let scales = _mm512_loadu_ps(strip.scales.add(panel));
+                for (m, (sum, dot)) in sums.iter_mut().zip(dots).enumerate() {
+                    let scale = _mm512_mul_ps(scales, _mm512_set1_ps(*tile.scale.add(b * HEIGHT + m)));
+                    *sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), scale, *sum);
+                }
+                if MODE == MINIMUM {
+                    let minima = _mm512_loadu_ps(strip.offsets.add(panel));
+                    for (m, sum) in sums.iter_mut().enumerate() {
+                        let side = f32::from_bits(*tile.side.add(b * HEIGHT + m) as u32);
+                        *sum = _mm512_fmadd_ps(minima, _mm512_set1_ps(side), *sum);
+                    }
+                }
+            }
+        }
+        for (m, sum) in sums.into_iter().enumerate() {
+            _mm512_storeu_ps(out.add(m * ROWS), sum);
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! Scales and offsets of a strip as f32, one vector of 16 rows for every part of a block: what tiles read.
+//!
+//! They are expanded once a strip, so that tile kernels know neither storage types nor two-level products.
+
+use super::strip::{BLOCK, ROWS, StripLayout, offset_dtype, outer_block};
+use crate::Isa;
+use half::{bf16, f16};
+use portolan_ops::{DType, Offset, QuantScheme};
+
+/// Number of f32 in each of the two panels of a strip.
+pub(crate) fn panel_len(layout: &StripLayout) -> usize {
+    layout.blocks * layout.parts_of_block() * ROWS
+}
+
+/// Expands the scales, and the offsets where there are any, of the packed strip `src`.
+///
+/// # Safety
+/// `src` is a packed strip; `scales` and `offsets` hold [`panel_len`] f32 each; `isa` is available.
+pub(crate) unsafe fn expand(
+    isa: Isa,
+    layout: &StripLayout,
+    src: *const u8,
+    scales: *mut f32,
+    offsets: *mut f32,
+) {
+    // SAFETY: sections lie within the strip, as do all their entries.
+    unsafe {
+        let scheme = &layout.scheme;
+        let two_level = scheme.scale.outer().is_some();
+        let outer = |at| if two_level { src.add(at).cast::<f16>() } else { core::ptr::null() };
+        run(isa, layout, scheme.scale.dtype(), src.add(layout.scale_at), outer(layout.outer_at), scales);
+        if scheme.offset != Offset::None {
+            let factors =
+                if scheme.has_outer_offset() { outer(layout.outer_offset_at) } else { core::ptr::null() };
+            run(isa, layout, offset_dtype(scheme), src.add(layout.offset_at), factors, offsets);
+        }
+    }
+}
+
+unsafe fn run(
+    isa: Isa,
+    layout: &StripLayout,
+    dtype: DType,
+    src: *const u8,
+    outer: *const f16,
+    dst: *mut f32,
+) {
+    // SAFETY: passed on; an `isa` above portable has F16C.
+    unsafe {
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 | Isa::Avx512 => run_x86(layout, dtype, src, outer, dst),
+            _ => run_portable(layout, dtype, src, outer, dst),
+        }
+    }
+}
+
+/// Calls `body(part, group, outer group)` for every part of the row.
+#[inline(always)]
+fn for_parts(layout: &StripLayout, mut body: impl FnMut(usize, usize, usize)) {
+    let parts = layout.parts_of_block();
+    let columns = BLOCK / parts;
+    let group_columns = layout.scheme.block[1];
+    let outer_columns = outer_block(&layout.scheme);
+    for part in 0..layout.blocks * parts {
+        // Columns past the end of a row belong to its last group.
+        let column = (part * columns).min(layout.k - 1);
+        body(part, column / group_columns, column / outer_columns);
+    }
+}
+
+unsafe fn run_portable(layout: &StripLayout, dtype: DType, src: *const u8, outer: *const f16, dst: *mut f32) {
+    for_parts(layout, |part, group, outer_group| {
+        for r in 0..ROWS {
+            // SAFETY: every group and outer group has 16 entries in its section.
+            unsafe {
+                let mut value = scalar(dtype, src, group * ROWS + r);
+                if !outer.is_null() {
+                    let factor = outer.add(outer_group * ROWS + r).read_unaligned().to_f32();
+                    value = QuantScheme::product(factor, value);
+                }
+                *dst.add(part * ROWS + r) = value;
+            }
+        }
+    });
+}
+
+/// Entry `i` of a section as f32.
+unsafe fn scalar(dtype: DType, src: *const u8, i: usize) -> f32 {
+    // SAFETY: the entry exists.
+    unsafe {
+        match dtype {
+            DType::F32 => src.cast::<f32>().add(i).read_unaligned(),
+            DType::F16 => src.cast::<f16>().add(i).read_unaligned().to_f32(),
+            DType::BF16 => src.cast::<bf16>().add(i).read_unaligned().to_f32(),
+            DType::U8 => f32::from(*src.add(i)),
+            DType::I8 => f32::from(*src.cast::<i8>().add(i)),
+            _ => e8m0(*src.add(i)),
+        }
+    }
+}
+
+/// `2^(code − 127)`; 255 is NaN, and 0 the subnormal 2^−127.
+pub(crate) fn e8m0(code: u8) -> f32 {
+    match code {
+        0 => f32::from_bits(1 << 22),
+        255 => f32::NAN,
+        code => f32::from_bits(u32::from(code) << 23),
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn run_x86(layout: &StripLayout, dtype: DType, src: *const u8, outer: *const f16, dst: *mut f32) {
+    use std::arch::x86_64::*;
+    for_parts(layout, |part, group, outer_group| {
+        for half in 0..2 {
+            let i = group * ROWS + half * 8;
+            // SAFETY: every group and outer group has 16 entries in its section.
+            unsafe {
+                let mut value = match dtype {
+                    DType::F32 => _mm256_loadu_ps(src.cast::<f32>().add(i)),
+                    DType::F16 => _mm256_cvtph_ps(_mm_loadu_si128(src.add(i * 2).cast())),
+                    DType::BF16 => {
+                        let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(src.add(i * 2).cast()));
+                        _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
+                    }
+                    DType::U8 => _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(src.add(i).cast()))),
+                    DType::I8 => _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(src.add(i).cast()))),
+                    _ => {
+                        let lanes: [f32; 8] = core::array::from_fn(|r| e8m0(*src.add(i + r)));
+                        _mm256_loadu_ps(lanes.as_ptr())
+                    }
+                };
+                if !outer.is_null() {
+                    let factor = _mm_loadu_si128(outer.add(outer_group * ROWS + half * 8).cast());
+                    value = _mm256_mul_ps(_mm256_cvtph_ps(factor), value);
+                }
+                _mm256_storeu_ps(dst.add(part * ROWS + half * 8), value);
+            }
+        }
+    });
+}
