@@ -18,14 +18,11 @@ For each configuration a folder NAME/ beside this file:
 """
 
 import json
-import platform
 import shutil
 import sys
 from itertools import count
 from pathlib import Path
 
-import numpy
-import safetensors
 import safetensors.torch
 import torch
 import transformers
@@ -37,6 +34,8 @@ from transformers import (
     Qwen2Config,
     Qwen2ForCausalLM,
 )
+
+import versions
 
 HERE = Path(__file__).resolve().parent
 
@@ -212,14 +211,7 @@ def main():
         if name not in MODELS:
             sys.exit(f"unknown model {name}; known: {', '.join(MODELS)}")
         write(name)
-    versions = {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "safetensors": safetensors.__version__,
-        "numpy": numpy.__version__,
-    }
-    (HERE / "VERSIONS.json").write_text(json.dumps(versions, indent=2) + "\n")
+    versions.record(__file__, ["torch", "transformers", "safetensors", "numpy"])
 
 
 if __name__ == "__main__":
