@@ -1,3 +1,4 @@
 //! placeholder
 
+pub mod fetch;
 pub mod tokenizer;
