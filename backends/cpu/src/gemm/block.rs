@@ -4,9 +4,10 @@
 //! number of threads nor the number of rows can change a bit of it.
 
 use super::epilogue::Epilogue;
-use super::kernel::Kernel;
+use super::few::{self, Few};
+use super::kernel::{Kernel, TileFn};
 use super::pack::Strip;
-use super::{BatchDim, Factor, GemmTask};
+use super::{BatchDim, Factor, GemmTask, Mat};
 use crate::Isa;
 use crate::pool::{Team, scratch};
 use portolan_ops::DType;
@@ -38,7 +39,12 @@ pub(crate) unsafe fn gemm(team: &Team, max_threads: usize, isa: Isa, task: &Gemm
     let tasks = plan.products * plan.row_blocks * plan.column_blocks;
     team.run_with(tasks, plan.threads, &|index| {
         // SAFETY: passed on; tasks write disjoint blocks of out.
-        unsafe { plan.run(index) }
+        unsafe {
+            match &task.b {
+                Factor::Plain(b) if plan.few => plan.run_few(b, isa, index),
+                _ => plan.run(index),
+            }
+        }
     });
 }
 
@@ -48,6 +54,8 @@ struct Plan<'a> {
     batch: &'a [BatchDim],
     kernel: Kernel,
     epilogue: Epilogue<'a>,
+    /// Whether the product has few rows and is computed without packing.
+    few: bool,
     products: usize,
     /// Rows of one product: those of the whole batch where it is one tall matrix.
     m: usize,
@@ -74,6 +82,7 @@ impl<'a> Plan<'a> {
             batch,
             kernel,
             epilogue: Epilogue::new(task),
+            few: few_rows(task, m),
             products,
             m,
             row_blocks: 0,
@@ -134,6 +143,7 @@ impl<'a> Plan<'a> {
         let tiles = if one_pass { 1 } else { row_panels * column_panels };
         let a_bytes = (rows * steps * kernel.elem).next_multiple_of(64);
         let b_bytes = group * panel * kernel.elem;
+        let (b_in_place, compute) = self.in_place(row_panels);
         scratch::with(a_bytes + b_bytes + tiles * tile_bytes, |start| {
             // SAFETY: the three parts lie one behind the other in the block; panels lie in their part. Only
             // elements of the operands are read, and only this block of out is written.
@@ -153,13 +163,12 @@ impl<'a> Plan<'a> {
                         let from = column / group * group;
                         let mut b_panel = b.add((column - from) * panel * kernel.elem).cast_const();
                         if k > 0 {
-                            match self.in_place(j0 + column * kernel.nr, k0) {
-                                Some(packed) => b_panel = packed,
-                                None if column == from => {
-                                    let lanes = (columns - from * kernel.nr).min(group * kernel.nr);
-                                    self.pack_b(at.b, j0 + from * kernel.nr, lanes, k0, k, panel, b);
-                                }
-                                None => {}
+                            if let Some((packed, size)) = b_in_place {
+                                let first = (j0 + column * kernel.nr) * self.task.k + k0 * kernel.nr;
+                                b_panel = packed.add(first * size);
+                            } else if column == from {
+                                let lanes = (columns - from * kernel.nr).min(group * kernel.nr);
+                                self.pack_b(at.b, j0 + from * kernel.nr, lanes, k0, k, panel, b);
                             }
                         }
                         for row in 0..row_panels {
@@ -169,7 +178,7 @@ impl<'a> Plan<'a> {
                             let tile = sums.add(tile * tile_bytes);
                             if k > 0 {
                                 let a_panel = a.add(r0 * steps * kernel.elem);
-                                (kernel.tile)(tile_rows, steps, a_panel, b_panel, tile, k0 > 0);
+                                compute(tile_rows, steps, a_panel, b_panel, tile, k0 > 0);
                             }
                             if last {
                                 let c0 = column * kernel.nr;
@@ -188,6 +197,40 @@ impl<'a> Plan<'a> {
                     if last {
                         break;
                     }
+                }
+            }
+        });
+    }
+
+    /// Computes one block of one product of few rows.
+    ///
+    /// # Safety
+    /// As [`gemm`].
+    unsafe fn run_few(&self, b: &Mat, isa: Isa, index: usize) {
+        let (product, column_block) = (index / self.column_blocks, index % self.column_blocks);
+        let at = offsets(self.batch, product);
+        let j0 = column_block * self.block_columns;
+        let columns = self.block_columns.min(self.task.n - j0);
+        let (rows, k) = (self.m, self.task.k);
+        let kernel = &self.kernel;
+        let part = Few { isa, kernel, a: &self.task.a, b, a_at: at.a, b_at: at.b, rows, j0, columns, k };
+        let length = rows * columns + part.scratch(KC);
+        scratch::with(length * 4, |start| {
+            // SAFETY: the block holds `length` elements and is zeroed, so that they are initialised.
+            let memory = unsafe {
+                start.write_bytes(0, length * 4);
+                std::slice::from_raw_parts_mut(start.cast::<f32>(), length)
+            };
+            let (sums, work) = memory.split_at_mut(rows * columns);
+            // SAFETY: passed on; only this block of out is written.
+            unsafe {
+                match b.col_stride {
+                    1 => part.added_rows(KC, sums, work),
+                    _ => part.dots(sums, work),
+                }
+                for j in (0..columns).step_by(super::epilogue::WIDTH) {
+                    let shape = [rows, (columns - j).min(super::epilogue::WIDTH)];
+                    self.epilogue.store(sums.as_ptr().add(j).cast(), columns, shape, [0, j0 + j], &at);
                 }
             }
         });
@@ -227,13 +270,17 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// The panel at column j from product k0 on, if the prepacked factor can be read as it is.
-    fn in_place(&self, j: usize, k0: usize) -> Option<*const u8> {
-        match self.task.b {
-            Factor::Packed { ptr, dtype } if dtype.bits() as usize == 8 * self.kernel.elem => {
-                Some(ptr.wrapping_add((j * self.task.k + k0 * self.kernel.nr) * self.kernel.elem))
+    /// The prepacked factor and the size of its elements, if tiles can read it as it is, and the tile to use.
+    ///
+    /// A narrow panel is widened on the way into registers where one panel of a is all that passes by, and
+    /// else once for all of them.
+    fn in_place(&self, row_panels: usize) -> (Option<(*const u8, usize)>, TileFn) {
+        match (self.task.b, self.kernel.narrow_tile) {
+            (Factor::Packed { ptr, dtype }, _) if dtype.bits() as usize == 8 * self.kernel.elem => {
+                (Some((ptr, self.kernel.elem)), self.kernel.tile)
             }
-            _ => None,
+            (Factor::Packed { ptr, .. }, Some(tile)) if row_panels == 1 => (Some((ptr, 2)), tile),
+            _ => (None, self.kernel.tile),
         }
     }
 
@@ -319,6 +366,20 @@ fn merged(task: &GemmTask) -> (&[BatchDim], usize) {
         batch = outer;
     }
     (batch, m)
+}
+
+/// Whether b is a plain matrix whose products or columns are side by side and rows are few.
+///
+/// Dot products sum in another order than tiles do, so they are not for products whose rows must not depend
+/// on how many there are; nor for k so long that the widened rows of a would not fit a second-level cache.
+fn few_rows(task: &GemmTask, m: usize) -> bool {
+    match &task.b {
+        Factor::Plain(b) if m <= few::ROWS && task.k > 0 && accumulator(task.out.dtype) == DType::F32 => {
+            let dots = b.row_stride == 1 && !task.invariant && task.k <= (1 << 19) / few::ROWS;
+            b.col_stride == 1 || dots
+        }
+        _ => false,
+    }
 }
 
 /// Whether accumulators of this result are f64 or i32 rather than f32 is decided by its element type alone.

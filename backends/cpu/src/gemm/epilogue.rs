@@ -10,7 +10,7 @@ use portolan_ops::DType;
 use portolan_ops::kernel::Activation;
 
 /// The widest tile.
-const WIDTH: usize = 32;
+pub(super) const WIDTH: usize = 32;
 
 /// The epilogue of one task.
 pub(super) struct Epilogue<'a> {

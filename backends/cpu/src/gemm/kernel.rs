@@ -29,6 +29,8 @@ pub(super) struct Kernel {
     /// Packed elements in front of a strip of b: 0, or `nr` starting values of the accumulators.
     pub(super) header: usize,
     pub(super) tile: TileFn,
+    /// The same tile, bit for bit, over b in its own 16-bit type.
+    pub(super) narrow_tile: Option<TileFn>,
     pub(super) pack_a: PackFn,
     pub(super) pack_b: PackFn,
 }
@@ -61,6 +63,7 @@ fn portable(a: DType, b: DType) -> Kernel {
                 tile_rows::<f32, 8>(rows, steps, a, b, acc, accumulate, |c, a, b| c + a * b, |x, y| x + y)
             }
         },
+        narrow_tile: None,
         pack_a: pack::floats(a),
         pack_b: pack::floats(b),
     };

@@ -1,10 +1,11 @@
 //! Matrix products: packed and cache-blocked over one microkernel shape per element type.
 //!
 //! This file says what a product is; `block` runs it, `pack` and `kernel` (with their x86 forms) do the
-//! work, `epilogue` writes results, `prepack` holds weights that are packed once.
+//! work, `few` streams b past few rows, `epilogue` writes results, `prepack` holds weights that are packed once.
 
 mod block;
 mod epilogue;
+mod few;
 mod kernel;
 #[cfg(target_arch = "x86_64")]
 mod kernel_x86;
