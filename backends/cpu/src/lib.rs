@@ -4,18 +4,28 @@
 //! `kernels.rs` and `fused.rs` hand each operator to its file in `op/`, which plans it and enqueues its
 //! kernel; kernels live beside, by family, over raw memory.
 
+#[allow(dead_code, unused_imports, reason = "called by the operators that bind it")]
+mod activation;
+#[cfg(test)]
+mod check;
 mod fused;
 #[allow(dead_code, reason = "called by the operators that bind it")]
 mod gemm;
 mod isa;
 mod kernels;
 mod memory;
+#[allow(dead_code, unused_imports, reason = "called by the operators that bind it")]
+mod norm;
 mod op;
 mod options;
 mod pool;
 #[allow(dead_code, unused_imports, reason = "called by the operators as they arrive")]
 mod quant;
 mod queue;
+#[allow(dead_code, unused_imports, reason = "called by the operators that bind it")]
+mod rows;
+#[allow(dead_code, reason = "called by the operators that bind it")]
+mod sample;
 mod simd;
 
 pub use isa::Isa;

@@ -97,6 +97,14 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
     fn le(self, b: Self) -> Self::Mask;
     /// `self == b`, false where either is NaN.
     fn eq(self, b: Self) -> Self::Mask;
+    /// Whether the lane is NaN.
+    #[inline(always)]
+    fn unordered(self) -> Self::Mask {
+        // The difference of the bits of |x| and infinity is positive for NaN alone.
+        let magnitude = self.abs().bits();
+        let beyond = Self::sub_int(magnitude, Self::splat_int(f32::INFINITY.to_bits() as i32));
+        Self::zero().lt(Self::from_int(beyond))
+    }
     /// `yes` where the mask is set, else `no`.
     fn select(mask: Self::Mask, yes: Self, no: Self) -> Self;
     /// Whether any lane is set.

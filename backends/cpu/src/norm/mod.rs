@@ -1,0 +1,7 @@
+//! Norms and softmax: a row at a time, in vectors of f32, with sums in a fixed order of lanes.
+
+mod rms_norm;
+mod softmax;
+
+pub(crate) use rms_norm::{add_rms_norm, rms_norm};
+pub(crate) use softmax::softmax;
