@@ -8,6 +8,10 @@
 mod activation;
 #[cfg(test)]
 mod check;
+#[cfg(test)]
+mod case_run;
+#[allow(dead_code, reason = "bound to the backend's operators by the op layer")]
+mod elementwise;
 mod fused;
 #[allow(dead_code, reason = "called by the operators that bind it")]
 mod gemm;
