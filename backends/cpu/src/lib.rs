@@ -20,6 +20,8 @@ mod kernels;
 mod memory;
 #[allow(dead_code, unused_imports, reason = "called by the operators that bind it")]
 mod norm;
+#[allow(dead_code, reason = "bound to the backend's operators by the op layer")]
+mod movement;
 mod op;
 mod options;
 mod pool;
@@ -30,6 +32,8 @@ mod queue;
 mod rows;
 #[allow(dead_code, reason = "called by the operators that bind it")]
 mod sample;
+#[allow(dead_code, reason = "bound to the backend's operators by the op layer")]
+mod reduce;
 mod simd;
 
 pub use isa::Isa;

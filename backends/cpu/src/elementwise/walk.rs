@@ -70,6 +70,8 @@ pub(crate) struct Walk<const N: usize> {
     rank: usize,
     offsets: [usize; N],
     numel: usize,
+    run_len: usize,
+    task_len: usize,
 }
 
 impl<const N: usize> Walk<N> {
@@ -109,6 +111,8 @@ impl<const N: usize> Walk<N> {
             rank: 0,
             offsets,
             numel: dims.iter().product(),
+            run_len: RUN,
+            task_len: TASK,
         };
         for (dim, &extent) in dims.iter().enumerate() {
             if extent == 1 {
@@ -129,6 +133,13 @@ impl<const N: usize> Walk<N> {
         walk
     }
 
+    /// This walk cut into runs of at most `run_len` and tasks of about `task_len`: for kernels that do more than one
+    /// pass over an element.
+    pub(crate) fn cut_at(mut self, run_len: usize, task_len: usize) -> Self {
+        (self.run_len, self.task_len) = (run_len.max(1), task_len.max(1));
+        self
+    }
+
     /// Elements.
     pub(crate) fn numel(&self) -> usize {
         self.numel
@@ -142,7 +153,7 @@ impl<const N: usize> Walk<N> {
     /// Runs a row of the inner dimension is cut into, and runs of a task.
     fn cut(&self) -> (usize, usize) {
         let inner = self.inner();
-        (inner.div_ceil(RUN), (TASK / inner.clamp(1, RUN)).max(1))
+        (inner.div_ceil(self.run_len), (self.task_len / inner.clamp(1, self.run_len)).max(1))
     }
 
     /// Tasks the walk is cut into.
@@ -179,12 +190,12 @@ impl<const N: usize> Walk<N> {
         }
         for run in first_run..runs.min(first_run + per_task) {
             let part = run % per_row;
-            let start = part * RUN;
+            let start = part * self.run_len;
             let mut at = places;
             for (place, stride) in at.iter_mut().zip(inner_strides) {
                 *place += start * stride;
             }
-            let len = (inner - start).min(RUN);
+            let len = (inner - start).min(self.run_len);
             f(Run { len, places: at, strides: inner_strides, first: run / per_row * inner + start });
             if part + 1 < per_row {
                 continue;

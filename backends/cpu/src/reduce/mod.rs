@@ -1,0 +1,7 @@
+//! Kernels that combine elements along dimensions: reductions, scans, and the largest of a row.
+//!
+//! Every combination is a fixed tree or a fixed sequence over one row, so a row's bits depend on that row alone.
+
+pub(crate) mod fold;
+pub(crate) mod scan;
+pub(crate) mod top_k;
