@@ -304,6 +304,8 @@ impl Cases for ReduceSpec {
                 let name = |edge: &str| format!("{}/{dtype}/{edge}", kind.name());
                 let fill = |case: Case<Self>| match kind {
                     ReduceKind::Prod if dtype.is_float() => case.fill("x", Fill::Range(0.95, 1.05)),
+                    // Signed powers of two: exact in f64 at every step, also where they wrap.
+                    ReduceKind::Prod => case.fill("x", Fill::Values(vec![1.0, -1.0, 2.0, 1.0, -2.0])),
                     // Half of them are never all true or all false.
                     ReduceKind::All => {
                         case.fill("x", Fill::Values([vec![1.0; 40], vec![0.0], vec![1.0; 36]].concat()))

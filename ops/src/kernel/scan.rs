@@ -302,6 +302,8 @@ impl Cases for ScanSpec {
             for dtype in [DType::F32, DType::F16, DType::BF16, DType::F64, DType::I32, DType::I64] {
                 let fill = |case: Case<Self>| match kind {
                     ScanKind::Prod if dtype.is_float() => case.fill("x", Fill::Range(0.98, 1.02)),
+                    // Signed powers of two: exact in f64 at every step, also where they wrap.
+                    ScanKind::Prod => case.fill("x", Fill::Values(vec![1.0, -1.0, 2.0, 1.0, -2.0])),
                     _ => case,
                 };
                 for (edge, x, out, dim) in layouts(dtype)? {
