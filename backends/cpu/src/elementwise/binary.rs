@@ -77,7 +77,7 @@ impl<V: Combine> Kernel for Piece<V> {
                 // SAFETY: as above.
                 unsafe { V::load::<L>(self.dtype, self.b.start(), at(1), strides[1], b) };
             }
-            fault |= divides && !self.dtype.is_float() && b.iter().any(|&b| b == V::ZERO);
+            fault |= divides && !self.dtype.is_float() && b.contains(&V::ZERO);
             V::combine(self.kind, a, b);
             // SAFETY: as above.
             unsafe { V::store::<L>(self.dtype, self.out.start(), at(2), strides[2], a) };

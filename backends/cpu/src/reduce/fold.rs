@@ -77,7 +77,9 @@ fn split(spec: &ReduceSpec) -> (Walk<2>, Walk<1>) {
 fn columns_are_closer(spec: &ReduceSpec) -> bool {
     let closest = |reduced: bool| {
         let dims = spec.x().dims().iter().zip(spec.x().strides()).enumerate();
-        dims.filter(|(d, (extent, _))| spec.is_reduced(*d) == reduced && **extent > 1).map(|(_, (_, s))| *s).min()
+        dims.filter(|(d, (extent, _))| spec.is_reduced(*d) == reduced && **extent > 1)
+            .map(|(_, (_, s))| *s)
+            .min()
     };
     matches!((closest(false), closest(true)), (Some(kept), Some(reduced)) if kept < reduced)
 }
@@ -108,7 +110,10 @@ fn rows<V: Value>(job: &Job<'_>, kept: &Walk<2>, reduced: &Walk<1>) {
                 _ => state.total,
             };
             let place = state.best.map_or(0, |(_, place)| place as i64);
-            dispatch(job.exec.isa, Store { job, place: out_place, stride: 1, totals: &[total], found: &[place] });
+            dispatch(
+                job.exec.isa,
+                Store { job, place: out_place, stride: 1, totals: &[total], found: &[place] },
+            );
         }
     });
 }
@@ -188,7 +193,7 @@ fn best<V: Copy>(values: &[V], first: usize, best: &mut Option<(i64, usize)>, ke
         *k = key(v);
     }
     let keys = &keys[..values.len()];
-    let greatest = fold(keys, i64::MIN, i64::max);
+    let greatest = fold(keys, i64::MIN, <i64 as Ord>::max);
     if best.is_none_or(|(key, _)| greatest > key) {
         let at = keys.iter().position(|&k| k == greatest).unwrap_or(0);
         *best = Some((greatest, first + at));
@@ -204,7 +209,8 @@ fn columns<V: Value>(job: &Job<'_>, kept: &Walk<2>, reduced: &Walk<1>) {
         let mut found = [0i64; BLOCK];
         for task in 0..reduced.tasks() {
             reduced.run_task(task, &mut |run| {
-                let state = Columns { totals: &mut totals[..n], keys: &mut keys[..n], found: &mut found[..n] };
+                let state =
+                    Columns { totals: &mut totals[..n], keys: &mut keys[..n], found: &mut found[..n] };
                 dispatch(job.exec.isa, FoldColumns { job, run, results, state });
             });
         }

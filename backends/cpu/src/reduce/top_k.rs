@@ -37,7 +37,8 @@ pub(crate) unsafe fn top_k(
     }
     let offset = |s: &TensorSpec| s.layout().offset();
     let offsets = [offset(spec.x()), offset(spec.values()), offset(spec.indices())];
-    let walk = Walk::of_parts(&spec.x().dims()[..inner], &strides, offsets).cut_at(BLOCK, (16_384 / n).max(1));
+    let walk =
+        Walk::of_parts(&spec.x().dims()[..inner], &strides, offsets).cut_at(BLOCK, (16_384 / n).max(1));
     let steps = [spec.x(), spec.values(), spec.indices()].map(|s| s.strides()[inner]);
     let (x, values, indices) = (Base::read(x), Base::write(values), Base::write(indices));
     let (dtype, bytes, k) = (spec.x().dtype(), spec.x().dtype().bytes_for(1), spec.k());
@@ -109,7 +110,8 @@ impl<V: Value> Kernel for Collect<'_, V> {
                 let (key, at) = (value.key(), (i + j) as u32);
                 if self.k > SHORT {
                     self.list.push((key, at));
-                } else if self.list.len() < self.k || self.list.last().is_some_and(|&(least, _)| key > least) {
+                } else if self.list.len() < self.k || self.list.last().is_some_and(|&(least, _)| key > least)
+                {
                     // Behind its equals, which came earlier.
                     let to = self.list.partition_point(|&(other, _)| other >= key);
                     self.list.insert(to, (key, at));
