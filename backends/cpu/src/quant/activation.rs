@@ -27,10 +27,11 @@ pub(crate) fn tile_of(row: usize, rows: usize) -> (usize, usize) {
 /// Calls `body(first, height)` for every tile of `rows`.
 pub(crate) fn for_tiles(rows: usize, mut body: impl FnMut(usize, usize)) {
     let mut first = 0;
-    while first < rows {
-        let (_, height) = tile_of(first, rows);
-        body(first, height);
-        first += height;
+    for height in TILES {
+        while rows - first >= height {
+            body(first, height);
+            first += height;
+        }
     }
 }
 

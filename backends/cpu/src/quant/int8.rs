@@ -47,11 +47,12 @@ impl TileRef {
     }
 }
 
-/// `out[row][16]` of a tile over `blocks` blocks.
+/// `out[row][16]` of a tile over `blocks` blocks; rows of `out` lie `stride` f32 apart.
 ///
 /// # Safety
 /// All pointers cover `blocks` blocks; `out` holds the tile; the instruction set is available.
-pub(crate) type Tile = unsafe fn(strip: &StripRef, tile: &TileRef, blocks: usize, out: *mut f32);
+pub(crate) type Tile =
+    unsafe fn(strip: &StripRef, tile: &TileRef, blocks: usize, out: *mut f32, stride: usize);
 
 /// `FAMILY`: bits a packed code takes.
 pub(crate) const FOUR: u8 = 4;
@@ -167,6 +168,7 @@ unsafe fn tile<const HEIGHT: usize, const FAMILY: u8, const MODE: u8>(
     tile: &TileRef,
     blocks: usize,
     out: *mut f32,
+    stride: usize,
 ) {
     let (bytes, parts) = (block_bytes(FAMILY), parts(MODE));
     let columns = BLOCK / parts;
@@ -209,6 +211,8 @@ unsafe fn tile<const HEIGHT: usize, const FAMILY: u8, const MODE: u8>(
             }
         }
     }
-    // SAFETY: `out` holds the tile.
-    unsafe { out.cast::<[[f32; ROWS]; HEIGHT]>().write_unaligned(sums) }
+    for (m, sums) in sums.into_iter().enumerate() {
+        // SAFETY: `out` holds the tile.
+        unsafe { out.add(m * stride).cast::<[f32; ROWS]>().write_unaligned(sums) }
+    }
 }

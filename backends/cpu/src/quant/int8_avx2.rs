@@ -76,6 +76,7 @@ unsafe fn tile<const HEIGHT: usize, const FAMILY: u8, const MODE: u8>(
     tile: &TileRef,
     blocks: usize,
     out: *mut f32,
+    stride: usize,
 ) {
     // 4 rows at a time keep 4 i32 and 4 f32 sums in the 16 registers; both halves of the strip in turn.
     let step = if HEIGHT < 4 { 1 } else { 4 };
@@ -84,9 +85,9 @@ unsafe fn tile<const HEIGHT: usize, const FAMILY: u8, const MODE: u8>(
             // SAFETY: passed on; `first + step` is at most `HEIGHT`.
             unsafe {
                 if HEIGHT < 4 {
-                    rows::<1, HEIGHT, FAMILY, MODE>(strip, tile, blocks, half, first, out);
+                    rows::<1, HEIGHT, FAMILY, MODE>(strip, tile, blocks, half, first, out, stride);
                 } else {
-                    rows::<4, HEIGHT, FAMILY, MODE>(strip, tile, blocks, half, first, out);
+                    rows::<4, HEIGHT, FAMILY, MODE>(strip, tile, blocks, half, first, out, stride);
                 }
             }
         }
@@ -95,6 +96,7 @@ unsafe fn tile<const HEIGHT: usize, const FAMILY: u8, const MODE: u8>(
 
 /// Rows `from .. from + COUNT` of a tile by one half of a strip.
 #[target_feature(enable = "avx2,fma,f16c")]
+#[allow(clippy::too_many_arguments, reason = "one inner function of `tile`")]
 unsafe fn rows<const COUNT: usize, const HEIGHT: usize, const FAMILY: u8, const MODE: u8>(
     strip: &StripRef,
     tile: &TileRef,
@@ -102,6 +104,7 @@ unsafe fn rows<const COUNT: usize, const HEIGHT: usize, const FAMILY: u8, const 
     half: usize,
     from: usize,
     out: *mut f32,
+    stride: usize,
 ) {
     let parts = parts(MODE);
     let pairs = BLOCK / 8 / parts;
@@ -151,7 +154,7 @@ unsafe fn rows<const COUNT: usize, const HEIGHT: usize, const FAMILY: u8, const 
             }
         }
         for (m, sum) in sums.into_iter().enumerate() {
-            _mm256_storeu_ps(out.add((from + m) * ROWS + half * 8), sum);
+            _mm256_storeu_ps(out.add((from + m) * stride + half * 8), sum);
         }
     }
 }

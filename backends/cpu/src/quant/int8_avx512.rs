@@ -56,6 +56,7 @@ unsafe fn tile<const HEIGHT: usize, const FAMILY: u8, const MODE: u8>(
     tile: &TileRef,
     blocks: usize,
     out: *mut f32,
+    stride: usize,
 ) {
     const { assert!(FAMILY == FOUR || FAMILY == FIVE || FAMILY == SIX || FAMILY == EIGHT) };
     let parts = parts(MODE);
@@ -104,7 +105,7 @@ unsafe fn tile<const HEIGHT: usize, const FAMILY: u8, const MODE: u8>(
             }
         }
         for (m, sum) in sums.into_iter().enumerate() {
-            _mm512_storeu_ps(out.add(m * ROWS), sum);
+            _mm512_storeu_ps(out.add(m * stride), sum);
         }
     }
 }

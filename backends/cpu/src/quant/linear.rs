@@ -165,6 +165,8 @@ struct Call<'a> {
     x: *const u8,
     bias: *const u8,
     out: *mut u8,
+    /// Distance of rows of the result, where tiles may write f32 straight into it.
+    direct: Option<usize>,
     fault: Mutex<Option<OpError>>,
 }
 
@@ -200,7 +202,8 @@ pub(crate) unsafe fn linear(
         ActQuant::None => None,
         ActQuant::Int8 { .. } => Kernels::new(isa, &layout),
     };
-    let call = Call { isa, spec, layout, quant, weight, x, bias, out, fault: Mutex::new(None) };
+    let direct = direct_stride(spec);
+    let call = Call { isa, spec, layout, quant, weight, x, bias, out, direct, fault: Mutex::new(None) };
     let rows = spec.rows();
     // Whole tiles of 12 rows, at least one, as many as the cache holds.
     let chunk = (CHUNK_ELEMENTS / layout.k.max(1) / 12).max(1) * 12;
@@ -299,8 +302,13 @@ impl Call<'_> {
                             let strip_ref = StripRef { codes: packed, scales, offsets };
                             for_tiles(count, |row, height| {
                                 let activations = TileRef::new(&rows, row);
-                                kernels.tile(height)(&strip_ref, &activations, blocks, tile);
-                                self.store(first + row, height, strip, tile);
+                                let kernel = kernels.tile(height);
+                                if let Some(to) = self.target(first + row, strip) {
+                                    kernel(&strip_ref, &activations, blocks, to, self.direct.unwrap_or(ROWS));
+                                } else {
+                                    kernel(&strip_ref, &activations, blocks, tile, ROWS);
+                                    self.store(first + row, height, strip, tile);
+                                }
                             });
                         }
                     }
@@ -410,6 +418,14 @@ impl Call<'_> {
         });
     }
 
+    /// Where a tile of this row and strip may be written straight away.
+    fn target(&self, row: usize, strip: usize) -> Option<*mut f32> {
+        let stride = self.direct.filter(|_| (strip + 1) * ROWS <= self.layout.n)?;
+        let at = self.spec.out().layout().offset() + row * stride + strip * ROWS;
+        // SAFETY: row and strip are within the result.
+        Some(unsafe { self.out.cast::<f32>().add(at) })
+    }
+
     /// Bias, activation and rounding: `height` rows of 16 sums into the result.
     ///
     /// # Safety
@@ -454,6 +470,21 @@ impl Call<'_> {
             }
         }
     }
+}
+
+/// Distance of rows of an f32 result that needs nothing done to its sums and whose rows are evenly apart.
+fn direct_stride(spec: &LinearSpec) -> Option<usize> {
+    let out = spec.out();
+    let plain =
+        spec.bias().is_none() && spec.activation() == Activation::Identity && out.dtype() == DType::F32;
+    let (columns, leading) = (out.strides().last()?, out.rank() - 1);
+    if !plain || *columns != 1 {
+        return None;
+    }
+    let stride = if leading == 0 { spec.n() } else { out.strides()[leading - 1] };
+    let even =
+        (1..leading).all(|i| out.strides()[i].checked_mul(out.dims()[i]) == Some(out.strides()[i - 1]));
+    even.then_some(stride)
 }
 
 /// Element `at` as f32.
