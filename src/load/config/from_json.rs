@@ -1,0 +1,207 @@
+//! Reads a Llama-family configuration from the `config.json` of a transformers checkpoint.
+//!
+//! Entries that change the result and are not understood are refused, never skipped.
+
+use super::LlamaConfig;
+use crate::load::error::{LoadError, Result, printable};
+use crate::load::names::HUGGING_FACE_ROPE;
+use portolan_ops::rope::RopeScaling;
+use serde_json::Value;
+use std::path::Path;
+
+/// Architectures read, and whether their q, k and v have biases where `attention_bias` is not written.
+const ARCHITECTURES: &[(&str, bool)] =
+    &[("LlamaForCausalLM", false), ("MistralForCausalLM", false), ("Qwen2ForCausalLM", true)];
+
+/// An object of the file, and where it is for messages.
+#[derive(Clone, Copy)]
+struct Object<'a> {
+    path: &'a Path,
+    prefix: &'a str,
+    value: &'a Value,
+}
+
+impl<'a> Object<'a> {
+    /// The entry, unless it is missing or null.
+    fn get(self, key: &str) -> Option<&'a Value> {
+        self.value.get(key).filter(|v| !v.is_null())
+    }
+
+    fn key(self, key: &str) -> String {
+        format!("{}{key}", self.prefix)
+    }
+
+    fn wrong(self, key: &str, seen: &Value, wanted: &str) -> LoadError {
+        LoadError::key(self.path, self.key(key), printable(&seen.to_string()), wanted)
+    }
+
+    fn optional<T>(
+        self,
+        key: &str,
+        wanted: &str,
+        pick: impl Fn(&'a Value) -> Option<T>,
+    ) -> Result<Option<T>> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(value) => pick(value).map(Some).ok_or_else(|| self.wrong(key, value, wanted)),
+        }
+    }
+
+    fn size(self, key: &str) -> Result<usize> {
+        self.size_if(key)?.ok_or_else(|| LoadError::missing_key(self.path, self.key(key), "a whole number"))
+    }
+
+    fn size_if(self, key: &str) -> Result<Option<usize>> {
+        self.optional(key, "a whole number of at least 0", |v| usize::try_from(v.as_u64()?).ok())
+    }
+
+    fn number_if(self, key: &str) -> Result<Option<f64>> {
+        self.optional(key, "a number", Value::as_f64)
+    }
+
+    fn bool_or(self, key: &str, default: bool) -> Result<bool> {
+        Ok(self.optional(key, "true or false", Value::as_bool)?.unwrap_or(default))
+    }
+
+    fn text_if(self, key: &str) -> Result<Option<&'a str>> {
+        self.optional(key, "a text", Value::as_str)
+    }
+}
+
+pub(super) fn read(path: &Path, json: &Value) -> Result<LlamaConfig> {
+    if !json.is_object() {
+        return Err(LoadError::corrupt(path, "the configuration is not a json object"));
+    }
+    let root = Object { path, prefix: "", value: json };
+    let (architecture, biased) = architecture(root)?;
+    if let Some(act) = root.text_if("hidden_act")?.filter(|&a| a != "silu" && a != "swish") {
+        return Err(LoadError::key(path, "hidden_act", printable(act), "silu"));
+    }
+    let hidden = root.size("hidden_size")?;
+    let num_heads = root.size("num_attention_heads")?;
+    let head_dim = match root.size_if("head_dim")? {
+        Some(written) => written,
+        None if num_heads != 0 && hidden.is_multiple_of(num_heads) => hidden / num_heads,
+        None => {
+            let seen = format!("{num_heads} for a hidden size of {hidden}");
+            return Err(LoadError::key(path, "num_attention_heads", seen, "a divisor of it, or `head_dim`"));
+        }
+    };
+    let max_context = root.size("max_position_embeddings")?;
+    // Newer files keep everything about rotation in one object.
+    let rope = root.get("rope_parameters").or_else(|| root.get("rope_scaling"));
+    let rope = rope.map(|value| Object { path, prefix: "rope_scaling.", value });
+    let inner = |key: &str| rope.map_or(Ok(None), |r| r.number_if(key));
+    let theta = root.number_if("rope_theta")?.or(inner("rope_theta")?).unwrap_or(10_000.0);
+    let partial = root.number_if("partial_rotary_factor")?.or(inner("partial_rotary_factor")?).unwrap_or(1.0);
+    let attention_bias = root.bool_or("attention_bias", biased)?;
+    let config = LlamaConfig {
+        architecture: architecture.into(),
+        hidden,
+        layers: root.size("num_hidden_layers")?,
+        num_heads,
+        num_kv_heads: root.size_if("num_key_value_heads")?.unwrap_or(num_heads),
+        head_dim,
+        ffn: root.size("intermediate_size")?,
+        vocab: root.size("vocab_size")?,
+        rms_eps: root.number_if("rms_norm_eps")?.unwrap_or(1e-6) as f32,
+        rope_theta: theta,
+        rope_scaling: rope.map_or(Ok(RopeScaling::None), |r| rope_scaling(r, max_context))?,
+        rope_style: HUGGING_FACE_ROPE,
+        rotary_dim: (head_dim as f64 * partial.clamp(0.0, 1.0)) as usize,
+        tied: root.bool_or("tie_word_embeddings", false)?,
+        max_context,
+        sliding_window: sliding_window(root, architecture)?,
+        qkv_bias: attention_bias,
+        // Qwen2 has biases on q, k and v only; Llama's `attention_bias` means all four.
+        o_bias: attention_bias && !biased,
+        mlp_bias: root.bool_or("mlp_bias", false)?,
+        bos: tokens(root, "bos_token_id")?.first().copied(),
+        eos: tokens(root, "eos_token_id")?,
+    };
+    config.check(path)?;
+    Ok(config)
+}
+
+fn architecture(root: Object<'_>) -> Result<(&'static str, bool)> {
+    let names: Vec<&str> = ARCHITECTURES.iter().map(|(name, _)| *name).collect();
+    let wanted = names.join(", ");
+    let Some(seen) = root.get("architectures") else {
+        return Err(LoadError::missing_key(root.path, "architectures", wanted));
+    };
+    let first = seen.as_array().and_then(|a| a.first()).and_then(Value::as_str);
+    ARCHITECTURES
+        .iter()
+        .find(|(name, _)| Some(*name) == first)
+        .copied()
+        .ok_or_else(|| root.wrong("architectures", seen, &format!("one of {wanted}")))
+}
+
+/// One token or a list of them.
+fn tokens(root: Object<'_>, key: &str) -> Result<Vec<u32>> {
+    let one = |v: &Value| u32::try_from(v.as_u64()?).ok();
+    let read = root.optional(key, "a token number or a list of them", |v| match v.as_array() {
+        Some(list) => list.iter().map(one).collect(),
+        None => Some(vec![one(v)?]),
+    })?;
+    Ok(read.unwrap_or_default())
+}
+
+fn sliding_window(root: Object<'_>, architecture: &str) -> Result<Option<usize>> {
+    // Qwen2 writes a window and switches it off beside it.
+    let on = root.bool_or("use_sliding_window", architecture == "MistralForCausalLM")?;
+    let window = root.size_if("sliding_window")?;
+    if on && architecture == "Qwen2ForCausalLM" && window.is_some() {
+        return Err(LoadError::key(
+            root.path,
+            "use_sliding_window",
+            "true",
+            "false: windows on some layers only are not read",
+        ));
+    }
+    Ok(window.filter(|_| on))
+}
+
+fn rope_scaling(rope: Object<'_>, max_context: usize) -> Result<RopeScaling> {
+    let kind = match rope.text_if("rope_type")? {
+        Some(kind) => kind,
+        None => rope.text_if("type")?.unwrap_or("default"),
+    };
+    let number = |key: &str| Ok::<_, LoadError>(rope.number_if(key)?.map(|x| x as f32));
+    let required =
+        |key: &str| number(key)?.ok_or_else(|| LoadError::missing_key(rope.path, rope.key(key), "a number"));
+    let original = || {
+        let written = rope.size_if("original_max_position_embeddings")?;
+        Ok::<_, LoadError>(u32::try_from(written.unwrap_or(max_context)).unwrap_or(u32::MAX))
+    };
+    match kind {
+        "default" => Ok(RopeScaling::None),
+        "linear" => Ok(RopeScaling::Linear { factor: required("factor")? }),
+        "yarn" => {
+            for key in ["mscale", "mscale_all_dim"] {
+                if let Some(seen) = rope.get(key) {
+                    return Err(rope.wrong(key, seen, "`attention_factor` instead"));
+                }
+            }
+            Ok(RopeScaling::Yarn {
+                factor: required("factor")?,
+                original_len: original()?,
+                beta_fast: number("beta_fast")?.unwrap_or(32.0),
+                beta_slow: number("beta_slow")?.unwrap_or(1.0),
+                attn_factor: number("attention_factor")?,
+            })
+        }
+        "llama3" => Ok(RopeScaling::Llama3 {
+            factor: required("factor")?,
+            low_freq_factor: required("low_freq_factor")?,
+            high_freq_factor: required("high_freq_factor")?,
+            original_len: original()?,
+        }),
+        other => Err(LoadError::key(
+            rope.path,
+            rope.key("rope_type"),
+            printable(other),
+            "default, linear, yarn or llama3",
+        )),
+    }
+}

@@ -1,0 +1,3 @@
+//! Reading weights: against files written by other programs.
+
+mod golden;
