@@ -4,6 +4,7 @@
 //! and configurations from GGUF and safetensors files on the host, [`tokenizer`] turns text into token
 //! numbers and back; the operators are in `portolan-ops`, the contract in `portolan-core`.
 
+pub mod chat;
 pub mod fetch;
 pub mod load;
 pub mod tokenizer;

@@ -12,6 +12,7 @@ mod stream;
 mod vocab;
 
 pub use error::TokenizerError;
+pub(crate) use error::excerpt;
 pub use gguf::{GgufMerges, GgufVocab};
 pub use stream::TokenStream;
 
