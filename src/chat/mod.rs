@@ -18,6 +18,8 @@ use minijinja::{AutoEscape, Error, ErrorKind, context};
 
 pub use error::ChatError;
 
+use crate::load::LoadError;
+use crate::load::gguf::Metadata;
 use crate::tokenizer::excerpt;
 use limit::{Budget, check_tokens, on_deep_stack, replace_instructions};
 
@@ -105,6 +107,21 @@ impl ChatTemplate {
             value.as_str().or_else(|| value["content"].as_str()).unwrap_or_default().to_owned()
         };
         Self::new(source, token("bos_token"), token("eos_token"))
+    }
+
+    /// The template an open GGUF file carries, with its begin and end tokens.
+    ///
+    /// # Errors
+    /// [`ChatError::Missing`] where there is none, and [`new`](Self::new)'s.
+    pub fn from_metadata(metadata: &Metadata) -> Result<Self, ChatError> {
+        let missing = |error: LoadError| ChatError::Missing { what: error.to_string() };
+        let source = metadata.string("tokenizer.chat_template").map_err(missing)?;
+        let token = |key: &str| {
+            let id = usize::try_from(metadata.u64(key).ok()?).ok()?;
+            metadata.strings("tokenizer.ggml.tokens").ok()?.get(id).cloned()
+        };
+        let bos = token("tokenizer.ggml.bos_token_id").unwrap_or_default();
+        Self::new(source, bos, token("tokenizer.ggml.eos_token_id").unwrap_or_default())
     }
 
     /// The same template with a fixed date for templates that print one; otherwise it is today's, in UTC.

@@ -111,6 +111,9 @@ pub enum TokenizerError {
         /// The system's reason.
         source: std::io::Error,
     },
+    /// A field of a GGUF file is missing or of another type.
+    #[error("tokenizer: {0}")]
+    Gguf(#[from] crate::load::LoadError),
 }
 
 /// At most 60 characters of a file's text, escaped, so that a hostile file cannot flood a message.

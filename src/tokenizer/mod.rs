@@ -7,6 +7,7 @@ mod bpe;
 mod error;
 mod gguf;
 mod json;
+mod metadata;
 mod split;
 mod stream;
 mod vocab;
