@@ -4,6 +4,7 @@
 
 pub use crate::call::binary::binary;
 pub use crate::call::embedding::embedding;
+pub use crate::call::gather::gather_rows;
 pub use crate::call::gemm::{gemm_nn, gemm_nt, gemm_tn};
 pub use crate::call::linear::linear;
 pub use crate::call::rms_norm::{add_rms_norm, rms_norm};

@@ -1,6 +1,41 @@
-//! Fused operators that the CPU overrides; the others are composed.
+//! Fused operators that the CPU overrides, each by its file in `op/`; the others are composed.
 
-use crate::CpuBackend;
-use portolan_core::FusedOps;
+use crate::{CpuBackend, op};
+use portolan_core::{FusedOps, Launch, OpKind, Ordinal, Packing, call};
+use portolan_ops::{Result, WeightSpec};
 
-impl FusedOps for CpuBackend {}
+impl FusedOps for CpuBackend {
+    fn linear(&self, launch: &Launch<'_>, op: &call::Linear) -> Result<()> {
+        op::linear::launch(launch, op)
+    }
+    fn prepack(&self, launch: &Launch<'_>, op: &call::Prepack) -> Result<()> {
+        op::prepack::launch(launch, op)
+    }
+    fn unpack(&self, launch: &Launch<'_>, op: &call::Unpack) -> Result<()> {
+        op::unpack::launch(launch, op)
+    }
+    fn dequantize(&self, launch: &Launch<'_>, op: &call::Dequantize) -> Result<()> {
+        op::dequantize::launch(launch, op)
+    }
+    fn embedding(&self, launch: &Launch<'_>, op: &call::Embedding) -> Result<()> {
+        op::embedding::launch(launch, op)
+    }
+    fn rms_norm(&self, launch: &Launch<'_>, op: &call::RmsNorm) -> Result<()> {
+        op::rms_norm::launch(launch, op)
+    }
+    fn add_rms_norm(&self, launch: &Launch<'_>, op: &call::AddRmsNorm) -> Result<()> {
+        op::add_rms_norm::launch(launch, op)
+    }
+    fn softmax(&self, launch: &Launch<'_>, op: &call::Softmax) -> Result<()> {
+        op::softmax::launch(launch, op)
+    }
+    fn swiglu(&self, launch: &Launch<'_>, op: &call::Swiglu) -> Result<()> {
+        op::swiglu::launch(launch, op)
+    }
+    fn sample(&self, launch: &Launch<'_>, op: &call::Sample) -> Result<()> {
+        op::sample::launch(launch, op)
+    }
+    fn packing(&self, _device: Ordinal, weight: &WeightSpec, consumer: OpKind) -> Option<Packing> {
+        (consumer == OpKind::Linear).then(|| op::prepack::packing(self.isa, weight)).flatten()
+    }
+}

@@ -1,50 +1,50 @@
 //! The kernel core on the CPU: each method hands the operator to its file in `op/`.
 
 use crate::{CpuBackend, op};
-use portolan_core::{Kernels, Launch, Op, call};
-use portolan_ops::{Result, Unsupported};
+use portolan_core::{Kernels, Launch, call};
+use portolan_ops::Result;
 
 impl Kernels for CpuBackend {
     fn gemm(&self, launch: &Launch<'_>, op: &call::Gemm) -> Result<()> {
         op::gemm::launch(launch, op)
     }
     fn unary(&self, launch: &Launch<'_>, op: &call::Unary) -> Result<()> {
-        Err(launch.unsupported(op.op_name(), Unsupported::NotImplemented, "use another device"))
+        op::unary::launch(launch, op)
     }
     fn binary(&self, launch: &Launch<'_>, op: &call::Binary) -> Result<()> {
-        Err(launch.unsupported(op.op_name(), Unsupported::NotImplemented, "use another device"))
+        op::binary::launch(launch, op)
     }
     fn compare(&self, launch: &Launch<'_>, op: &call::Compare) -> Result<()> {
-        Err(launch.unsupported(op.op_name(), Unsupported::NotImplemented, "use another device"))
+        op::compare::launch(launch, op)
     }
     fn select(&self, launch: &Launch<'_>, op: &call::Select) -> Result<()> {
-        Err(launch.unsupported(op.op_name(), Unsupported::NotImplemented, "use another device"))
+        op::select::launch(launch, op)
     }
     fn reduce(&self, launch: &Launch<'_>, op: &call::Reduce) -> Result<()> {
-        Err(launch.unsupported(op.op_name(), Unsupported::NotImplemented, "use another device"))
+        op::reduce::launch(launch, op)
     }
     fn scan(&self, launch: &Launch<'_>, op: &call::Scan) -> Result<()> {
-        Err(launch.unsupported(op.op_name(), Unsupported::NotImplemented, "use another device"))
+        op::scan::launch(launch, op)
     }
     fn top_k(&self, launch: &Launch<'_>, op: &call::TopK) -> Result<()> {
-        Err(launch.unsupported(op.op_name(), Unsupported::NotImplemented, "use another device"))
+        op::top_k::launch(launch, op)
     }
     fn gather(&self, launch: &Launch<'_>, op: &call::Gather) -> Result<()> {
-        Err(launch.unsupported(op.op_name(), Unsupported::NotImplemented, "use another device"))
+        op::gather::launch(launch, op)
     }
     fn scatter(&self, launch: &Launch<'_>, op: &call::Scatter) -> Result<()> {
-        Err(launch.unsupported(op.op_name(), Unsupported::NotImplemented, "use another device"))
+        op::scatter::launch(launch, op)
     }
     fn copy_strided(&self, launch: &Launch<'_>, op: &call::Copy) -> Result<()> {
-        Err(launch.unsupported(op.op_name(), Unsupported::NotImplemented, "use another device"))
+        op::copy::launch(launch, op)
     }
     fn cast(&self, launch: &Launch<'_>, op: &call::Cast) -> Result<()> {
-        Err(launch.unsupported(op.op_name(), Unsupported::NotImplemented, "use another device"))
+        op::cast::launch(launch, op)
     }
     fn fill(&self, launch: &Launch<'_>, op: &call::Fill) -> Result<()> {
-        Err(launch.unsupported(op.op_name(), Unsupported::NotImplemented, "use another device"))
+        op::fill::launch(launch, op)
     }
     fn random(&self, launch: &Launch<'_>, op: &call::Random) -> Result<()> {
-        Err(launch.unsupported(op.op_name(), Unsupported::NotImplemented, "use another device"))
+        op::random::launch(launch, op)
     }
 }

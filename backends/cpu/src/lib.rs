@@ -4,36 +4,27 @@
 //! `kernels.rs` and `fused.rs` hand each operator to its file in `op/`, which plans it and enqueues its
 //! kernel; kernels live beside, by family, over raw memory.
 
-#[allow(dead_code, unused_imports, reason = "called by the operators that bind it")]
 mod activation;
 #[cfg(test)]
-mod check;
-#[cfg(test)]
 mod case_run;
-#[allow(dead_code, reason = "bound to the backend's operators by the op layer")]
+#[cfg(test)]
+mod check;
 mod elementwise;
 mod fused;
-#[allow(dead_code, reason = "called by the operators that bind it")]
 mod gemm;
 mod isa;
 mod kernels;
 mod memory;
-#[allow(dead_code, unused_imports, reason = "called by the operators that bind it")]
-mod norm;
-#[allow(dead_code, reason = "bound to the backend's operators by the op layer")]
 mod movement;
+mod norm;
 mod op;
 mod options;
 mod pool;
-#[allow(dead_code, unused_imports, reason = "called by the operators as they arrive")]
 mod quant;
 mod queue;
-#[allow(dead_code, unused_imports, reason = "called by the operators that bind it")]
-mod rows;
-#[allow(dead_code, reason = "called by the operators that bind it")]
-mod sample;
-#[allow(dead_code, reason = "bound to the backend's operators by the op layer")]
 mod reduce;
+mod rows;
+mod sample;
 mod simd;
 
 pub use isa::Isa;
@@ -113,6 +104,6 @@ impl Backend for CpuBackend {
     }
 
     fn support(&self, _device: Ordinal, query: &OpQuery<'_>) -> Support {
-        op::support(self.isa, query)
+        op::support(query)
     }
 }

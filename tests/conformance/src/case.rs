@@ -100,8 +100,11 @@ fn bind_operands<C: Contract>(stream: &Stream, case: &Case<C>) -> Result<Vec<Bou
     let mut bound = Vec::new();
     for (index, (name, spec, access)) in specs.into_iter().enumerate() {
         let (host, values) = if access.reads() {
-            let values = case.fill_of(name).draw(&spec, seed(&case.name, index));
-            (HostTensor::from_f64(&spec, &values, GUARD)?, values)
+            let drawn = case.fill_of(name).draw(&spec, seed(&case.name, index));
+            let host = HostTensor::from_f64(&spec, &drawn, GUARD)?;
+            // Read back: positions of a broadcast view share an element, and the last one drawn stays.
+            let values = host.to_f64();
+            (host, values)
         } else {
             (HostTensor::filled(&spec, GUARD)?, Vec::new())
         };

@@ -1,28 +1,28 @@
 //! Matrix product: every legal form is native.
 
 use crate::gemm::{GemmTask, Operands, gemm};
-use crate::queue::CpuStream;
+use crate::op::args::{Args, enqueue};
+use crate::queue::Exec;
 use portolan_core::Launch;
 use portolan_core::call::Gemm;
-use portolan_ops::{Determinism, Result};
+use portolan_ops::Result;
+use portolan_ops::kernel::GemmSpec;
 
 pub(crate) fn launch(launch: &Launch<'_>, op: &Gemm) -> Result<()> {
-    let spec = op.spec().clone();
-    let address = |name| op.address(name).unwrap_or(0);
-    let (a, b, c, bias, out) = (address("a"), address("b"), address("c"), address("bias"), address("out"));
-    let invariant = launch.determinism() >= Determinism::BatchInvariant;
-    CpuStream::enqueue(launch, move |exec| {
-        let operands = Operands {
-            a: a as *const u8,
-            b: b as *const u8,
-            c: c as *const u8,
-            bias: bias as *const u8,
-            out: out as *mut u8,
-        };
-        let task = GemmTask::of(&spec, &operands, invariant);
-        // SAFETY: the contract checked extents and strides, core that every operand lies within a live
-        // block which stream order protects until this task has run.
-        unsafe { gemm(&exec.team, exec.threads, exec.isa, &task) };
-        Ok(())
-    })
+    enqueue(launch, op, run)
+}
+
+fn run(exec: &Exec, spec: &GemmSpec, args: &Args) -> Result<()> {
+    let operands = Operands {
+        a: args.read("a"),
+        b: args.read("b"),
+        c: args.read("c"),
+        bias: args.read("bias"),
+        out: args.write("out"),
+    };
+    let task = GemmTask::of(spec, &operands, args.batch_invariant());
+    // SAFETY: the contract checked extents, strides and overlap; core, that every operand lies within a live
+    // block which stream order protects until this call has run.
+    unsafe { gemm(&exec.team, exec.threads, exec.isa, &task) };
+    Ok(())
 }

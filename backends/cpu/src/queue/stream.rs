@@ -28,6 +28,12 @@ pub(crate) struct Exec {
     pub(crate) isa: Isa,
 }
 
+impl<'a> From<&'a Exec> for crate::elementwise::Exec<'a> {
+    fn from(exec: &'a Exec) -> Self {
+        Self { team: &exec.team, max_threads: exec.threads, isa: exec.isa }
+    }
+}
+
 type Task = Box<dyn FnOnce(&Exec) -> Result<()> + Send>;
 
 enum Entry {

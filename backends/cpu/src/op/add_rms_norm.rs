@@ -1,0 +1,31 @@
+//! Residual sum and normalisation: native for every legal call.
+
+use crate::norm::add_rms_norm;
+use crate::op::args::{Args, enqueue};
+use crate::queue::Exec;
+use portolan_core::Launch;
+use portolan_core::call::AddRmsNorm;
+use portolan_ops::Result;
+use portolan_ops::norm::AddRmsNormSpec;
+
+pub(crate) fn launch(launch: &Launch<'_>, op: &AddRmsNorm) -> Result<()> {
+    enqueue(launch, op, run)
+}
+
+fn run(exec: &Exec, spec: &AddRmsNormSpec, args: &Args) -> Result<()> {
+    // SAFETY: the contract checked extents, strides and overlap; core, that every operand lies within a live
+    // block which stream order protects until this call has run.
+    unsafe {
+        add_rms_norm(
+            &exec.team,
+            exec.threads,
+            exec.isa,
+            spec,
+            args.read("x"),
+            args.write("residual"),
+            args.optional("weight"),
+            args.write("out"),
+        );
+    }
+    Ok(())
+}

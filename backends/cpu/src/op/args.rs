@@ -1,0 +1,69 @@
+//! A kernel call as it travels through the queue: the contract and the addresses of its operands.
+
+use crate::quant::QuantParts;
+use crate::queue::{CpuStream, Exec};
+use portolan_core::{Call, Dispatch, Launch, Op};
+use portolan_ops::{Determinism, Result};
+use smallvec::SmallVec;
+
+/// Addresses of an operator's operands, by name: the first byte of each buffer. The specs' offsets are not
+/// added.
+///
+/// Plain addresses and no handles: memory stays valid because the pool reuses it only behind this call.
+pub(crate) struct Args {
+    addresses: SmallVec<[(&'static str, usize); 8]>,
+    determinism: Determinism,
+}
+
+impl Args {
+    /// The operand's address, to read; null where the operator has no such operand.
+    pub(crate) fn read(&self, name: &str) -> *const u8 {
+        self.write(name).cast_const()
+    }
+
+    /// The operand's address, to write; null where the operator has no such operand.
+    pub(crate) fn write(&self, name: &str) -> *mut u8 {
+        let found = self.addresses.iter().find(|(known, _)| *known == name);
+        found.map_or(std::ptr::null_mut(), |(_, address)| *address as *mut u8)
+    }
+
+    /// The operand's address, to read, if the operator has it.
+    pub(crate) fn optional(&self, name: &str) -> Option<*const u8> {
+        Some(self.read(name)).filter(|p| !p.is_null())
+    }
+
+    /// The tensors of a quantized weight.
+    pub(crate) fn quant_parts(&self) -> QuantParts {
+        QuantParts {
+            codes: self.read("weight.codes"),
+            scale: self.read("weight.scale"),
+            offset: self.read("weight.offset"),
+            outer: self.read("weight.outer"),
+            outer_offset: self.read("weight.outer_offset"),
+        }
+    }
+
+    /// Whether a row's bits may not depend on the other rows.
+    pub(crate) fn batch_invariant(&self) -> bool {
+        self.determinism >= Determinism::BatchInvariant
+    }
+}
+
+/// Enqueues `kernel` over the operator's contract and operands.
+pub(crate) fn enqueue<C: Dispatch>(
+    launch: &Launch<'_>,
+    op: &Call<C>,
+    kernel: fn(&Exec, &C, &Args) -> Result<()>,
+) -> Result<()> {
+    let mut addresses = SmallVec::new();
+    let mut operands = SmallVec::<[usize; 8]>::new();
+    op.operands(&mut |arg| operands.push(arg.buffer.address()));
+    let mut index = 0;
+    op.spec().operands(&mut |operand| {
+        addresses.push((operand.name, operands.get(index).copied().unwrap_or(0)));
+        index += 1;
+    });
+    let args = Args { addresses, determinism: launch.determinism() };
+    let spec = op.spec().clone();
+    CpuStream::enqueue(launch, move |exec| kernel(exec, &spec, &args))
+}

@@ -1,0 +1,73 @@
+//! Rows of a weight as f32, and f32 as a row of an output: what embedding and dequantize share.
+
+use crate::quant::{QuantParts, dequantize_row};
+use half::{bf16, f16};
+use portolan_ops::{DType, TensorSpec, WeightSpec};
+
+/// Where a weight's tensors lie.
+#[derive(Clone, Copy)]
+pub(crate) enum RowSource {
+    Dense(*const u8),
+    Quant(QuantParts),
+}
+
+// SAFETY: the addresses are only read, by tasks of a call whose operands are alive.
+unsafe impl Sync for RowSource {}
+
+/// Reads row `row` of a weight, exactly.
+///
+/// # Safety
+/// `source` holds the tensors of `weight`, which is not packed and has that row; `dst` holds k values.
+pub(crate) unsafe fn load_row(weight: &WeightSpec, source: &RowSource, row: usize, dst: &mut [f32]) {
+    match (weight, source) {
+        (WeightSpec::Dense(spec), RowSource::Dense(base)) => {
+            let start = spec.layout().offset() + row * spec.strides()[0];
+            for (i, value) in dst.iter_mut().enumerate() {
+                let at = start + i * spec.strides()[1];
+                // SAFETY: the element lies within the weight, as the caller says.
+                *value = unsafe {
+                    match spec.dtype() {
+                        DType::F16 => (*base.cast::<f16>().add(at)).to_f32(),
+                        DType::BF16 => (*base.cast::<bf16>().add(at)).to_f32(),
+                        _ => *base.cast::<f32>().add(at),
+                    }
+                };
+            }
+        }
+        // SAFETY: the caller's promise.
+        (WeightSpec::Quant(spec), RowSource::Quant(parts)) => unsafe {
+            dequantize_row(spec, parts, row, dst)
+        },
+        _ => {}
+    }
+}
+
+/// Writes values, rounded to nearest even, as a row of an output that begins at element `start`.
+///
+/// # Safety
+/// `base` is the output's first byte and the row's elements lie within it.
+pub(crate) unsafe fn store_row(out: &TensorSpec, base: *mut u8, start: usize, values: &[f32]) {
+    let stride = out.strides().last().copied().unwrap_or(1);
+    for (i, &value) in values.iter().enumerate() {
+        let at = start + i * stride;
+        // SAFETY: the element lies within the output, as the caller says.
+        unsafe {
+            match out.dtype() {
+                DType::F16 => *base.cast::<f16>().add(at) = f16::from_f32(value),
+                DType::BF16 => *base.cast::<bf16>().add(at) = bf16::from_f32(value),
+                _ => *base.cast::<f32>().add(at) = value,
+            }
+        }
+    }
+}
+
+/// The place of element `index` of a tensor, in logical order.
+pub(crate) fn element(spec: &TensorSpec, index: usize) -> usize {
+    let mut rest = index;
+    let mut at = spec.layout().offset();
+    for (&dim, &stride) in spec.dims().iter().zip(spec.strides()).rev() {
+        at += rest % dim.max(1) * stride;
+        rest /= dim.max(1);
+    }
+    at
+}
