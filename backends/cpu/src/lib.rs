@@ -5,6 +5,7 @@
 //! kernel; kernels live beside, by family, over raw memory.
 
 mod activation;
+mod attention;
 #[cfg(test)]
 mod case_run;
 #[cfg(test)]

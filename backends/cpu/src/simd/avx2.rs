@@ -70,6 +70,19 @@ impl Lanes for F32x8 {
     }
 
     #[inline(always)]
+    unsafe fn load_quads(from: *const f32) -> Self {
+        // SAFETY: the caller's promise; the instructions exist, as `Lanes` says.
+        unsafe { F32x8(_mm256_broadcast_ps(&_mm_loadu_ps(from))) }
+    }
+    #[inline(always)]
+    fn sum_quads(self) -> Self {
+        lanes! {
+            let pairs = _mm256_add_ps(self.0, _mm256_permute_ps::<0b10_11_00_01>(self.0));
+            F32x8(_mm256_add_ps(pairs, _mm256_permute_ps::<0b01_00_11_10>(pairs)))
+        }
+    }
+
+    #[inline(always)]
     fn add(self, b: Self) -> Self {
         lanes!(F32x8(_mm256_add_ps(self.0, b.0)))
     }

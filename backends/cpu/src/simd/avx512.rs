@@ -70,6 +70,19 @@ impl Lanes for F32x16 {
     }
 
     #[inline(always)]
+    unsafe fn load_quads(from: *const f32) -> Self {
+        // SAFETY: the caller's promise; the instructions exist, as `Lanes` says.
+        unsafe { F32x16(_mm512_broadcast_f32x4(_mm_loadu_ps(from))) }
+    }
+    #[inline(always)]
+    fn sum_quads(self) -> Self {
+        lanes! {
+            let pairs = _mm512_add_ps(self.0, _mm512_shuffle_ps::<0b10_11_00_01>(self.0, self.0));
+            F32x16(_mm512_add_ps(pairs, _mm512_shuffle_ps::<0b01_00_11_10>(pairs, pairs)))
+        }
+    }
+
+    #[inline(always)]
     fn add(self, b: Self) -> Self {
         lanes!(F32x16(_mm512_add_ps(self.0, b.0)))
     }

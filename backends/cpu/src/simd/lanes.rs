@@ -66,6 +66,14 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
     /// They are writable; any alignment.
     unsafe fn store_bf16(self, to: *mut u16);
 
+    /// Reads 4 values and repeats them over the vector.
+    ///
+    /// # Safety
+    /// 4 values are readable; any alignment.
+    unsafe fn load_quads(from: *const f32) -> Self;
+    /// The sum of each group of 4 lanes, in all 4 of them: `(x0 + x1) + (x2 + x3)`.
+    fn sum_quads(self) -> Self;
+
     /// `self + b`.
     fn add(self, b: Self) -> Self;
     /// `self − b`.

@@ -73,6 +73,19 @@ impl Lanes for Plain8 {
     }
 
     #[inline(always)]
+    unsafe fn load_quads(from: *const f32) -> Self {
+        // SAFETY: the caller's promise.
+        let [a, b, c, d] = unsafe { from.cast::<[f32; 4]>().read_unaligned() };
+        Plain8([a, b, c, d, a, b, c, d])
+    }
+    #[inline(always)]
+    fn sum_quads(self) -> Self {
+        let [a, b, c, d, e, f, g, h] = self.0;
+        let (low, high) = ((a + b) + (c + d), (e + f) + (g + h));
+        Plain8([low, low, low, low, high, high, high, high])
+    }
+
+    #[inline(always)]
     fn add(self, b: Self) -> Self {
         Plain8(each(self.0, b.0, |a, b| a + b))
     }

@@ -1,0 +1,152 @@
+//! Writes new keys or values into a cache.
+//!
+//! Rows are copied, or converted, one by one; positions and pages are found and checked first.
+
+use super::block::CacheRows;
+use super::sequences::{BlockTable, Lengths};
+use super::view::{View, read_row, write_row};
+use crate::pool::scratch;
+use crate::simd::{Kernel, Lanes, dispatch};
+use crate::{Isa, Team};
+use portolan_ops::attention::KvCacheWriteSpec;
+use portolan_ops::{Contract, OpError, Result};
+
+/// Elements a task converts: enough to be worth a hand-over, some 10 µs.
+const ELEMENTS_PER_TASK: usize = 32 << 10;
+
+/// One cache write.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CacheWriteTask {
+    op: &'static str,
+    x: View<3>,
+    cache: View<4>,
+    table: Option<BlockTable>,
+    lengths: Lengths,
+    heads: usize,
+    dim: usize,
+}
+
+impl CacheWriteTask {
+    /// From the base addresses of x, block table (unused for a contiguous cache), q_lens, kv_lens and cache.
+    pub(crate) fn new(
+        spec: &KvCacheWriteSpec,
+        x: *const u8,
+        table: *const u8,
+        [q_lens, kv_lens]: [*const u8; 2],
+        cache: *mut u8,
+    ) -> Self {
+        Self {
+            op: spec.name(),
+            x: View::new(spec.x(), x as *mut u8),
+            cache: View::new(spec.cache(), cache),
+            table: spec.block_table().map(|pages| BlockTable {
+                pages: View::new(pages, table as *mut u8),
+                page_size: spec.cache().dims()[1],
+                num_pages: spec.cache().dims()[0],
+            }),
+            lengths: Lengths {
+                q: View::new(spec.q_lens().device(), q_lens as *mut u8),
+                kv: View::new(spec.kv_lens().device(), kv_lens as *mut u8),
+                batch: spec.q_lens().count(),
+                max: [spec.q_lens().max(), spec.kv_lens().max()],
+                tokens: spec.x().dims()[0],
+            },
+            heads: spec.x().dims()[1],
+            dim: spec.x().dims()[2],
+        }
+    }
+}
+
+/// Writes the rows.
+///
+/// # Errors
+/// `Data` when a length is out of range, a q_len is above its kv_len or a page is absent; nothing is written
+/// then.
+///
+/// # Safety
+/// The task's buffers are alive, hold what its contract says and are not touched by others meanwhile, and the
+/// processor has `isa`.
+pub(crate) unsafe fn kv_cache_write(
+    team: &Team,
+    max_threads: usize,
+    isa: Isa,
+    task: &CacheWriteTask,
+) -> Result<()> {
+    // SAFETY: the caller's promise.
+    let (sequences, used) = unsafe { task.lengths.read(task.op)? };
+    for s in &sequences {
+        if s.q_len > s.kv_len {
+            let what = format!("q_lens[{0}] is {1}, above kv_lens[{0}] = {2}", s.index, s.q_len, s.kv_len);
+            return Err(OpError::Data { op: task.op.into(), what });
+        }
+        if let Some(table) = &task.table {
+            // SAFETY: the lengths are in range, and their bound is what the table reaches.
+            unsafe { table.check(task.op, s.index, s.kv_len - s.q_len..s.kv_len)? };
+        }
+    }
+    let row = task.heads * task.dim;
+    if row == 0 || used == 0 {
+        return Ok(());
+    }
+    let tokens = (ELEMENTS_PER_TASK / row).max(1);
+    team.run_with(used.div_ceil(tokens), max_threads, &|i| {
+        let (first, end) = (i * tokens, ((i + 1) * tokens).min(used));
+        // Sequences may share a page: a region's tasks write different elements unless the caller's do not.
+        for s in &sequences[sequences.partition_point(|s| s.token + s.q_len <= first)..] {
+            if s.token >= end {
+                break;
+            }
+            let (from, to) = (first.max(s.token), end.min(s.token + s.q_len));
+            let start = s.kv_len - s.q_len + (from - s.token);
+            for head in 0..task.heads {
+                let rows = CacheRows { cache: task.cache, table: task.table, sequence: s.index, head };
+                let copy = Copy { task, rows, token: from, start, count: to - from, head };
+                dispatch(isa, copy);
+            }
+        }
+    });
+    Ok(())
+}
+
+/// `count` tokens of one head, to consecutive positions.
+struct Copy<'a> {
+    task: &'a CacheWriteTask,
+    rows: CacheRows,
+    token: usize,
+    start: usize,
+    count: usize,
+    head: usize,
+}
+
+impl Kernel for Copy<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        let (task, dim) = (self.task, self.task.dim);
+        scratch::with(dim.min(PIECE) * size_of::<f32>(), |buffer| {
+            let buffer = buffer.cast::<f32>();
+            // SAFETY: `kv_cache_write` checked lengths and pages; the rest is its caller's promise.
+            unsafe {
+                self.rows.runs(self.start, self.count, |first, length, address, step| {
+                    for row in 0..length {
+                        let from = task.x.at([self.token + first + row, self.head, 0]);
+                        let to = address.wrapping_add(row * step);
+                        let mut done = 0;
+                        while done < dim {
+                            let n = PIECE.min(dim - done);
+                            let from = from.wrapping_add(done * task.x.step(2));
+                            let to = to.wrapping_add(done * task.cache.step(3));
+                            read_row::<L>(task.x.dtype(), from, task.x.inner(), n, buffer);
+                            write_row::<L>(task.cache.dtype(), buffer, task.cache.inner(), n, to);
+                            done += n;
+                        }
+                    }
+                });
+            }
+        });
+    }
+}
+
+/// Elements converted at a time.
+const PIECE: usize = 4096;

@@ -1,0 +1,28 @@
+//! Attention kernels: flash-style prefill and split-KV decode over contiguous and paged caches, cache writes
+//! and rotary embedding.
+//!
+//! One order of operations per query row (`softmax`) serves both shapes of query block (`tile` for many rows,
+//! `quad` for few), so a row's bits depend on neither its neighbours, nor the split, nor the threads. `task`
+//! says what is to be done, `schedule` in which pieces, `unit` does one piece.
+
+#![allow(dead_code, unused_imports, reason = "taken by the operator layer as it arrives")]
+
+mod block;
+mod cache_write;
+mod form;
+mod quad;
+mod rope;
+mod schedule;
+mod sequences;
+mod softmax;
+mod task;
+#[cfg(test)]
+mod tests;
+mod tile;
+mod unit;
+mod view;
+
+pub(crate) use cache_write::{CacheWriteTask, kv_cache_write};
+pub(crate) use rope::{RopeTask, rope};
+pub(crate) use schedule::attention;
+pub(crate) use task::{AttentionBases, AttentionTask, plan};

@@ -1,0 +1,185 @@
+//! Cuts an attention call into units and hands them to the team.
+//!
+//! Many units go out whole; few are split over their chunks of keys first. Either way every row goes through
+//! the same operations in the same order, so the choice may depend on the number of threads.
+
+use super::sequences::Sequence;
+use super::task::AttentionTask;
+use super::unit::{Step, UNIT_ROWS, Unit, run, state_len};
+use super::view::View;
+use crate::pool::scratch;
+use crate::{Isa, Team};
+use portolan_ops::Result;
+
+/// Units for each thread from which on they balance well enough unsplit.
+const UNITS_PER_THREAD: usize = 4;
+
+/// States of split units above this are not kept; the units then stay whole.
+const MAX_STATE_BYTES: usize = 256 << 20;
+
+/// Computes attention.
+///
+/// # Errors
+/// `Data` when a length is out of range or a needed page is absent; nothing is written then.
+///
+/// # Safety
+/// The task's buffers are alive, hold what its contract says and are not touched by others meanwhile, results
+/// overlap nothing, `plan` accepted the query, and the processor has `isa`.
+pub(crate) unsafe fn attention(
+    team: &Team,
+    max_threads: usize,
+    isa: Isa,
+    task: &AttentionTask,
+) -> Result<()> {
+    // SAFETY: the caller's promise.
+    let (sequences, used) = unsafe { task.lengths.read(task.op)? };
+    if let Some(table) = &task.table {
+        for s in &sequences {
+            // SAFETY: the lengths are in range, and their bound is what the table reaches.
+            unsafe { table.check(task.op, s.index, task.mask.visible_to_any(s.q_len, s.kv_len))? };
+        }
+    }
+    // SAFETY: the caller's promise; rows from `used` on belong to no sequence.
+    unsafe { clear_rows(task, used) };
+    if task.num_kv_heads == 0 || task.num_heads == 0 {
+        return Ok(());
+    }
+    let plan = Plan::new(task, &sequences);
+    let threads = team.threads().min(max_threads).max(1);
+    if plan.units < UNITS_PER_THREAD * threads {
+        // SAFETY: the caller's promise.
+        if unsafe { split(team, max_threads, isa, task, &plan) } {
+            return Ok(());
+        }
+    }
+    team.run_with(plan.units, max_threads, &|i| {
+        // Later rows of a sequence see more keys: the long units first.
+        // SAFETY: the caller's promise; units share no row, and lengths and pages are checked.
+        unsafe { run(isa, task, &plan.unit(plan.units - 1 - i), Step::Whole) }
+    });
+    Ok(())
+}
+
+/// The units of a call, numbered.
+struct Plan<'a> {
+    sequences: &'a [Sequence],
+    /// Units of all sequences up to and with each one, for one key head.
+    ends: Vec<usize>,
+    group: usize,
+    heads: usize,
+    units: usize,
+}
+
+impl<'a> Plan<'a> {
+    fn new(task: &AttentionTask, sequences: &'a [Sequence]) -> Self {
+        let group = task.group();
+        let mut end = 0;
+        let ends: Vec<usize> = sequences
+            .iter()
+            .map(|s| {
+                end += (s.q_len * group).div_ceil(UNIT_ROWS);
+                end
+            })
+            .collect();
+        Self { sequences, ends, group, heads: task.num_kv_heads, units: end * task.num_kv_heads }
+    }
+
+    fn unit(&self, number: usize) -> Unit {
+        let (block, head) = (number / self.heads, number % self.heads);
+        let index = self.ends.partition_point(|&end| end <= block);
+        let before = if index == 0 { 0 } else { self.ends[index - 1] };
+        let sequence = self.sequences[index];
+        let first_row = (block - before) * UNIT_ROWS;
+        Unit { sequence, head, first_row, rows: (sequence.q_len * self.group - first_row).min(UNIT_ROWS) }
+    }
+}
+
+/// A unit, the number of its first chunk among those of all units, and where its states begin.
+struct Split {
+    unit: Unit,
+    first_chunk: usize,
+    first_item: usize,
+    items: usize,
+    state: usize,
+    offset: usize,
+}
+
+/// Computes every chunk of every unit on its own, then merges; false, and nothing done, where that does not
+/// pay or takes too much memory.
+///
+/// # Safety
+/// As [`attention`].
+unsafe fn split(team: &Team, max_threads: usize, isa: Isa, task: &AttentionTask, plan: &Plan<'_>) -> bool {
+    let (mut items, mut floats) = (0usize, 0usize);
+    let splits: Vec<Split> = (0..plan.units)
+        .map(|number| {
+            let unit = plan.unit(number);
+            let chunks = unit.chunks(task);
+            let state = state_len(isa, task, unit.rows);
+            let split = Split {
+                unit,
+                first_chunk: chunks.start,
+                first_item: items,
+                items: chunks.len(),
+                state,
+                offset: floats,
+            };
+            items += chunks.len();
+            floats = floats.saturating_add(state.saturating_mul(chunks.len()));
+            split
+        })
+        .collect();
+    if items <= plan.units || floats > MAX_STATE_BYTES / size_of::<f32>() {
+        return false;
+    }
+    scratch::with(floats * size_of::<f32>(), |states| {
+        let states = States(states.cast());
+        team.run_with(items, max_threads, &|item| {
+            let split = &splits[splits.partition_point(|s| s.first_item + s.items <= item)];
+            let chunk = item - split.first_item;
+            let to = states.at(split.offset + chunk * split.state);
+            // SAFETY: the promise of `attention`; every chunk has its own state.
+            unsafe { run(isa, task, &split.unit, Step::Chunk(split.first_chunk + chunk, to)) }
+        });
+        team.run_with(splits.len(), max_threads, &|i| {
+            let split = &splits[i];
+            // SAFETY: the promise of `attention`; all states are written, units share no row.
+            unsafe { run(isa, task, &split.unit, Step::Finish(states.at(split.offset))) }
+        });
+    });
+    true
+}
+
+/// Where the states of split units lie.
+struct States(*mut f32);
+
+// SAFETY: an address; each task of a region writes its own part of the memory (see `split`).
+unsafe impl Sync for States {}
+
+impl States {
+    fn at(&self, offset: usize) -> *mut f32 {
+        self.0.wrapping_add(offset)
+    }
+}
+
+/// Writes 0, and −∞ as lse, into the rows from `first` on.
+///
+/// # Safety
+/// As [`attention`].
+unsafe fn clear_rows(task: &AttentionTask, first: usize) {
+    let zeros = |view: &View<3>, token: usize, head: usize| {
+        for i in 0..task.v_head_dim {
+            // SAFETY: an element of out; all types of results have all bits 0 for 0.
+            unsafe { view.at([token, head, i]).write_bytes(0, view.width()) };
+        }
+    };
+    for token in first..task.lengths.tokens {
+        for head in 0..task.num_heads {
+            zeros(&task.out, token, head);
+            if let Some(lse) = task.lse {
+                // SAFETY: an element of lse.
+                unsafe { lse.at([token, head]).cast::<f32>().write_unaligned(f32::NEG_INFINITY) };
+            }
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! The query block of prefill: one lane per row, keys and values broadcast.
+//!
+//! Lanes run along rows, so keys and values are used as they lie (no transposition), and softmax needs no
+//! sums across lanes. `NV` vectors of rows times `NK` keys (or value columns) are accumulated in registers.
+
+use super::form::{BLOCK, Form};
+use crate::simd::Lanes;
+
+/// `NV` vectors of rows against `NK` keys at a time. On AVX-512, 4 × 6 takes 24 accumulators, 4 vectors of
+/// queries and 1 broadcast key out of 32 registers; a step of 24 products needs 10 loads.
+pub(super) struct Tile<const NV: usize, const NK: usize>;
+
+impl<const NV: usize, const NK: usize> Form for Tile<NV, NK> {
+    fn width<L: Lanes>() -> usize {
+        NV * L::LEN
+    }
+
+    fn rows<L: Lanes>() -> usize {
+        NV * L::LEN
+    }
+
+    fn lanes() -> usize {
+        1
+    }
+
+    fn query_len<L: Lanes>(dim: usize) -> usize {
+        dim * NV * L::LEN
+    }
+
+    fn result_len<L: Lanes>(dim: usize) -> usize {
+        dim * NV * L::LEN
+    }
+
+    /// Elements are stored in the order of the four chains: `[r][i][row]` holds element `4i + r`.
+    #[inline(always)]
+    unsafe fn put_query<L: Lanes>(panel: *mut f32, row: usize, from: *const f32, dim: usize) {
+        let width = NV * L::LEN;
+        for i in 0..dim {
+            let place = (i % 4 * (dim / 4) + i / 4) * width + row;
+            // SAFETY: place < dim · width.
+            unsafe { *panel.add(place) = *from.add(i) };
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn take_result<L: Lanes>(panel: *const f32, row: usize, to: *mut f32, dim: usize) {
+        for i in 0..dim {
+            // SAFETY: the place is below dim · width.
+            unsafe { *to.add(i) = *panel.add(i * NV * L::LEN + row) };
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn score<L: Lanes>(
+        query: *const f32,
+        block: *const f32,
+        dim: usize,
+        keys: usize,
+        scores: *mut f32,
+    ) {
+        const { assert!(BLOCK.is_multiple_of(NK)) };
+        let mut key = 0;
+        while key < keys {
+            // SAFETY: NK divides BLOCK, so key + NK ≤ BLOCK rows exist on both sides.
+            unsafe {
+                score_keys::<L, NV, NK>(query, block.add(key * dim), dim, scores.add(key * NV * L::LEN));
+            }
+            key += NK;
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn weigh<L: Lanes>(
+        weights: *const f32,
+        correction: *const f32,
+        block: *const f32,
+        dim: usize,
+        keys: usize,
+        result: *mut f32,
+    ) {
+        let mut column = 0;
+        // SAFETY: every call takes columns below dim.
+        unsafe {
+            while column + NK <= dim {
+                weigh_columns::<L, NV, NK>(weights, correction, block, dim, keys, column, result);
+                column += NK;
+            }
+            while column + 2 <= dim {
+                weigh_columns::<L, NV, 2>(weights, correction, block, dim, keys, column, result);
+                column += 2;
+            }
+        }
+    }
+}
+
+/// Scores of `NK` keys, chain after chain; the accumulators of one chain fill the registers.
+#[inline(always)]
+unsafe fn score_keys<L: Lanes, const NV: usize, const NK: usize>(
+    query: *const f32,
+    keys: *const f32,
+    dim: usize,
+    scores: *mut f32,
+) {
+    let mut third = [[L::zero(); NV]; NK];
+    for chain in 0..4 {
+        let mut sums = [[L::zero(); NV]; NK];
+        // SAFETY: chain · dim/4 + i < dim vectors of queries, and 4i + chain < dim elements of NK keys.
+        unsafe {
+            let mut q_at = query.add(chain * (dim / 4) * NV * L::LEN);
+            let mut k_at = keys.add(chain);
+            for _ in 0..dim / 4 {
+                let mut q = [L::zero(); NV];
+                for (v, q) in q.iter_mut().enumerate() {
+                    *q = L::load(q_at.add(v * L::LEN));
+                }
+                for (key, sums) in sums.iter_mut().enumerate() {
+                    let k = L::splat(*k_at.add(key * dim));
+                    for v in 0..NV {
+                        sums[v] = k.mul_add(q[v], sums[v]);
+                    }
+                }
+                q_at = q_at.add(NV * L::LEN);
+                k_at = k_at.add(4);
+            }
+            for key in 0..NK {
+                for v in 0..NV {
+                    let place = scores.add((key * NV + v) * L::LEN);
+                    let sum = sums[key][v];
+                    match chain {
+                        0 => sum.store(place),
+                        1 => L::load(place).add(sum).store(place),
+                        2 => third[key][v] = sum,
+                        _ => L::load(place).add(third[key][v].add(sum)).store(place),
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn weigh_columns<L: Lanes, const NV: usize, const NC: usize>(
+    weights: *const f32,
+    correction: *const f32,
+    block: *const f32,
+    dim: usize,
+    keys: usize,
+    column: usize,
+    result: *mut f32,
+) {
+    // SAFETY: column + NC ≤ dim; keys rows of weights and values exist.
+    unsafe {
+        let result = result.add(column * NV * L::LEN);
+        let mut sums = [[L::zero(); NV]; NC];
+        for (c, sums) in sums.iter_mut().enumerate() {
+            for (v, sum) in sums.iter_mut().enumerate() {
+                *sum = L::load(result.add((c * NV + v) * L::LEN)).mul(L::load(correction.add(v * L::LEN)));
+            }
+        }
+        let mut p_at = weights;
+        let mut v_at = block.add(column);
+        for _ in 0..keys {
+            let mut p = [L::zero(); NV];
+            for (v, p) in p.iter_mut().enumerate() {
+                *p = L::load(p_at.add(v * L::LEN));
+            }
+            for (c, sums) in sums.iter_mut().enumerate() {
+                let value = L::splat(*v_at.add(c));
+                for v in 0..NV {
+                    sums[v] = value.mul_add(p[v], sums[v]);
+                }
+            }
+            p_at = p_at.add(NV * L::LEN);
+            v_at = v_at.add(dim);
+        }
+        for (c, sums) in sums.iter().enumerate() {
+            for (v, sum) in sums.iter().enumerate() {
+                sum.store(result.add((c * NV + v) * L::LEN));
+            }
+        }
+    }
+}

@@ -1,0 +1,371 @@
+//! One piece of attention: a set of query rows that share a key head, over all of their keys or one chunk.
+//!
+//! Keys are taken in chunks, chunks in blocks, both at fixed positions of the sequence. Each chunk starts
+//! afresh and is then merged, in order: it makes no difference whether the chunks of a row are computed here
+//! one after another, or elsewhere side by side.
+
+use super::block::CacheRows;
+use super::form::{BLOCK, Form};
+use super::quad::Quad;
+use super::sequences::Sequence;
+use super::softmax::{State, merge, normalize, weights};
+use super::task::AttentionTask;
+use super::tile::Tile;
+use super::view::{read_row, write_row};
+use crate::Isa;
+use crate::pool::scratch;
+use crate::simd::{Kernel, Lanes, dispatch};
+use core::ops::Range;
+
+/// Keys of a chunk: 10 blocks. Half a megabyte of f32 keys and values of 128 elements, about 100 µs of memory
+/// traffic: enough to be worth handing out, few enough that 8192 keys make 18 pieces.
+pub(super) const CHUNK: usize = 10 * BLOCK;
+
+/// Rows of a unit, at most: two panels of AVX-512 share each block of keys and values that is read.
+pub(super) const UNIT_ROWS: usize = 128;
+
+/// Rows up to which four lanes per row are faster than one.
+const QUAD_ROWS: usize = 8;
+
+/// Query rows `first_row ..` of one sequence and key head; numbered token by token, then by head.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Unit {
+    pub(super) sequence: Sequence,
+    pub(super) head: usize,
+    pub(super) first_row: usize,
+    pub(super) rows: usize,
+}
+
+impl Unit {
+    /// The keys that row `row` of this unit sees.
+    fn visible(&self, task: &AttentionTask, row: usize) -> Range<usize> {
+        task.visible(self.first_row + row, self.sequence.q_len, self.sequence.kv_len)
+    }
+
+    /// The keys that any row from `first` to `last` sees: both ends grow with the row.
+    fn visible_to(&self, task: &AttentionTask, first: usize, last: usize) -> Range<usize> {
+        let (start, end) = (self.visible(task, first).start, self.visible(task, last).end);
+        start.min(end)..end
+    }
+
+    /// The chunks that hold those keys of all rows.
+    pub(super) fn chunks(&self, task: &AttentionTask) -> Range<usize> {
+        let keys = self.visible_to(task, 0, self.rows - 1);
+        if keys.is_empty() { 0..0 } else { keys.start / CHUNK..keys.end.div_ceil(CHUNK) }
+    }
+}
+
+/// What is to be done with a unit.
+#[derive(Clone, Copy)]
+pub(super) enum Step {
+    /// Everything.
+    Whole,
+    /// One chunk, into a state of [`state_len`] floats.
+    Chunk(usize, *mut f32),
+    /// Merge the states of all chunks, one after another in memory, and write the results.
+    Finish(*mut f32),
+}
+
+/// Floats of the state of a unit: of all its panels.
+pub(super) fn state_len(isa: Isa, task: &AttentionTask, rows: usize) -> usize {
+    dispatch(isa, Choice { isa, rows, visit: Measure { task, rows } })
+}
+
+/// Does one step of a unit.
+///
+/// # Safety
+/// The operands of the task are as its contract says, lengths and pages are checked, the rows of the unit
+/// exist and nobody else writes their results; states have room.
+pub(super) unsafe fn run(isa: Isa, task: &AttentionTask, unit: &Unit, step: Step) {
+    dispatch(isa, Choice { isa, rows: unit.rows, visit: Piece { task, unit, step } });
+}
+
+/// A computation over lanes and a form.
+trait Visit {
+    type Output;
+    fn visit<L: Lanes, F: Form>(self) -> Self::Output;
+}
+
+/// Chooses the form for a number of rows. All give the same bits, so only speed depends on it.
+struct Choice<V> {
+    isa: Isa,
+    rows: usize,
+    visit: V,
+}
+
+impl<V: Visit> Kernel for Choice<V> {
+    type Output = V::Output;
+
+    #[inline(always)]
+    fn run<L: Lanes>(self) -> V::Output {
+        match (self.isa, self.rows) {
+            (_, 0..=QUAD_ROWS) => self.visit.visit::<L, Quad>(),
+            (Isa::Avx512, ..=16) => self.visit.visit::<L, Tile<1, 16>>(),
+            (Isa::Avx512, ..=32) => self.visit.visit::<L, Tile<2, 12>>(),
+            (Isa::Avx512, _) => self.visit.visit::<L, Tile<4, 6>>(),
+            (Isa::Avx2, _) => self.visit.visit::<L, Tile<2, 6>>(),
+            (Isa::Portable, _) => self.visit.visit::<L, Tile<1, 4>>(),
+        }
+    }
+}
+
+struct Measure<'a> {
+    task: &'a AttentionTask,
+    rows: usize,
+}
+
+impl Visit for Measure<'_> {
+    type Output = usize;
+
+    #[inline(always)]
+    fn visit<L: Lanes, F: Form>(self) -> usize {
+        let panels = self.rows.div_ceil(F::rows::<L>());
+        panels * State::len(F::width::<L>(), F::result_len::<L>(self.task.padded_v()))
+    }
+}
+
+struct Piece<'a> {
+    task: &'a AttentionTask,
+    unit: &'a Unit,
+    step: Step,
+}
+
+impl Visit for Piece<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn visit<L: Lanes, F: Form>(self) {
+        let Piece { task, unit, step } = self;
+        let (dk, dv, width) = (task.padded_k(), task.padded_v(), F::width::<L>());
+        let panels = unit.rows.div_ceil(F::rows::<L>());
+        let state = State::len(width, F::result_len::<L>(dv));
+        let lens = [
+            BLOCK * dk,
+            BLOCK * dv,
+            BLOCK * width,
+            width,
+            2 * width,
+            dk.max(dv).next_multiple_of(16),
+            panels * F::query_len::<L>(dk),
+            panels * state,
+            panels * state,
+        ];
+        scratch::with(lens.iter().sum::<usize>() * size_of::<f32>(), |base| {
+            let mut at = base.cast::<f32>();
+            let [keys, values, scores, correction, bounds, row, queries, parts, totals] = lens.map(|len| {
+                let start = at;
+                at = at.wrapping_add(len);
+                start
+            });
+            let room = Room { keys, values, scores, correction, bounds, row, queries, parts, totals };
+            let work = Work { task, unit, panels, room };
+            // SAFETY: the promise of `run`; the room was just measured.
+            unsafe { work.step::<L, F>(step, state) }
+        });
+    }
+}
+
+/// Working memory, in floats.
+struct Room {
+    /// [`BLOCK`] rows of keys and of values.
+    keys: *mut f32,
+    values: *mut f32,
+    /// `[BLOCK][width]`.
+    scores: *mut f32,
+    /// `[width]`, and the first and last visible key of each lane, `[2][width]`.
+    correction: *mut f32,
+    bounds: *mut f32,
+    /// One row of queries or results.
+    row: *mut f32,
+    /// Of every panel: queries, state of the current chunk, state of the chunks before.
+    queries: *mut f32,
+    parts: *mut f32,
+    totals: *mut f32,
+}
+
+struct Work<'a> {
+    task: &'a AttentionTask,
+    unit: &'a Unit,
+    panels: usize,
+    room: Room,
+}
+
+impl Work<'_> {
+    #[inline(always)]
+    unsafe fn step<L: Lanes, F: Form>(&self, step: Step, state: usize) {
+        let chunks = self.unit.chunks(self.task);
+        // SAFETY: the promise of `run`.
+        unsafe {
+            match step {
+                Step::Chunk(chunk, to) => {
+                    self.load_queries::<L, F>();
+                    self.chunk::<L, F>(chunk, to, state);
+                }
+                Step::Whole => {
+                    self.load_queries::<L, F>();
+                    self.clear::<L, F>(self.room.totals, state);
+                    for chunk in chunks {
+                        self.chunk::<L, F>(chunk, self.room.parts, state);
+                        self.add::<L, F>(self.room.parts, state);
+                    }
+                    self.write::<L, F>(state);
+                }
+                Step::Finish(states) => {
+                    self.clear::<L, F>(self.room.totals, state);
+                    for chunk in 0..chunks.len() {
+                        self.add::<L, F>(states.add(chunk * self.panels * state), state);
+                    }
+                    self.write::<L, F>(state);
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn clear<L: Lanes, F: Form>(&self, states: *mut f32, state: usize) {
+        let (width, len) = (F::width::<L>(), F::result_len::<L>(self.task.padded_v()));
+        for panel in 0..self.panels {
+            // SAFETY: the promise of `run`.
+            unsafe { State::at(states.add(panel * state), width).clear::<L>(width, len) };
+        }
+    }
+
+    /// Merges states into the totals.
+    #[inline(always)]
+    unsafe fn add<L: Lanes, F: Form>(&self, states: *mut f32, state: usize) {
+        let (width, len) = (F::width::<L>(), F::result_len::<L>(self.task.padded_v()));
+        for panel in 0..self.panels {
+            // SAFETY: the promise of `run`.
+            unsafe {
+                let total = State::at(self.room.totals.add(panel * state), width);
+                merge::<L>(&total, &State::at(states.add(panel * state), width), width, len);
+            }
+        }
+    }
+
+    /// The token and the query head of a row.
+    #[inline(always)]
+    fn place(&self, row: usize) -> [usize; 2] {
+        let (row, group) = (self.unit.first_row + row, self.task.group());
+        [self.unit.sequence.token + row / group, self.unit.head * group + row % group]
+    }
+
+    /// Reads the queries, scaled so that scores come out in units of log 2; 0 in lanes without a row.
+    #[inline(always)]
+    unsafe fn load_queries<L: Lanes, F: Form>(&self) {
+        let Work { task, unit, room, .. } = self;
+        let (dim, padded, len) = (task.head_dim, task.padded_k(), F::query_len::<L>(task.padded_k()));
+        let scale = task.scale * core::f32::consts::LOG2_E;
+        // SAFETY: the promise of `run`.
+        unsafe {
+            room.queries.write_bytes(0, self.panels * len);
+            room.row.write_bytes(0, padded);
+            for row in 0..unit.rows {
+                let [token, head] = self.place(row);
+                read_row::<L>(task.q.dtype(), task.q.at([token, head, 0]), task.q.inner(), dim, room.row);
+                for i in 0..dim {
+                    *room.row.add(i) *= scale;
+                }
+                let (panel, row) = (row / F::rows::<L>(), row % F::rows::<L>());
+                F::put_query::<L>(room.queries.add(panel * len), row, room.row, padded);
+            }
+        }
+    }
+
+    /// The state of every panel over the keys of one chunk.
+    #[inline(always)]
+    unsafe fn chunk<L: Lanes, F: Form>(&self, chunk: usize, states: *mut f32, state: usize) {
+        let Work { task, unit, room, .. } = self;
+        let (dk, dv, width) = (task.padded_k(), task.padded_v(), F::width::<L>());
+        let seen = unit.visible_to(task, 0, unit.rows - 1);
+        let rows =
+            |cache| CacheRows { cache, table: task.table, sequence: unit.sequence.index, head: unit.head };
+        let (k_rows, v_rows) = (rows(task.k), rows(task.v));
+        let mut start = (chunk * CHUNK).max(seen.start / BLOCK * BLOCK);
+        let end = ((chunk + 1) * CHUNK).min(seen.end);
+        // SAFETY: the promise of `run`; the keys from start to end are visible or lie between visible ones.
+        unsafe {
+            self.clear::<L, F>(states, state);
+            while start < end {
+                let count = BLOCK.min(end - start);
+                k_rows.load::<L>(start, count, task.head_dim, dk, room.keys);
+                v_rows.load::<L>(start, count, task.v_head_dim, dv, room.values);
+                for panel in 0..self.panels {
+                    let first = panel * F::rows::<L>();
+                    let last = (first + F::rows::<L>()).min(unit.rows) - 1;
+                    let keys = unit.visible_to(task, first, last);
+                    if keys.end <= start || keys.start >= start + count {
+                        continue;
+                    }
+                    let query = room.queries.add(panel * F::query_len::<L>(dk));
+                    F::score::<L>(query, room.keys, dk, count, room.scores);
+                    let all = unit.visible(task, last).start <= start
+                        && unit.visible(task, first).end >= start + count;
+                    if !all {
+                        self.hide::<L, F>(first, last, start, count);
+                    }
+                    let state = State::at(states.add(panel * state), width);
+                    weights::<L>(room.scores, count, width, &state, room.correction);
+                    F::weigh::<L>(room.scores, room.correction, room.values, dv, count, state.result);
+                }
+                start += BLOCK;
+            }
+        }
+    }
+
+    /// Sets the scores of keys that a row does not see to −∞.
+    #[inline(always)]
+    unsafe fn hide<L: Lanes, F: Form>(&self, first: usize, last: usize, start: usize, count: usize) {
+        let (width, bounds, scores) = (F::width::<L>(), self.room.bounds, self.room.scores);
+        // SAFETY: the promise of `run`.
+        unsafe {
+            bounds.write_bytes(0, 2 * width);
+            for row in first..=last {
+                let keys = self.unit.visible(self.task, row);
+                let [low, high] =
+                    [keys.start, keys.end].map(|key| key.saturating_sub(start).min(count) as f32);
+                for lane in (row - first) * F::lanes()..(row - first + 1) * F::lanes() {
+                    *bounds.add(lane) = low;
+                    *bounds.add(width + lane) = high;
+                }
+            }
+            let hidden = L::splat(f32::NEG_INFINITY);
+            for lane in (0..width).step_by(L::LEN) {
+                let (low, high) = (L::load(bounds.add(lane)), L::load(bounds.add(width + lane)));
+                for key in 0..count {
+                    let place = scores.add(key * width + lane);
+                    let key = L::splat(key as f32);
+                    let score = L::select(low.le(key), L::load(place), hidden);
+                    L::select(key.lt(high), score, hidden).store(place);
+                }
+            }
+        }
+    }
+
+    /// Writes the totals as results.
+    #[inline(always)]
+    unsafe fn write<L: Lanes, F: Form>(&self, state: usize) {
+        let Work { task, unit, room, .. } = self;
+        let (dv, width) = (task.padded_v(), F::width::<L>());
+        for panel in 0..self.panels {
+            let first = panel * F::rows::<L>();
+            // SAFETY: the promise of `run`.
+            unsafe {
+                let total = State::at(room.totals.add(panel * state), width);
+                normalize::<L>(&total, width, F::result_len::<L>(dv));
+                for row in first..(first + F::rows::<L>()).min(unit.rows) {
+                    let [token, head] = self.place(row);
+                    F::take_result::<L>(total.result, row - first, room.row, dv);
+                    let to = task.out.at([token, head, 0]);
+                    write_row::<L>(task.out.dtype(), room.row, task.out.inner(), task.v_head_dim, to);
+                    if let Some(lse) = task.lse {
+                        let lane = (row - first) * F::lanes();
+                        let [max, sum] = [total.max, total.sum].map(|at| f64::from(*at.add(lane)));
+                        let value = ((max + sum.log2()) * core::f64::consts::LN_2) as f32;
+                        lse.at([token, head]).cast::<f32>().write_unaligned(value);
+                    }
+                }
+            }
+        }
+    }
+}
