@@ -3,10 +3,14 @@
 //! The other spelling, into memory that exists, is `stream.run(Gemm::nt(&a, &b, &mut out)?)`.
 
 pub use crate::call::binary::binary;
+pub use crate::call::compare::{compare, select};
+pub use crate::call::copy::{cast, contiguous, full};
 pub use crate::call::embedding::embedding;
 pub use crate::call::gather::gather_rows;
 pub use crate::call::gemm::{gemm_nn, gemm_nt, gemm_tn};
 pub use crate::call::linear::linear;
+pub use crate::call::reduce::{reduce, top_k};
 pub use crate::call::rms_norm::{add_rms_norm, rms_norm};
 pub use crate::call::softmax::softmax;
 pub use crate::call::swiglu::swiglu;
+pub use crate::call::unary::unary;

@@ -76,16 +76,20 @@ pub use for_each_op;
 
 mod attention;
 pub(crate) mod binary;
+pub(crate) mod compare;
+pub(crate) mod copy;
 pub(crate) mod embedding;
 pub(crate) mod gather;
 pub(crate) mod gemm;
 pub(crate) mod linear;
 mod random;
+pub(crate) mod reduce;
 pub(crate) mod rms_norm;
 mod rope;
 mod sample;
 pub(crate) mod softmax;
 pub(crate) mod swiglu;
+pub(crate) mod unary;
 
 use crate::backend::Backend;
 use crate::custom::CustomOp;
