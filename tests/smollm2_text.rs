@@ -17,8 +17,8 @@ fn open() -> Option<Gguf> {
     let found = paths.into_iter().find(|path| path.is_file());
     if found.is_none() {
         // Not by `eprintln!`, which the test runner keeps back.
-        writeln!(std::io::stderr(), "SKIPPED: no {}; run `portolan fetch smollm2`", KNOWN_MODELS[0].file)
-            .unwrap();
+        let mut terminal = std::io::stderr();
+        writeln!(terminal, "SKIPPED: no {}; run `portolan fetch smollm2`", KNOWN_MODELS[0].file).unwrap();
     }
     found.map(|path| Gguf::open(&path).unwrap())
 }
