@@ -1,10 +1,37 @@
 //! Portolan: a tensor runtime in which model code is written once against one backend contract.
 //!
-//! This crate is what a program adds. [`fetch`] brings a known model to this machine, [`load`] reads weights
-//! and configurations from GGUF and safetensors files on the host, [`tokenizer`] turns text into token
-//! numbers and back, [`chat`] puts a conversation into a model's own form; the operators are in `portolan-ops`, the contract in `portolan-core`.
+//! This crate is what a program adds. It opens devices by name ([`open`]), re-exports the contract
+//! (`portolan-core`) and holds what model authors need above it: [`load`] reads weights and configurations,
+//! [`fetch`] brings a known model to this machine, [`tokenizer`] and [`chat`] turn text into token numbers,
+//! [`nn`] and [`models`] compute, [`generate`] writes text.
+//!
+//! ```
+//! use portolan::{Shape, StreamOptions, ops};
+//!
+//! let device = portolan::open("cpu:0")?;
+//! let stream = device.stream(StreamOptions::default())?;
+//! let a = stream.upload(&[1.0f32, 2.0, 3.0, 4.0], &Shape::new(&[2, 2])?)?;
+//! let product = ops::gemm_nt(&stream, &a, &a)?;
+//! assert_eq!(stream.download::<f32>(&product)?.wait()?, [5.0, 11.0, 11.0, 25.0]);
+//! # Ok::<(), portolan::OpError>(())
+//! ```
 
 pub mod chat;
+mod devices;
+mod error;
 pub mod fetch;
+pub mod generate;
 pub mod load;
+pub mod models;
+pub mod nn;
 pub mod tokenizer;
+
+pub use devices::{open, registry};
+pub use error::Error;
+#[cfg(feature = "cpu")]
+pub use portolan_cpu as cpu;
+pub use portolan_core::{
+    Backend, Buffer, CustomOp, Device, DeviceInfo, Event, Fallback, Graph, HostBuffer, Lens, OpKind, Pending,
+    QuantTensor, Registry, Stream, StreamOptions, StreamReport, Support, Tensor, Weight, call, ops,
+};
+pub use portolan_ops::{DType, Determinism, DeviceId, Element, ErrorKind, OpError, Shape, TensorSpec};

@@ -35,6 +35,18 @@ impl FusedOps for CpuBackend {
     fn sample(&self, launch: &Launch<'_>, op: &call::Sample) -> Result<()> {
         op::sample::launch(launch, op)
     }
+    fn rope(&self, launch: &Launch<'_>, op: &call::Rope) -> Result<()> {
+        op::rope::launch(launch, op)
+    }
+    fn attention(&self, launch: &Launch<'_>, op: &call::Attention) -> Result<()> {
+        op::attention::launch(launch, op)
+    }
+    fn paged_attention(&self, launch: &Launch<'_>, op: &call::PagedAttention) -> Result<()> {
+        op::paged_attention::launch(launch, op)
+    }
+    fn kv_cache_write(&self, launch: &Launch<'_>, op: &call::KvCacheWrite) -> Result<()> {
+        op::kv_cache_write::launch(launch, op)
+    }
     fn packing(&self, _device: Ordinal, weight: &WeightSpec, consumer: OpKind) -> Option<Packing> {
         (consumer == OpKind::Linear).then(|| op::prepack::packing(self.isa, weight)).flatten()
     }

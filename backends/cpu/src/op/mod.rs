@@ -3,6 +3,7 @@
 
 pub(crate) mod add_rms_norm;
 pub(crate) mod args;
+pub(crate) mod attention;
 pub(crate) mod binary;
 pub(crate) mod cast;
 pub(crate) mod compare;
@@ -12,11 +13,14 @@ pub(crate) mod embedding;
 pub(crate) mod fill;
 pub(crate) mod gather;
 pub(crate) mod gemm;
+pub(crate) mod kv_cache_write;
 pub(crate) mod linear;
+pub(crate) mod paged_attention;
 pub(crate) mod prepack;
 pub(crate) mod random;
 pub(crate) mod reduce;
 pub(crate) mod rms_norm;
+pub(crate) mod rope;
 pub(crate) mod rows;
 pub(crate) mod sample;
 pub(crate) mod scan;
@@ -28,15 +32,23 @@ pub(crate) mod top_k;
 pub(crate) mod unary;
 pub(crate) mod unpack;
 
-use portolan_core::{OpKind, OpQuery, Support};
+use portolan_core::{OpQuery, SpecRef, Support};
 use portolan_ops::Unsupported;
+use portolan_ops::attention::AttentionQuery;
 
 /// What launching would do.
 pub(crate) fn support(query: &OpQuery<'_>) -> Support {
-    match query.spec.kind() {
-        OpKind::Rope | OpKind::Attention | OpKind::PagedAttention | OpKind::KvCacheWrite | OpKind::Custom => {
-            Support::No(Unsupported::NotImplemented)
-        }
+    match query.spec {
+        SpecRef::Attention(spec) => attention_support(spec.query()),
+        SpecRef::PagedAttention(spec) => attention_support(spec.query()),
+        SpecRef::Custom(op) if op.kernel("cpu").is_none() => Support::No(Unsupported::NotImplemented),
         _ => Support::Native,
+    }
+}
+
+fn attention_support(query: &AttentionQuery) -> Support {
+    match crate::attention::plan(query) {
+        Ok(()) => Support::Native,
+        Err(why) => Support::Composed(why),
     }
 }

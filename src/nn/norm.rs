@@ -1,0 +1,38 @@
+//! Root-mean-square normalisation.
+
+use crate::Error;
+use crate::nn::Loader;
+use portolan_core::{Stream, Tensor, ops};
+
+/// `x / √(mean(x²) + eps) · weight`.
+#[derive(Clone, Debug)]
+pub struct RmsNorm {
+    weight: Tensor,
+    eps: f32,
+}
+
+impl RmsNorm {
+    /// Loads a weight of length `hidden`.
+    ///
+    /// # Errors
+    /// Those of the file and of the device.
+    pub fn load(loader: &mut Loader<'_>, name: &str, layer: usize, hidden: usize, eps: f32) -> Result<Self, Error> {
+        Ok(Self { weight: loader.vector(name, layer, hidden)?, eps })
+    }
+
+    /// Normalises every row.
+    ///
+    /// # Errors
+    /// As [`Stream::run`].
+    pub fn forward(&self, stream: &Stream, x: &Tensor) -> Result<Tensor, Error> {
+        Ok(ops::rms_norm(stream, x, Some(&self.weight), self.eps)?)
+    }
+
+    /// Adds `x` to `residual` in place, then normalises the sum.
+    ///
+    /// # Errors
+    /// As [`Stream::run`].
+    pub fn forward_add(&self, stream: &Stream, x: &Tensor, residual: &mut Tensor) -> Result<Tensor, Error> {
+        Ok(ops::add_rms_norm(stream, x, residual, Some(&self.weight), self.eps)?)
+    }
+}
