@@ -17,37 +17,37 @@ pub(super) struct CacheRows {
 }
 
 impl CacheRows {
-    /// Calls `run(first, count, address, step)` for positions that lie evenly spaced: all of a contiguous
-    /// cache, those of one page otherwise. `first` counts from `start`.
+    /// The addresses of the rows of `count` positions from `start`, at most [`BLOCK`].
     ///
     /// # Safety
     /// The positions lie within the cache, and their pages were checked.
-    #[inline(always)]
-    pub(super) unsafe fn runs(
-        &self,
-        start: usize,
-        count: usize,
-        mut run: impl FnMut(usize, usize, *mut u8, usize),
-    ) {
+    pub(super) unsafe fn addresses(&self, start: usize, count: usize) -> [*mut u8; BLOCK] {
         let step = self.cache.step(1);
-        let Some(table) = &self.table else {
-            return run(0, count, self.cache.at([self.sequence, start, self.head, 0]), step);
-        };
+        let mut addresses = [core::ptr::null_mut(); BLOCK];
         let mut first = 0;
         while first < count {
-            // SAFETY: the caller's promise.
-            let [page, row] = unsafe { table.locate(self.sequence, start + first) };
-            let length = (table.page_size - row).min(count - first);
-            run(first, length, self.cache.at([page, row, self.head, 0]), step);
+            let (index, length) = match &self.table {
+                None => ([self.sequence, start, self.head, 0], count),
+                Some(table) => {
+                    // SAFETY: the caller's promise.
+                    let [page, row] = unsafe { table.locate(self.sequence, start + first) };
+                    ([page, row, self.head, 0], (table.page_size - row).min(count - first))
+                }
+            };
+            let address = self.cache.at(index);
+            for (i, place) in addresses[first..first + length].iter_mut().enumerate() {
+                *place = address.wrapping_add(i * step);
+            }
             first += length;
         }
+        addresses
     }
 
     /// Reads `count` rows of `dim` elements into rows of `padded` floats; zero beyond `dim`, and in rows from
     /// `count` to [`BLOCK`].
     ///
     /// # Safety
-    /// As [`CacheRows::runs`]; `to` has room for BLOCK rows.
+    /// As [`CacheRows::addresses`]; `to` has room for BLOCK rows.
     #[inline(always)]
     pub(super) unsafe fn load<L: Lanes>(
         &self,
@@ -58,15 +58,8 @@ impl CacheRows {
         to: *mut f32,
     ) {
         let (dtype, inner) = (self.cache.dtype(), self.cache.inner());
-        let mut addresses = [core::ptr::null::<u8>(); BLOCK];
         // SAFETY: the caller's promise.
-        unsafe {
-            self.runs(start, count, |first, length, address, step| {
-                for (i, place) in addresses[first..first + length].iter_mut().enumerate() {
-                    *place = address.wrapping_add(i * step);
-                }
-            });
-        }
+        let addresses = unsafe { self.addresses(start, count) };
         for (row, address) in addresses[..count].iter().enumerate() {
             // SAFETY: the caller's promise: dim elements of this row, and padded floats of the block.
             unsafe {

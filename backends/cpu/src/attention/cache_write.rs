@@ -3,6 +3,7 @@
 //! Rows are copied, or converted, one by one; positions and pages are found and checked first.
 
 use super::block::CacheRows;
+use super::form::BLOCK;
 use super::sequences::{BlockTable, Lengths};
 use super::view::{View, read_row, write_row};
 use crate::pool::scratch;
@@ -100,8 +101,11 @@ pub(crate) unsafe fn kv_cache_write(
             let start = s.kv_len - s.q_len + (from - s.token);
             for head in 0..task.heads {
                 let rows = CacheRows { cache: task.cache, table: task.table, sequence: s.index, head };
-                let copy = Copy { task, rows, token: from, start, count: to - from, head };
-                dispatch(isa, copy);
+                scratch::with(task.dim.min(PIECE) * size_of::<f32>(), |buffer| {
+                    let buffer = buffer.cast();
+                    let count = to - from;
+                    dispatch(isa, Copy { task, rows, token: from, start, count, head, buffer });
+                });
             }
         }
     });
@@ -116,6 +120,8 @@ struct Copy<'a> {
     start: usize,
     count: usize,
     head: usize,
+    /// Of as many floats as are converted at a time.
+    buffer: *mut f32,
 }
 
 impl Kernel for Copy<'_> {
@@ -124,27 +130,26 @@ impl Kernel for Copy<'_> {
     #[inline(always)]
     fn run<L: Lanes>(self) {
         let (task, dim) = (self.task, self.task.dim);
-        scratch::with(dim.min(PIECE) * size_of::<f32>(), |buffer| {
-            let buffer = buffer.cast::<f32>();
-            // SAFETY: `kv_cache_write` checked lengths and pages; the rest is its caller's promise.
-            unsafe {
-                self.rows.runs(self.start, self.count, |first, length, address, step| {
-                    for row in 0..length {
-                        let from = task.x.at([self.token + first + row, self.head, 0]);
-                        let to = address.wrapping_add(row * step);
-                        let mut done = 0;
-                        while done < dim {
-                            let n = PIECE.min(dim - done);
-                            let from = from.wrapping_add(done * task.x.step(2));
-                            let to = to.wrapping_add(done * task.cache.step(3));
-                            read_row::<L>(task.x.dtype(), from, task.x.inner(), n, buffer);
-                            write_row::<L>(task.cache.dtype(), buffer, task.cache.inner(), n, to);
-                            done += n;
-                        }
+        for first in (0..self.count).step_by(BLOCK) {
+            let count = BLOCK.min(self.count - first);
+            // SAFETY: `kv_cache_write` checked lengths and pages.
+            let addresses = unsafe { self.rows.addresses(self.start + first, count) };
+            for (row, &to) in addresses[..count].iter().enumerate() {
+                let from = task.x.at([self.token + first + row, self.head, 0]);
+                let mut done = 0;
+                while done < dim {
+                    let n = PIECE.min(dim - done);
+                    let from = from.wrapping_add(done * task.x.step(2));
+                    let to = to.wrapping_add(done * task.cache.step(3));
+                    // SAFETY: n elements from `done` on, of a row of x and of the cache.
+                    unsafe {
+                        read_row::<L>(task.x.dtype(), from, task.x.inner(), n, self.buffer);
+                        write_row::<L>(task.cache.dtype(), self.buffer, task.cache.inner(), n, to);
                     }
-                });
+                    done += n;
+                }
             }
-        });
+        }
     }
 }
 

@@ -50,8 +50,13 @@ pub(crate) unsafe fn rope(team: &Team, max_threads: usize, isa: Isa, task: &Rope
         return;
     }
     let share = (ELEMENTS_PER_TASK / (heads * dim)).max(1);
+    // Cosine, sine, and the two sides of every pair, in whole vectors.
+    let room = task.inv_freq.len().next_multiple_of(16);
     team.run_with(tokens.div_ceil(share), max_threads, &|i| {
-        dispatch(isa, Rotate { task, first: i * share, end: ((i + 1) * share).min(tokens) });
+        scratch::with((4 * room + dim.next_multiple_of(16)) * size_of::<f32>(), |base| {
+            let (first, end) = (i * share, ((i + 1) * share).min(tokens));
+            dispatch(isa, Rotate { task, first, end, room, base: base.cast() });
+        });
     });
 }
 
@@ -59,6 +64,9 @@ struct Rotate<'a> {
     task: &'a RopeTask,
     first: usize,
     end: usize,
+    /// Four tables of `room` floats and one row.
+    room: usize,
+    base: *mut f32,
 }
 
 impl Kernel for Rotate<'_> {
@@ -69,43 +77,39 @@ impl Kernel for Rotate<'_> {
         let task = self.task;
         let [_, heads, dim] = task.dims;
         let half = task.inv_freq.len();
-        // cos, sin, and the two sides of every pair; whole vectors.
-        let room = half.next_multiple_of(16);
-        scratch::with((4 * room + dim.next_multiple_of(16)) * size_of::<f32>(), |base| {
-            let cos = base.cast::<f32>();
-            let [sin, a, b, row] = [1, 2, 3, 4].map(|i| cos.wrapping_add(i * room));
-            // SAFETY: the promise of `rope`; tables have `room` floats, and padding lanes are computed from 0.
-            unsafe {
-                cos.write_bytes(0, 4 * room);
-                for token in self.first..self.end {
-                    let position = task.positions.int([token]) as f32;
-                    table::<L>(task, position, cos, sin);
-                    for head in 0..heads {
-                        let (from, to) = (task.x.at([token, head, 0]), task.out.at([token, head, 0]));
-                        read_row::<L>(task.x.dtype(), from, task.x.inner(), dim, row);
-                        match task.style {
-                            RopeStyle::SplitHalf => {
-                                a.copy_from_nonoverlapping(row, half);
-                                b.copy_from_nonoverlapping(row.add(half), half);
-                                rotate::<L>(a, b, cos, sin, half);
-                                row.copy_from_nonoverlapping(a, half);
-                                row.add(half).copy_from_nonoverlapping(b, half);
+        let (cos, room) = (self.base, self.room);
+        let [sin, a, b, row] = [1, 2, 3, 4].map(|i| cos.wrapping_add(i * room));
+        // SAFETY: the promise of `rope`; tables have `room` floats, and padding lanes are computed from 0.
+        unsafe {
+            cos.write_bytes(0, 4 * room);
+            for token in self.first..self.end {
+                let position = task.positions.int([token]) as f32;
+                table::<L>(task, position, cos, sin);
+                for head in 0..heads {
+                    let (from, to) = (task.x.at([token, head, 0]), task.out.at([token, head, 0]));
+                    read_row::<L>(task.x.dtype(), from, task.x.inner(), dim, row);
+                    match task.style {
+                        RopeStyle::SplitHalf => {
+                            a.copy_from_nonoverlapping(row, half);
+                            b.copy_from_nonoverlapping(row.add(half), half);
+                            rotate::<L>(a, b, cos, sin, half);
+                            row.copy_from_nonoverlapping(a, half);
+                            row.add(half).copy_from_nonoverlapping(b, half);
+                        }
+                        RopeStyle::Interleaved => {
+                            for i in 0..half {
+                                (*a.add(i), *b.add(i)) = (*row.add(2 * i), *row.add(2 * i + 1));
                             }
-                            RopeStyle::Interleaved => {
-                                for i in 0..half {
-                                    (*a.add(i), *b.add(i)) = (*row.add(2 * i), *row.add(2 * i + 1));
-                                }
-                                rotate::<L>(a, b, cos, sin, half);
-                                for i in 0..half {
-                                    (*row.add(2 * i), *row.add(2 * i + 1)) = (*a.add(i), *b.add(i));
-                                }
+                            rotate::<L>(a, b, cos, sin, half);
+                            for i in 0..half {
+                                (*row.add(2 * i), *row.add(2 * i + 1)) = (*a.add(i), *b.add(i));
                             }
                         }
-                        write_row::<L>(task.out.dtype(), row, task.out.inner(), dim, to);
                     }
+                    write_row::<L>(task.out.dtype(), row, task.out.inner(), dim, to);
                 }
             }
-        });
+        }
     }
 }
 

@@ -77,7 +77,12 @@ pub(super) fn state_len(isa: Isa, task: &AttentionTask, rows: usize) -> usize {
 /// The operands of the task are as its contract says, lengths and pages are checked, the rows of the unit
 /// exist and nobody else writes their results; states have room.
 pub(super) unsafe fn run(isa: Isa, task: &AttentionTask, unit: &Unit, step: Step) {
-    dispatch(isa, Choice { isa, rows: unit.rows, visit: Piece { task, unit, step } });
+    let floats = dispatch(isa, Choice { isa, rows: unit.rows, visit: RoomLen { task, rows: unit.rows } });
+    // The working memory is taken out here: a closure inside would not be compiled for the instruction set.
+    scratch::with(floats * size_of::<f32>(), |base| {
+        let piece = Piece { task, unit, step, base: base.cast() };
+        dispatch(isa, Choice { isa, rows: unit.rows, visit: piece });
+    });
 }
 
 /// A computation over lanes and a form.
@@ -98,13 +103,18 @@ impl<V: Visit> Kernel for Choice<V> {
 
     #[inline(always)]
     fn run<L: Lanes>(self) -> V::Output {
-        match (self.isa, self.rows) {
-            (_, 0..=QUAD_ROWS) => self.visit.visit::<L, Quad>(),
-            (Isa::Avx512, ..=16) => self.visit.visit::<L, Tile<1, 16>>(),
-            (Isa::Avx512, ..=32) => self.visit.visit::<L, Tile<2, 12>>(),
-            (Isa::Avx512, _) => self.visit.visit::<L, Tile<4, 6>>(),
-            (Isa::Avx2, _) => self.visit.visit::<L, Tile<2, 6>>(),
-            (Isa::Portable, _) => self.visit.visit::<L, Tile<1, 4>>(),
+        if self.rows <= QUAD_ROWS {
+            self.visit.visit::<L, Quad>()
+        } else if L::LEN == 16 {
+            match self.rows {
+                ..=16 => self.visit.visit::<L, Tile<1, 16>>(),
+                17..=32 => self.visit.visit::<L, Tile<2, 12>>(),
+                _ => self.visit.visit::<L, Tile<4, 6>>(),
+            }
+        } else if self.isa == Isa::Avx2 {
+            self.visit.visit::<L, Tile<2, 6>>()
+        } else {
+            self.visit.visit::<L, Tile<1, 4>>()
         }
     }
 }
@@ -124,10 +134,45 @@ impl Visit for Measure<'_> {
     }
 }
 
+/// Floats of each part of a unit's working memory, in the order of [`Room`].
+#[inline(always)]
+fn room_lens<L: Lanes, F: Form>(task: &AttentionTask, rows: usize) -> [usize; 9] {
+    let (dk, dv, width) = (task.padded_k(), task.padded_v(), F::width::<L>());
+    let panels = rows.div_ceil(F::rows::<L>());
+    let states = panels * State::len(width, F::result_len::<L>(dv));
+    [
+        BLOCK * dk,
+        BLOCK * dv,
+        BLOCK * width,
+        width,
+        2 * width,
+        dk.max(dv).next_multiple_of(16),
+        panels * F::query_len::<L>(dk),
+        states,
+        states,
+    ]
+    .map(|len| len.next_multiple_of(16))
+}
+
+struct RoomLen<'a> {
+    task: &'a AttentionTask,
+    rows: usize,
+}
+
+impl Visit for RoomLen<'_> {
+    type Output = usize;
+
+    #[inline(always)]
+    fn visit<L: Lanes, F: Form>(self) -> usize {
+        room_lens::<L, F>(self.task, self.rows).iter().sum()
+    }
+}
+
 struct Piece<'a> {
     task: &'a AttentionTask,
     unit: &'a Unit,
     step: Step,
+    base: *mut f32,
 }
 
 impl Visit for Piece<'_> {
@@ -135,33 +180,18 @@ impl Visit for Piece<'_> {
 
     #[inline(always)]
     fn visit<L: Lanes, F: Form>(self) {
-        let Piece { task, unit, step } = self;
-        let (dk, dv, width) = (task.padded_k(), task.padded_v(), F::width::<L>());
-        let panels = unit.rows.div_ceil(F::rows::<L>());
-        let state = State::len(width, F::result_len::<L>(dv));
-        let lens = [
-            BLOCK * dk,
-            BLOCK * dv,
-            BLOCK * width,
-            width,
-            2 * width,
-            dk.max(dv).next_multiple_of(16),
-            panels * F::query_len::<L>(dk),
-            panels * state,
-            panels * state,
-        ];
-        scratch::with(lens.iter().sum::<usize>() * size_of::<f32>(), |base| {
-            let mut at = base.cast::<f32>();
-            let [keys, values, scores, correction, bounds, row, queries, parts, totals] = lens.map(|len| {
+        let Piece { task, unit, step, base } = self;
+        let mut at = base;
+        let [keys, values, scores, correction, bounds, row, queries, parts, totals] =
+            room_lens::<L, F>(task, unit.rows).map(|len| {
                 let start = at;
                 at = at.wrapping_add(len);
                 start
             });
-            let room = Room { keys, values, scores, correction, bounds, row, queries, parts, totals };
-            let work = Work { task, unit, panels, room };
-            // SAFETY: the promise of `run`; the room was just measured.
-            unsafe { work.step::<L, F>(step, state) }
-        });
+        let room = Room { keys, values, scores, correction, bounds, row, queries, parts, totals };
+        let work = Work { task, unit, panels: unit.rows.div_ceil(F::rows::<L>()), room };
+        // SAFETY: the promise of `run`; the room was measured by the same function.
+        unsafe { work.step::<L, F>(step, State::len(F::width::<L>(), F::result_len::<L>(task.padded_v()))) }
     }
 }
 
@@ -193,31 +223,33 @@ struct Work<'a> {
 impl Work<'_> {
     #[inline(always)]
     unsafe fn step<L: Lanes, F: Form>(&self, step: Step, state: usize) {
-        let chunks = self.unit.chunks(self.task);
+        let all = self.unit.chunks(self.task);
+        let (chunks, states) = match step {
+            Step::Chunk(chunk, states) => (chunk..chunk + 1, states),
+            Step::Whole => (all.clone(), self.room.parts),
+            Step::Finish(states) => (0..0, states),
+        };
         // SAFETY: the promise of `run`.
         unsafe {
-            match step {
-                Step::Chunk(chunk, to) => {
-                    self.load_queries::<L, F>();
-                    self.chunk::<L, F>(chunk, to, state);
-                }
-                Step::Whole => {
-                    self.load_queries::<L, F>();
-                    self.clear::<L, F>(self.room.totals, state);
-                    for chunk in chunks {
-                        self.chunk::<L, F>(chunk, self.room.parts, state);
-                        self.add::<L, F>(self.room.parts, state);
-                    }
-                    self.write::<L, F>(state);
-                }
-                Step::Finish(states) => {
-                    self.clear::<L, F>(self.room.totals, state);
-                    for chunk in 0..chunks.len() {
-                        self.add::<L, F>(states.add(chunk * self.panels * state), state);
-                    }
-                    self.write::<L, F>(state);
+            if !chunks.is_empty() {
+                self.load_queries::<L, F>();
+            }
+            self.clear::<L, F>(self.room.totals, state);
+            for chunk in chunks {
+                self.chunk::<L, F>(chunk, states, state);
+                if let Step::Whole = step {
+                    self.add::<L, F>(states, state);
                 }
             }
+            if let Step::Chunk(..) = step {
+                return;
+            }
+            if let Step::Finish(states) = step {
+                for chunk in 0..all.len() {
+                    self.add::<L, F>(states.add(chunk * self.panels * state), state);
+                }
+            }
+            self.write::<L, F>(state);
         }
     }
 
