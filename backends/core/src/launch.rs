@@ -1,7 +1,7 @@
 //! One operator on its way to a backend. Holds the device's submission lock; only `run` makes one.
 
-use crate::backend::RawStream;
-use crate::buffer::{Buffer, Point};
+use crate::backend::{RawCopy, RawStream};
+use crate::buffer::{Buffer, HostBuffer, Point};
 use crate::device::{Device, Submission};
 use crate::op::Op;
 use crate::pool::Pool;
@@ -87,6 +87,32 @@ impl<'a> Launch<'a> {
         let label = self.stream.scratch_label().clone();
         let buffer = self.allocate(spec.span_bytes(), &label)?;
         Tensor::new(buffer, *spec)
+    }
+
+    /// Scratch that holds a small table made on the host; enqueued like everything else.
+    pub(crate) fn constant(&self, spec: &TensorSpec, bytes: &[u8]) -> Result<Tensor> {
+        let tensor = self.scratch(spec)?;
+        if bytes.len() != spec.span_bytes() {
+            return Err(OpError::internal(self.op_name(), "a table has another length than its tensor"));
+        }
+        if bytes.is_empty() {
+            return Ok(tensor);
+        }
+        let host = HostBuffer::from_bytes(bytes)?;
+        let mut seq = self.seq;
+        {
+            let submission = &mut *self.held.submission();
+            if let Some(slot) = submission.slots.get_mut(self.stream.id()) {
+                slot.seq += 1;
+                seq = slot.seq;
+            }
+            order_operands(self.stream.id(), submission, seq, &mut |visit| {
+                visit(tensor.buffer(), Access::Write);
+            })?;
+        }
+        let copy = RawCopy::Upload { host, address: tensor.buffer().address() };
+        self.stream.device().backend.copy(&Launch::raw_copy(self.stream, self.held, seq), copy)?;
+        Ok(tensor)
     }
 
     fn allocate(&self, bytes: usize, label: &Arc<str>) -> Result<Buffer> {

@@ -3,8 +3,10 @@
 
 mod case;
 mod failure;
+mod reference;
 mod suite;
 
 pub use case::{Subject, check_case};
 pub use failure::Failure;
+pub use reference::ReferenceBackend;
 pub use suite::{Outcome, check_operator};

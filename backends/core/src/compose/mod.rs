@@ -1,16 +1,96 @@
-//! Default bodies of the fused operators, composed from the kernel core. One operator, one file; the first
-//! line of each books the composition and its reason.
+//! Default bodies of the fused operators, composed from the kernel core. One operator, one file; each begins
+//! with [`begin`], which books the composition and its reason, and runs its parts through the launch.
 
-use crate::call;
+mod add_rms_norm;
+mod attention;
+mod dequantize;
+mod embedding;
+mod kv_cache_write;
+mod linear;
+mod packed;
+mod paged_attention;
+mod parts;
+mod ragged;
+mod rms_norm;
+mod rope;
+mod sample;
+mod softmax;
+mod swiglu;
+
+pub use add_rms_norm::add_rms_norm;
+pub use attention::attention;
+pub use dequantize::dequantize;
+pub use embedding::embedding;
+pub use kv_cache_write::kv_cache_write;
+pub use linear::linear;
+pub use packed::{prepack, unpack};
+pub use paged_attention::paged_attention;
+pub use rms_norm::rms_norm;
+pub use rope::rope;
+pub use sample::sample;
+pub use softmax::softmax;
+pub use swiglu::swiglu;
+
+use crate::backend::Support;
+use crate::call::SpecRef;
 use crate::launch::Launch;
-use portolan_ops::{Result, Unsupported};
+use crate::op::{Op, OpQuery};
+use parts::Parts;
+use portolan_ops::quant::{ScaleKind, WeightSpec};
+use portolan_ops::{DType, Result, Unsupported};
 
-macro_rules! absent {
-    ($($name:ident: $op:ident),* $(,)?) => {$(
-        /// No composition: answers `Unsupported`.
-        pub fn $name(l: &Launch<'_>, op: &call::$op, why: Unsupported) -> Result<()> {
-            Err(l.unsupported(crate::op::Op::op_name(op), why, "use another device"))
-        }
-    )*};
+/// What a backend that leaves an operator to its default body answers for it, `why` being its reason;
+/// `Support::No` for the few calls that have no composition.
+pub fn support(query: &OpQuery<'_>, why: Unsupported) -> Support {
+    match limit(&query.spec) {
+        None => Support::Composed(why),
+        Some(limit) => Support::No(limit),
+    }
 }
-absent! { linear: Linear, prepack: Prepack, unpack: Unpack, dequantize: Dequantize, embedding: Embedding, rope: Rope, rms_norm: RmsNorm, add_rms_norm: AddRmsNorm, softmax: Softmax, swiglu: Swiglu, sample: Sample, attention: Attention, paged_attention: PagedAttention, kv_cache_write: KvCacheWrite }
+
+/// Why a call has no composition, if so: what [`support`] says and what [`begin`] refuses.
+fn limit(spec: &SpecRef<'_>) -> Option<Unsupported> {
+    const INDICES: Unsupported = Unsupported::Shape("more rows than an i32 index can name");
+    let beyond = |rows: usize| (rows > i32::MAX as usize).then_some(INDICES);
+    match spec {
+        SpecRef::Linear(op) => weight_limit(op.weight()),
+        SpecRef::Embedding(op) => weight_limit(op.weight()),
+        SpecRef::Dequantize(op) => weight_limit(op.weight()),
+        SpecRef::KvCacheWrite(op) => {
+            beyond(op.cache().dims()[..2].iter().product()).or_else(|| beyond(op.x().dims()[0]))
+        }
+        SpecRef::Attention(op) => beyond(op.query().tokens()),
+        SpecRef::PagedAttention(op) => beyond(op.query().tokens()).or_else(|| beyond(op.k().dims()[0])),
+        SpecRef::Sample(op) => beyond(op.logits().numel()),
+        SpecRef::Rope(_)
+        | SpecRef::RmsNorm(_)
+        | SpecRef::AddRmsNorm(_)
+        | SpecRef::Softmax(_)
+        | SpecRef::Swiglu(_) => None,
+        // Packed forms are a backend's own, and the kernel core is what compositions are made of.
+        _ => Some(Unsupported::NotImplemented),
+    }
+}
+
+fn weight_limit(weight: &WeightSpec) -> Option<Unsupported> {
+    match weight {
+        WeightSpec::Dense(_) => None,
+        WeightSpec::Quant(quant) if quant.scheme().scale == ScaleKind::E8M0 => {
+            Some(Unsupported::DType(DType::E8M0))
+        }
+        WeightSpec::Quant(_) => None,
+        _ => Some(Unsupported::NotImplemented),
+    }
+}
+
+/// Books the composition of `op`, and gives what to compose it with.
+///
+/// # Errors
+/// `Unsupported` for calls without a composition, and on streams that deny compositions.
+fn begin<'a, 'l>(l: &'a Launch<'l>, op: &dyn Op, why: Unsupported) -> Result<Parts<'a, 'l>> {
+    if let Some(limit) = limit(&op.query(l.determinism()).spec) {
+        return Err(l.unsupported(op.op_name(), limit, "use a device with a native kernel for it"));
+    }
+    l.composed(op, why)?;
+    Ok(Parts::new(l))
+}

@@ -1,0 +1,53 @@
+//! Paged attention: the pages in use are gathered, the rest is contiguous attention.
+
+use super::attention::{Visible, attend};
+use super::begin;
+use super::parts::Parts;
+use crate::call::PagedAttention;
+use crate::launch::Launch;
+use crate::tensor::Tensor;
+use portolan_ops::kernel::{BinaryKind, CompareKind};
+use portolan_ops::{Result, Unsupported};
+
+/// Gathers the pages that hold visible keys, then attends to them as to a contiguous cache.
+///
+/// # Errors
+/// As the parts; `Unsupported` where the stream denies compositions.
+pub fn paged_attention(l: &Launch<'_>, op: &PagedAttention, why: Unsupported) -> Result<()> {
+    let p = begin(l, op, why)?;
+    let (table, page_size) = (op.require("block_table")?, op.spec().page_size());
+    let num_pages = op.spec().k().dims()[0];
+    let mut pages: Option<Tensor> = None;
+    attend(&p, op, op.spec().query(), &mut |visible, cache, first, count| {
+        let pages = match &pages {
+            Some(pages) => pages.clone(),
+            None => pages.insert(pages_in_use(&p, visible, &table, page_size, num_pages)?).clone(),
+        };
+        let entries = p.gather(cache, 0, &pages.narrow(0, first, count)?)?;
+        let [heads, width] = [cache.dims()[2], cache.dims()[3]];
+        entries.reshape(&[count, pages.dims()[1] * page_size, heads, width])
+    })
+}
+
+/// The page of each block of keys, `[batch, pages]`: −1 where no visible key lies. A page that is absent
+/// though one lies there is past the last page, a data fault when it is gathered.
+fn pages_in_use(
+    p: &Parts<'_, '_>,
+    visible: &Visible,
+    table: &Tensor,
+    page_size: usize,
+    num_pages: usize,
+) -> Result<Tensor> {
+    let count = visible.max.div_ceil(page_size);
+    let table = table.narrow(1, 0, count)?;
+    // Longer pages than any sequence are one page; so all positions fit an i32.
+    let page_size = page_size.min(visible.max) as f64;
+    let begin = p.scalar(BinaryKind::Mul, &p.iota(count)?, page_size)?;
+    let mut used = p.compare(CompareKind::Lt, &begin, &visible.end)?;
+    if let Some(start) = &visible.start {
+        let last = p.scalar(BinaryKind::Add, &begin, page_size - 1.0)?;
+        used = p.binary(BinaryKind::And, &used, &p.compare(CompareKind::Ge, &last, start)?)?;
+    }
+    let absent = p.compare_scalar(CompareKind::Lt, &table, 0.0)?;
+    p.select_or(&used, &p.replace(&absent, num_pages as f64, &table)?, -1.0)
+}
