@@ -2,11 +2,13 @@
 //! compared with the f64 oracle. A library, so that any backend can run it from its own repository.
 
 mod case;
+mod core_only;
 mod failure;
 mod reference;
 mod suite;
 
 pub use case::{Subject, check_case};
+pub use core_only::CoreOnly;
 pub use failure::Failure;
 pub use reference::ReferenceBackend;
 pub use suite::{Outcome, check_operator};
