@@ -43,27 +43,34 @@ impl CacheRows {
         addresses
     }
 
-    /// Reads `count` rows of `dim` elements into rows of `padded` floats; zero beyond `dim`, and in rows from
-    /// `count` to [`BLOCK`].
+    /// Reads the rows of a block from `start`, of `dim` elements, into rows of `padded` floats; zero beyond `dim`
+    /// and in rows from `end` on. Asks for the block from position `ahead.1` of `ahead.0`, so that it is on its
+    /// way while this one is used.
     ///
     /// # Safety
-    /// As [`CacheRows::addresses`]; `to` has room for BLOCK rows.
+    /// As [`CacheRows::addresses`], for the positions of both up to `end`; `to` has room for BLOCK rows.
     #[inline(always)]
     pub(super) unsafe fn load<L: Lanes>(
         &self,
         start: usize,
-        count: usize,
-        dim: usize,
-        padded: usize,
+        end: usize,
+        ahead: (&CacheRows, usize),
+        [dim, padded]: [usize; 2],
         to: *mut f32,
     ) {
         let (dtype, inner) = (self.cache.dtype(), self.cache.inner());
+        let (count, next) = (BLOCK.min(end - start), ahead.1.min(end));
+        let next_count = BLOCK.min(end - next);
         // SAFETY: the caller's promise.
-        let addresses = unsafe { self.addresses(start, count) };
-        for (row, address) in addresses[..count].iter().enumerate() {
+        let (rows, ahead) = unsafe { (self.addresses(start, count), ahead.0.addresses(next, next_count)) };
+        let bytes = if inner == 1 { dim * self.cache.width() } else { 0 };
+        for (row, address) in rows[..count].iter().enumerate() {
             // SAFETY: the caller's promise: dim elements of this row, and padded floats of the block.
             unsafe {
                 let to = to.add(row * padded);
+                if row < next_count {
+                    prefetch(ahead[row], bytes);
+                }
                 read_row::<L>(dtype, *address, inner, dim, to);
                 to.add(dim).write_bytes(0, padded - dim);
             }
@@ -71,4 +78,20 @@ impl CacheRows {
         // SAFETY: to has room for BLOCK rows.
         unsafe { to.add(count * padded).write_bytes(0, (BLOCK - count) * padded) };
     }
+}
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
+/// Asks for the lines of `bytes` bytes; only a hint, for any address.
+#[inline(always)]
+fn prefetch(from: *const u8, bytes: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for line in (0..bytes).step_by(LINE) {
+        use core::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: a prefetch reads nothing and faults nowhere.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(from.wrapping_add(line).cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (from, bytes);
 }

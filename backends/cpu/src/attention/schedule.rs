@@ -1,7 +1,7 @@
 //! Cuts an attention call into units and hands them to the team.
 //!
-//! Many units go out whole; few are split over their chunks of keys first. Either way every row goes through
-//! the same operations in the same order, so the choice may depend on the number of threads.
+//! Many units go out whole; few, and those of decode, are split over their chunks of keys first. Either way
+//! every row goes through the same operations in the same order, so the choice may depend on the threads.
 
 use super::sequences::Sequence;
 use super::task::AttentionTask;
@@ -9,10 +9,14 @@ use super::unit::{Step, UNIT_ROWS, Unit, run, state_len};
 use super::view::View;
 use crate::pool::scratch;
 use crate::{Isa, Team};
+use core::ops::Range;
 use portolan_ops::Result;
 
-/// Units for each thread from which on they balance well enough unsplit.
-const UNITS_PER_THREAD: usize = 4;
+/// Pieces for each thread from which on they balance well enough.
+const PIECES_PER_THREAD: usize = 4;
+
+/// Rows up to which reading the cache is the work: then its order decides, see [`split`].
+const DECODE_ROWS: usize = 16;
 
 /// States of split units above this are not kept; the units then stay whole.
 const MAX_STATE_BYTES: usize = 256 << 20;
@@ -46,9 +50,10 @@ pub(crate) unsafe fn attention(
     }
     let plan = Plan::new(task, &sequences);
     let threads = team.threads().min(max_threads).max(1);
-    if plan.units < UNITS_PER_THREAD * threads {
+    let decode = sequences.iter().all(|s| s.q_len * plan.group <= DECODE_ROWS);
+    if decode || plan.units < PIECES_PER_THREAD * threads {
         // SAFETY: the caller's promise.
-        if unsafe { split(team, max_threads, isa, task, &plan) } {
+        if unsafe { split(team, max_threads.min(threads), isa, task, &plan) } {
             return Ok(());
         }
     }
@@ -90,16 +95,21 @@ impl<'a> Plan<'a> {
         let before = if index == 0 { 0 } else { self.ends[index - 1] };
         let sequence = self.sequences[index];
         let first_row = (block - before) * UNIT_ROWS;
-        Unit { sequence, head, first_row, rows: (sequence.q_len * self.group - first_row).min(UNIT_ROWS) }
+        Unit {
+            sequence,
+            head,
+            heads: 1,
+            first_row,
+            rows: (sequence.q_len * self.group - first_row).min(UNIT_ROWS),
+        }
     }
 }
 
-/// A unit, the number of its first chunk among those of all units, and where its states begin.
+/// A unit whose chunks are computed apart.
 struct Split {
     unit: Unit,
-    first_chunk: usize,
-    first_item: usize,
-    items: usize,
+    chunks: Range<usize>,
+    /// Floats of the state of one chunk, and where the first one lies.
     state: usize,
     offset: usize,
 }
@@ -107,41 +117,51 @@ struct Split {
 /// Computes every chunk of every unit on its own, then merges; false, and nothing done, where that does not
 /// pay or takes too much memory.
 ///
+/// A piece is one chunk of as many key heads as leave pieces enough for all threads.
+///
 /// # Safety
 /// As [`attention`].
-unsafe fn split(team: &Team, max_threads: usize, isa: Isa, task: &AttentionTask, plan: &Plan<'_>) -> bool {
-    let (mut items, mut floats) = (0usize, 0usize);
+unsafe fn split(team: &Team, threads: usize, isa: Isa, task: &AttentionTask, plan: &Plan<'_>) -> bool {
+    let (mut pieces, mut floats) = (0usize, 0usize);
     let splits: Vec<Split> = (0..plan.units)
         .map(|number| {
             let unit = plan.unit(number);
-            let chunks = unit.chunks(task);
-            let state = state_len(isa, task, unit.rows);
-            let split = Split {
-                unit,
-                first_chunk: chunks.start,
-                first_item: items,
-                items: chunks.len(),
-                state,
-                offset: floats,
-            };
-            items += chunks.len();
+            let (chunks, state) = (unit.chunks(task), state_len(isa, task, unit.rows));
+            let offset = floats;
+            pieces += chunks.len();
             floats = floats.saturating_add(state.saturating_mul(chunks.len()));
-            split
+            Split { unit, chunks, state, offset }
         })
         .collect();
-    if items <= plan.units || floats > MAX_STATE_BYTES / size_of::<f32>() {
+    if pieces <= plan.units || floats > MAX_STATE_BYTES / size_of::<f32>() {
         return false;
+    }
+    let mut heads = plan.heads;
+    while heads > 1 && pieces / heads < PIECES_PER_THREAD * threads {
+        heads = heads.div_ceil(2);
+    }
+    // The units of one set of rows differ in nothing but the head, so they have the same chunks.
+    let mut work: Vec<(Range<usize>, usize)> = Vec::new();
+    for rows in 0..plan.units / plan.heads {
+        let units = rows * plan.heads..(rows + 1) * plan.heads;
+        for chunk in splits[units.start].chunks.clone() {
+            for first in units.clone().step_by(heads) {
+                work.push((first..(first + heads).min(units.end), chunk));
+            }
+        }
     }
     scratch::with(floats * size_of::<f32>(), |states| {
         let states = States(states.cast());
-        team.run_with(items, max_threads, &|item| {
-            let split = &splits[splits.partition_point(|s| s.first_item + s.items <= item)];
-            let chunk = item - split.first_item;
-            let to = states.at(split.offset + chunk * split.state);
-            // SAFETY: the promise of `attention`; every chunk has its own state.
-            unsafe { run(isa, task, &split.unit, Step::Chunk(split.first_chunk + chunk, to)) }
+        team.run_with(work.len(), threads, &|piece| {
+            let (units, chunk) = &work[piece];
+            let first = &splits[units.start];
+            let apart = first.chunks.len() * first.state;
+            let to = states.at(first.offset + (chunk - first.chunks.start) * first.state);
+            let unit = Unit { heads: units.len(), ..first.unit };
+            // SAFETY: the promise of `attention`; every chunk of every unit has its own state.
+            unsafe { run(isa, task, &unit, Step::Chunk(*chunk, to, apart)) }
         });
-        team.run_with(splits.len(), max_threads, &|i| {
+        team.run_with(splits.len(), threads, &|i| {
             let split = &splits[i];
             // SAFETY: the promise of `attention`; all states are written, units share no row.
             unsafe { run(isa, task, &split.unit, Step::Finish(states.at(split.offset))) }

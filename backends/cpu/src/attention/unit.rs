@@ -27,11 +27,13 @@ pub(super) const UNIT_ROWS: usize = 128;
 /// Rows up to which four lanes per row are faster than one.
 const QUAD_ROWS: usize = 8;
 
-/// Query rows `first_row ..` of one sequence and key head; numbered token by token, then by head.
+/// Query rows `first_row ..` of one sequence and of each of `heads` key heads from `head` on; numbered token by
+/// token, then by query head. Several heads only in [`Step::Chunk`].
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Unit {
     pub(super) sequence: Sequence,
     pub(super) head: usize,
+    pub(super) heads: usize,
     pub(super) first_row: usize,
     pub(super) rows: usize,
 }
@@ -60,8 +62,8 @@ impl Unit {
 pub(super) enum Step {
     /// Everything.
     Whole,
-    /// One chunk, into a state of [`state_len`] floats.
-    Chunk(usize, *mut f32),
+    /// One chunk, into a state of [`state_len`] floats for each head; the third says how many floats apart.
+    Chunk(usize, *mut f32, usize),
     /// Merge the states of all chunks, one after another in memory, and write the results.
     Finish(*mut f32),
 }
@@ -77,7 +79,7 @@ pub(super) fn state_len(isa: Isa, task: &AttentionTask, rows: usize) -> usize {
 /// The operands of the task are as its contract says, lengths and pages are checked, the rows of the unit
 /// exist and nobody else writes their results; states have room.
 pub(super) unsafe fn run(isa: Isa, task: &AttentionTask, unit: &Unit, step: Step) {
-    let floats = dispatch(isa, Choice { isa, rows: unit.rows, visit: RoomLen { task, rows: unit.rows } });
+    let floats = dispatch(isa, Choice { isa, rows: unit.rows, visit: RoomLen { task, unit } });
     // The working memory is taken out here: a closure inside would not be compiled for the instruction set.
     scratch::with(floats * size_of::<f32>(), |base| {
         let piece = Piece { task, unit, step, base: base.cast() };
@@ -136,9 +138,9 @@ impl Visit for Measure<'_> {
 
 /// Floats of each part of a unit's working memory, in the order of [`Room`].
 #[inline(always)]
-fn room_lens<L: Lanes, F: Form>(task: &AttentionTask, rows: usize) -> [usize; 9] {
+fn room_lens<L: Lanes, F: Form>(task: &AttentionTask, unit: &Unit) -> [usize; 9] {
     let (dk, dv, width) = (task.padded_k(), task.padded_v(), F::width::<L>());
-    let panels = rows.div_ceil(F::rows::<L>());
+    let panels = unit.rows.div_ceil(F::rows::<L>());
     let states = panels * State::len(width, F::result_len::<L>(dv));
     [
         BLOCK * dk,
@@ -147,7 +149,7 @@ fn room_lens<L: Lanes, F: Form>(task: &AttentionTask, rows: usize) -> [usize; 9]
         width,
         2 * width,
         dk.max(dv).next_multiple_of(16),
-        panels * F::query_len::<L>(dk),
+        unit.heads * panels * F::query_len::<L>(dk),
         states,
         states,
     ]
@@ -156,7 +158,7 @@ fn room_lens<L: Lanes, F: Form>(task: &AttentionTask, rows: usize) -> [usize; 9]
 
 struct RoomLen<'a> {
     task: &'a AttentionTask,
-    rows: usize,
+    unit: &'a Unit,
 }
 
 impl Visit for RoomLen<'_> {
@@ -164,7 +166,7 @@ impl Visit for RoomLen<'_> {
 
     #[inline(always)]
     fn visit<L: Lanes, F: Form>(self) -> usize {
-        room_lens::<L, F>(self.task, self.rows).iter().sum()
+        room_lens::<L, F>(self.task, self.unit).iter().sum()
     }
 }
 
@@ -183,7 +185,7 @@ impl Visit for Piece<'_> {
         let Piece { task, unit, step, base } = self;
         let mut at = base;
         let [keys, values, scores, correction, bounds, row, queries, parts, totals] =
-            room_lens::<L, F>(task, unit.rows).map(|len| {
+            room_lens::<L, F>(task, unit).map(|len| {
                 let start = at;
                 at = at.wrapping_add(len);
                 start
@@ -224,10 +226,10 @@ impl Work<'_> {
     #[inline(always)]
     unsafe fn step<L: Lanes, F: Form>(&self, step: Step, state: usize) {
         let all = self.unit.chunks(self.task);
-        let (chunks, states) = match step {
-            Step::Chunk(chunk, states) => (chunk..chunk + 1, states),
-            Step::Whole => (all.clone(), self.room.parts),
-            Step::Finish(states) => (0..0, states),
+        let (chunks, states, apart) = match step {
+            Step::Chunk(chunk, states, apart) => (chunk..chunk + 1, states, apart),
+            Step::Whole => (all.clone(), self.room.parts, 0),
+            Step::Finish(states) => (0..0, states, 0),
         };
         // SAFETY: the promise of `run`.
         unsafe {
@@ -236,7 +238,7 @@ impl Work<'_> {
             }
             self.clear::<L, F>(self.room.totals, state);
             for chunk in chunks {
-                self.chunk::<L, F>(chunk, states, state);
+                self.chunk::<L, F>(chunk, states, [state, apart]);
                 if let Step::Whole = step {
                     self.add::<L, F>(states, state);
                 }
@@ -275,11 +277,11 @@ impl Work<'_> {
         }
     }
 
-    /// The token and the query head of a row.
+    /// The token and the query head of a row of the unit's key head number `head`.
     #[inline(always)]
-    fn place(&self, row: usize) -> [usize; 2] {
+    fn place(&self, head: usize, row: usize) -> [usize; 2] {
         let (row, group) = (self.unit.first_row + row, self.task.group());
-        [self.unit.sequence.token + row / group, self.unit.head * group + row % group]
+        [self.unit.sequence.token + row / group, (self.unit.head + head) * group + row % group]
     }
 
     /// Reads the queries, scaled so that scores come out in units of log 2; 0 in lanes without a row.
@@ -290,57 +292,90 @@ impl Work<'_> {
         let scale = task.scale * core::f32::consts::LOG2_E;
         // SAFETY: the promise of `run`.
         unsafe {
-            room.queries.write_bytes(0, self.panels * len);
+            room.queries.write_bytes(0, unit.heads * self.panels * len);
             room.row.write_bytes(0, padded);
-            for row in 0..unit.rows {
-                let [token, head] = self.place(row);
-                read_row::<L>(task.q.dtype(), task.q.at([token, head, 0]), task.q.inner(), dim, room.row);
+            for (head, row) in (0..unit.heads).flat_map(|head| (0..unit.rows).map(move |row| (head, row))) {
+                let [token, q_head] = self.place(head, row);
+                read_row::<L>(task.q.dtype(), task.q.at([token, q_head, 0]), task.q.inner(), dim, room.row);
                 for i in 0..dim {
                     *room.row.add(i) *= scale;
                 }
-                let (panel, row) = (row / F::rows::<L>(), row % F::rows::<L>());
+                let (panel, row) = (head * self.panels + row / F::rows::<L>(), row % F::rows::<L>());
                 F::put_query::<L>(room.queries.add(panel * len), row, room.row, padded);
             }
         }
     }
 
-    /// The state of every panel over the keys of one chunk.
+    /// The state of every panel of every head over the keys of one chunk; states of heads lie `apart`.
+    ///
+    /// Heads take turns at each block: in the usual layouts they are neighbours in memory, so the pages and
+    /// lines of a block are opened once. Head after head over the chunk, each row would cost a page walk.
     #[inline(always)]
-    unsafe fn chunk<L: Lanes, F: Form>(&self, chunk: usize, states: *mut f32, state: usize) {
+    unsafe fn chunk<L: Lanes, F: Form>(&self, chunk: usize, states: *mut f32, [state, apart]: [usize; 2]) {
         let Work { task, unit, room, .. } = self;
-        let (dk, dv, width) = (task.padded_k(), task.padded_v(), F::width::<L>());
+        let (dk, dv) = (task.padded_k(), task.padded_v());
         let seen = unit.visible_to(task, 0, unit.rows - 1);
-        let rows =
-            |cache| CacheRows { cache, table: task.table, sequence: unit.sequence.index, head: unit.head };
-        let (k_rows, v_rows) = (rows(task.k), rows(task.v));
+        let rows = |cache, head| CacheRows {
+            cache,
+            table: task.table,
+            sequence: unit.sequence.index,
+            head: unit.head + head,
+        };
         let mut start = (chunk * CHUNK).max(seen.start / BLOCK * BLOCK);
         let end = ((chunk + 1) * CHUNK).min(seen.end);
         // SAFETY: the promise of `run`; the keys from start to end are visible or lie between visible ones.
         unsafe {
-            self.clear::<L, F>(states, state);
+            for head in 0..unit.heads {
+                self.clear::<L, F>(states.add(head * apart), state);
+            }
             while start < end {
-                let count = BLOCK.min(end - start);
-                k_rows.load::<L>(start, count, task.head_dim, dk, room.keys);
-                v_rows.load::<L>(start, count, task.v_head_dim, dv, room.values);
-                for panel in 0..self.panels {
-                    let first = panel * F::rows::<L>();
-                    let last = (first + F::rows::<L>()).min(unit.rows) - 1;
-                    let keys = unit.visible_to(task, first, last);
-                    if keys.end <= start || keys.start >= start + count {
-                        continue;
-                    }
-                    let query = room.queries.add(panel * F::query_len::<L>(dk));
-                    F::score::<L>(query, room.keys, dk, count, room.scores);
-                    let all = unit.visible(task, last).start <= start
-                        && unit.visible(task, first).end >= start + count;
-                    if !all {
-                        self.hide::<L, F>(first, last, start, count);
-                    }
-                    let state = State::at(states.add(panel * state), width);
-                    weights::<L>(room.scores, count, width, &state, room.correction);
-                    F::weigh::<L>(room.scores, room.correction, room.values, dv, count, state.result);
+                for head in 0..unit.heads {
+                    let last = head + 1 == unit.heads;
+                    let (next, ahead) = if last { (0, start + BLOCK) } else { (head + 1, start) };
+                    let [k, v] = [task.k, task.v].map(|cache| rows(cache, head));
+                    let [k_next, v_next] = [task.k, task.v].map(|cache| rows(cache, next));
+                    k.load::<L>(start, end, (&k_next, ahead), [task.head_dim, dk], room.keys);
+                    v.load::<L>(start, end, (&v_next, ahead), [task.v_head_dim, dv], room.values);
+                    let queries = room.queries.add(head * self.panels * F::query_len::<L>(dk));
+                    self.block::<L, F>(start, end, queries, states.add(head * apart), state);
                 }
                 start += BLOCK;
+            }
+        }
+    }
+
+    /// Brings the keys and values of the block just loaded into every panel of one head.
+    #[inline(always)]
+    unsafe fn block<L: Lanes, F: Form>(
+        &self,
+        start: usize,
+        end: usize,
+        queries: *const f32,
+        states: *mut f32,
+        state: usize,
+    ) {
+        let Work { task, unit, room, .. } = self;
+        let (dk, dv, width) = (task.padded_k(), task.padded_v(), F::width::<L>());
+        let count = BLOCK.min(end - start);
+        for panel in 0..self.panels {
+            let first = panel * F::rows::<L>();
+            let last = (first + F::rows::<L>()).min(unit.rows) - 1;
+            let keys = unit.visible_to(task, first, last);
+            if keys.end <= start || keys.start >= start + count {
+                continue;
+            }
+            let all =
+                unit.visible(task, last).start <= start && unit.visible(task, first).end >= start + count;
+            // SAFETY: the promise of `run`.
+            unsafe {
+                let query = queries.add(panel * F::query_len::<L>(dk));
+                F::score::<L>(query, room.keys, dk, count, room.scores);
+                if !all {
+                    self.hide::<L, F>(first, last, start, count);
+                }
+                let state = State::at(states.add(panel * state), width);
+                weights::<L>(room.scores, count, width, &state, room.correction);
+                F::weigh::<L>(room.scores, room.correction, room.values, dv, count, state.result);
             }
         }
     }
@@ -386,7 +421,7 @@ impl Work<'_> {
                 let total = State::at(room.totals.add(panel * state), width);
                 normalize::<L>(&total, width, F::result_len::<L>(dv));
                 for row in first..(first + F::rows::<L>()).min(unit.rows) {
-                    let [token, head] = self.place(row);
+                    let [token, head] = self.place(0, row);
                     F::take_result::<L>(total.result, row - first, room.row, dv);
                     let to = task.out.at([token, head, 0]);
                     write_row::<L>(task.out.dtype(), room.row, task.out.inner(), task.v_head_dim, to);
