@@ -3,7 +3,7 @@
 //! This crate is what a program adds. It opens devices by name ([`open`]), re-exports the contract
 //! (`portolan-core`) and holds what model authors need above it: [`load`] reads weights and configurations,
 //! [`fetch`] brings a known model to this machine, [`tokenizer`] and [`chat`] turn text into token numbers,
-//! [`nn`] and [`models`] compute, [`generate`] writes text.
+//! [`nn`] and [`models`] compute, [`generate`] writes text; [`TextModel`] is all of these for one file.
 //!
 //! ```
 //! use portolan::{Shape, StreamOptions, ops};
@@ -24,14 +24,16 @@ pub mod generate;
 pub mod load;
 pub mod models;
 pub mod nn;
+mod text_model;
 pub mod tokenizer;
 
 pub use devices::{open, registry};
 pub use error::Error;
-#[cfg(feature = "cpu")]
-pub use portolan_cpu as cpu;
 pub use portolan_core::{
     Backend, Buffer, CustomOp, Device, DeviceInfo, Event, Fallback, Graph, HostBuffer, Lens, OpKind, Pending,
     QuantTensor, Registry, Stream, StreamOptions, StreamReport, Support, Tensor, Weight, call, ops,
 };
+#[cfg(feature = "cpu")]
+pub use portolan_cpu as cpu;
 pub use portolan_ops::{DType, Determinism, DeviceId, Element, ErrorKind, OpError, Shape, TensorSpec};
+pub use text_model::TextModel;

@@ -43,7 +43,12 @@ impl<'m> Session<'m> {
     /// `OutOfMemory` for the cache.
     pub fn new(model: &'m Llama, stream: &Stream, max_len: usize) -> Result<Self, Error> {
         let max_len = max_len.min(model.config().max_context).max(1);
-        Ok(Self { model, stream: stream.clone(), cache: model.cache(stream, 1, max_len)?, cached: Vec::new() })
+        Ok(Self {
+            model,
+            stream: stream.clone(),
+            cache: model.cache(stream, 1, max_len)?,
+            cached: Vec::new(),
+        })
     }
 
     /// Tokens the conversation can hold.
@@ -70,7 +75,8 @@ impl<'m> Session<'m> {
         // The last token always runs: its logits are what the first new token is drawn from.
         let shared = self.cached.iter().zip(prompt).take_while(|(a, b)| a == b).count().min(prompt.len() - 1);
         self.cached.truncate(shared);
-        let mut generated = Generated { tokens: Vec::new(), finish: Finish::Length, timing: Timing::default() };
+        let mut generated =
+            Generated { tokens: Vec::new(), finish: Finish::Length, timing: Timing::default() };
         generated.timing.prompt_tokens = prompt.len() - shared;
         if options.max_tokens == 0 {
             return Ok(generated);
@@ -104,7 +110,11 @@ impl<'m> Session<'m> {
                 break;
             }
             if !more {
-                generated.finish = if generated.tokens.len() == options.max_tokens { Finish::Length } else { Finish::Context };
+                generated.finish = if generated.tokens.len() == options.max_tokens {
+                    Finish::Length
+                } else {
+                    Finish::Context
+                };
                 break;
             }
             self.cached.push(token);
@@ -164,7 +174,12 @@ impl<'m> Session<'m> {
         if options.temperature > 0.0 {
             let random = call::Random::new(RandomKind::Uniform, options.seed, &mut step.uniforms)?;
             stream.run(random.counter(&step.counter)?)?;
-            stream.run(call::Binary::scalar(BinaryKind::Add, &step.counter, 1.0, &mut step.counter.clone())?)?;
+            stream.run(call::Binary::scalar(
+                BinaryKind::Add,
+                &step.counter,
+                1.0,
+                &mut step.counter.clone(),
+            )?)?;
         }
         let mut sample = call::Sample::new(logits, &step.uniforms, &mut step.ids)?
             .temperature(options.temperature)?
@@ -177,7 +192,14 @@ impl<'m> Session<'m> {
         stream.run(sample)?;
         if let Some(history) = &step.history {
             let token = step.ids.reshape(&[1, 1])?;
-            let write = call::Scatter::new(ScatterMode::Set, history, 1, &step.positions, &token, &mut history.clone())?;
+            let write = call::Scatter::new(
+                ScatterMode::Set,
+                history,
+                1,
+                &step.positions,
+                &token,
+                &mut history.clone(),
+            )?;
             stream.run(write)?;
         }
         Ok(())
@@ -203,7 +225,12 @@ impl<'m> Session<'m> {
         }
     }
 
-    fn record_step(&mut self, stream: &Stream, options: &GenerateOptions, step: &mut Step) -> Result<(), Error> {
+    fn record_step(
+        &mut self,
+        stream: &Stream,
+        options: &GenerateOptions,
+        step: &mut Step,
+    ) -> Result<(), Error> {
         let batch = Batch {
             ids: step.ids.clone(),
             positions: step.positions.clone(),

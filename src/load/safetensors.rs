@@ -317,6 +317,11 @@ impl WeightSource for SafetensorsModel {
         Ok(dtype_of(dtype).map_or_else(|| format!("{dtype:?}").to_lowercase(), |d| d.name().into()))
     }
 
+    fn stored_bytes(&self, name: &str) -> Result<Option<u64>> {
+        let (start, end) = self.file(name)?.info(name)?.data_offsets;
+        Ok(Some((end - start) as u64))
+    }
+
     fn load(&self, name: &str) -> Result<HostWeight> {
         self.file(name)?.load(name)
     }

@@ -189,6 +189,12 @@ pub trait WeightSource: Send + Sync + core::fmt::Debug {
     /// `MissingTensor`.
     fn stored_as(&self, name: &str) -> Result<String>;
 
+    /// Bytes a tensor takes in the file; `None` for a type of unknown size.
+    ///
+    /// # Errors
+    /// `MissingTensor`.
+    fn stored_bytes(&self, name: &str) -> Result<Option<u64>>;
+
     /// Reads a tensor into memory of its own.
     ///
     /// # Errors
@@ -222,6 +228,10 @@ impl WeightSource for Gguf {
 
     fn stored_as(&self, name: &str) -> Result<String> {
         Ok(self.tensor(name)?.ggml_type().to_string())
+    }
+
+    fn stored_bytes(&self, name: &str) -> Result<Option<u64>> {
+        Ok(self.tensor(name)?.bytes())
     }
 
     fn load(&self, name: &str) -> Result<HostWeight> {

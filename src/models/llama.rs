@@ -36,7 +36,12 @@ impl Llama {
     ///
     /// # Errors
     /// Those of the file (missing tensors, wrong extents) and of the device (memory).
-    pub fn load(stream: &Stream, source: &dyn WeightSource, precision: Precision, progress: Progress<'_>) -> Result<Self, Error> {
+    pub fn load(
+        stream: &Stream,
+        source: &dyn WeightSource,
+        precision: Precision,
+        progress: Progress<'_>,
+    ) -> Result<Self, Error> {
         let config = LlamaConfig::from_source(source)?;
         let mut loader = Loader::new(stream, source, LLAMA, precision, progress);
         let embedding = Embedding::load(&mut loader, "embedding.weight", config.vocab, config.hidden)?;
@@ -89,7 +94,10 @@ impl Llama {
         // Only the rows whose logits are wanted go through the last norm and the (large) output layer.
         let (mut residual, update) = match &batch.logit_rows {
             None => (residual, update),
-            Some(rows) => (ops::gather_rows(stream, &residual, rows)?, update.map(|u| ops::gather_rows(stream, &u, rows)).transpose()?),
+            Some(rows) => (
+                ops::gather_rows(stream, &residual, rows)?,
+                update.map(|u| ops::gather_rows(stream, &u, rows)).transpose()?,
+            ),
         };
         let x = match &update {
             None => self.norm.forward(stream, &residual)?,
@@ -129,14 +137,17 @@ impl Layer {
         let qkv = self.qkv.forward(stream, x)?.reshape(&[tokens, heads + 2 * kv_heads, head_dim])?;
         // Queries and keys lie side by side, so one call turns both, in place.
         let qk = qkv.narrow(1, 0, heads + kv_heads)?;
-        let rope = call::Rope::new(config.rope_style, &qk, &batch.positions, config.rope_theta, &mut qk.clone())?;
+        let rope =
+            call::Rope::new(config.rope_style, &qk, &batch.positions, config.rope_theta, &mut qk.clone())?;
         stream.run(rope.rotary_dim(config.rotary_dim)?.scaling(config.rope_scaling)?)?;
         let (k, v) = (qkv.narrow(1, heads, kv_heads)?, qkv.narrow(1, heads + kv_heads, kv_heads)?);
         let (keys, values) = cache.append(stream, layer, &k, &v, batch)?;
         let mut out = stream.empty(&TensorSpec::of(x.dtype(), &[tokens, heads, head_dim])?)?;
         let q = qkv.narrow(1, 0, heads)?;
         let attention = call::Attention::new(&q, &keys, &values, &batch.q_lens, &batch.kv_lens, &mut out)?;
-        let mask = config.sliding_window.map_or(AttentionMask::Causal, |window| AttentionMask::Window(window as u32));
+        let mask = config
+            .sliding_window
+            .map_or(AttentionMask::Causal, |window| AttentionMask::Window(window as u32));
         stream.run(attention.mask(mask)?)?;
         self.o.forward(stream, &out.reshape(&[tokens, heads * head_dim])?)
     }

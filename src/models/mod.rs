@@ -1,5 +1,9 @@
 //! Models: one file each, written against the contract, no device names.
 
+mod embedded;
 mod llama;
+mod oracle;
 
+pub use embedded::{embedded, embedded_file};
 pub use llama::Llama;
+pub use oracle::OracleLlama;

@@ -17,7 +17,15 @@ impl KvCache {
     ///
     /// # Errors
     /// `OutOfMemory`, which names the cache among the holders.
-    pub fn new(stream: &Stream, layers: usize, batch: usize, max_len: usize, heads: usize, head_dim: usize, dtype: DType) -> Result<Self, Error> {
+    pub fn new(
+        stream: &Stream,
+        layers: usize,
+        batch: usize,
+        max_len: usize,
+        heads: usize,
+        head_dim: usize,
+        dtype: DType,
+    ) -> Result<Self, Error> {
         let spec = TensorSpec::of(dtype, &[batch, max_len, heads, head_dim])?;
         let label = "kv cache".into();
         let pair = |_| Ok((stream.empty_labelled(&spec, &label)?, stream.empty_labelled(&spec, &label)?));
@@ -38,7 +46,14 @@ impl KvCache {
     ///
     /// # Errors
     /// As [`Stream::run`].
-    pub fn append(&mut self, stream: &Stream, layer: usize, k: &Tensor, v: &Tensor, batch: &Batch) -> Result<(Tensor, Tensor), Error> {
+    pub fn append(
+        &mut self,
+        stream: &Stream,
+        layer: usize,
+        k: &Tensor,
+        v: &Tensor,
+        batch: &Batch,
+    ) -> Result<(Tensor, Tensor), Error> {
         let Some((keys, values)) = self.layers.get_mut(layer) else {
             return Err(portolan_ops::OpError::shape("kv_cache", format!("no layer {layer}")).into());
         };
@@ -68,12 +83,18 @@ impl Batch {
     ///
     /// # Errors
     /// `Attribute` when ids or positions exceed i32, `OutOfMemory`, `Poisoned`.
-    pub fn new(stream: &Stream, sequences: &[&[u32]], cached: &[usize], max_len: usize) -> Result<Self, Error> {
+    pub fn new(
+        stream: &Stream,
+        sequences: &[&[u32]],
+        cached: &[usize],
+        max_len: usize,
+    ) -> Result<Self, Error> {
         let wrong = |what: String| Error::from(portolan_ops::OpError::shape("batch", what));
         if sequences.len() != cached.len() {
             return Err(wrong(format!("{} sequences and {} cached lengths", sequences.len(), cached.len())));
         }
-        let (mut ids, mut positions, mut q_lens, mut kv_lens) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut ids, mut positions, mut q_lens, mut kv_lens) =
+            (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for (tokens, &start) in sequences.iter().zip(cached) {
             let end = start.saturating_add(tokens.len());
             if end > max_len || end > i32::MAX as usize {
@@ -107,7 +128,11 @@ impl Batch {
         for tokens in sequences {
             end += tokens.len();
             if tokens.is_empty() {
-                return Err(portolan_ops::OpError::shape("batch", "a sequence without tokens has no last row").into());
+                return Err(portolan_ops::OpError::shape(
+                    "batch",
+                    "a sequence without tokens has no last row",
+                )
+                .into());
             }
             rows.push((end - 1) as i32);
         }

@@ -19,8 +19,15 @@ impl Linear {
     ///
     /// # Errors
     /// Those of the file and of the device.
-    pub fn load(loader: &mut Loader<'_>, names: &[(&str, usize)], layer: usize, k: usize, bias: bool) -> Result<Self, Error> {
-        let weights: Vec<(String, usize)> = names.iter().map(|(name, n)| (format!("{name}.weight"), *n)).collect();
+    pub fn load(
+        loader: &mut Loader<'_>,
+        names: &[(&str, usize)],
+        layer: usize,
+        k: usize,
+        bias: bool,
+    ) -> Result<Self, Error> {
+        let weights: Vec<(String, usize)> =
+            names.iter().map(|(name, n)| (format!("{name}.weight"), *n)).collect();
         let weights: Vec<(&str, usize)> = weights.iter().map(|(name, n)| (name.as_str(), *n)).collect();
         let mut parts = Vec::new();
         match loader.packed(&weights, layer, k)? {
@@ -35,7 +42,8 @@ impl Linear {
             .into_iter()
             .map(|weight| loader.act_quant(&weight).map(|act_quant| (weight, act_quant)))
             .collect::<Result<Vec<_>, Error>>()?;
-        let biases: Vec<(String, usize)> = names.iter().map(|(name, n)| (format!("{name}.bias"), *n)).collect();
+        let biases: Vec<(String, usize)> =
+            names.iter().map(|(name, n)| (format!("{name}.bias"), *n)).collect();
         let biases: Vec<(&str, usize)> = biases.iter().map(|(name, n)| (name.as_str(), *n)).collect();
         let bias = if bias { Some(loader.vectors(&biases, layer)?) } else { None };
         Ok(Self { parts, bias, n: names.iter().map(|(_, n)| n).sum() })

@@ -33,7 +33,13 @@ pub struct Loader<'a> {
 
 impl<'a> Loader<'a> {
     /// A loader for the tensors that `names` lists.
-    pub fn new(stream: &'a Stream, source: &'a dyn WeightSource, names: NameMap, precision: Precision, progress: Progress<'a>) -> Self {
+    pub fn new(
+        stream: &'a Stream,
+        source: &'a dyn WeightSource,
+        names: NameMap,
+        precision: Precision,
+        progress: Progress<'a>,
+    ) -> Self {
         let elements = |name: &&str| source.shape(name).map_or(0, |shape| shape.numel() as u64);
         let total = source.names().iter().map(elements).sum();
         Self { stream, source, names, precision, progress, loaded: 0, total }
@@ -51,7 +57,9 @@ impl<'a> Loader<'a> {
 
     fn file_name(&self, canonical: &str, layer: usize) -> Result<String, Error> {
         let name = self.names.name(self.source.naming(), canonical, layer);
-        name.ok_or_else(|| LoadError::tensor(self.source.path(), canonical, "is no name of this model family").into())
+        name.ok_or_else(|| {
+            LoadError::tensor(self.source.path(), canonical, "is no name of this model family").into()
+        })
     }
 
     /// Whether the file has a tensor.
@@ -95,7 +103,12 @@ impl<'a> Loader<'a> {
     }
 
     /// The rows of several weights as one, packed for products; `None` when their formats differ.
-    pub fn packed(&mut self, parts: &[(&str, usize)], layer: usize, k: usize) -> Result<Option<Weight>, Error> {
+    pub fn packed(
+        &mut self,
+        parts: &[(&str, usize)],
+        layer: usize,
+        k: usize,
+    ) -> Result<Option<Weight>, Error> {
         let mut hosts = Vec::new();
         for &(canonical, n) in parts {
             hosts.push(self.host(canonical, layer, &[n, k])?);
@@ -120,7 +133,9 @@ impl<'a> Loader<'a> {
 
     fn upload(&self, host: &HostWeight, label: &str) -> Result<Weight, Error> {
         let label: Arc<str> = label.into();
-        let part = |tensor: &HostTensor| self.stream.upload_bytes(tensor.spec(), HostBuffer::from_bytes(tensor.bytes())?, &label);
+        let part = |tensor: &HostTensor| {
+            self.stream.upload_bytes(tensor.spec(), HostBuffer::from_bytes(tensor.bytes())?, &label)
+        };
         Ok(match host {
             HostWeight::Dense(tensor) => Weight::Dense(part(tensor)?),
             HostWeight::Quant(quant) => Weight::Quant(QuantTensor::new(

@@ -16,7 +16,13 @@ impl RmsNorm {
     ///
     /// # Errors
     /// Those of the file and of the device.
-    pub fn load(loader: &mut Loader<'_>, name: &str, layer: usize, hidden: usize, eps: f32) -> Result<Self, Error> {
+    pub fn load(
+        loader: &mut Loader<'_>,
+        name: &str,
+        layer: usize,
+        hidden: usize,
+        eps: f32,
+    ) -> Result<Self, Error> {
         Ok(Self { weight: loader.vector(name, layer, hidden)?, eps })
     }
 

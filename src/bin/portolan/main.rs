@@ -1,0 +1,49 @@
+//! The `portolan` command: looks at devices and files, fetches models, generates text, measures, checks itself.
+//!
+//! One file a subcommand; what they share of the command line is in `args.rs`, what computes is in the library.
+
+mod args;
+mod bench;
+mod chat;
+mod check;
+mod devices;
+mod failure;
+mod fetch;
+mod generate;
+mod inspect;
+mod interrupt;
+mod model;
+mod progress;
+
+use args::{Command, CommandLine};
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    // A bug in the library should still be one line that says what happened.
+    std::panic::set_hook(Box::new(|panic| {
+        let text = panic.to_string().replace('\n', " ");
+        progress::say(&format!("error: internal error: {text}; please report this"));
+    }));
+    let line = match CommandLine::try_parse() {
+        Ok(line) => line,
+        Err(error) => {
+            // Help and version go to stdout with 0, everything else to stderr with 2.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    let done = interrupt::install().and_then(|()| match &line.command {
+        Command::Devices => devices::run(),
+        Command::Check(args) => check::run(args),
+        Command::Fetch(args) => fetch::run(args),
+        Command::Inspect(args) => inspect::run(args),
+        Command::Generate(args) => generate::run(args),
+        Command::Chat(args) => chat::run(args),
+        Command::Bench(args) => bench::run(args),
+    });
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
