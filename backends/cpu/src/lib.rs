@@ -6,10 +6,6 @@
 
 mod activation;
 mod attention;
-#[cfg(test)]
-mod case_run;
-#[cfg(test)]
-mod check;
 mod elementwise;
 mod fused;
 mod gemm;

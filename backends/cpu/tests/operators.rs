@@ -1,7 +1,7 @@
 //! Every operator's cases on every executor and instruction-set path, against the f64 oracles.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-use portolan_conformance::{Outcome, Subject, check_operator};
+use portolan_conformance::{Outcome, Subject, check_operator, compare_streams};
 use portolan_core::{OpKind, Registry, StreamOptions};
 use portolan_cpu::{CpuBackend, CpuOptions, Executor, Isa};
 
@@ -38,5 +38,25 @@ fn operators_agree_with_their_oracles_inline_and_under_chaos() {
 fn all_operators_agree_with_their_oracles_on_every_instruction_set_path() {
     for isa in Isa::ALL.into_iter().filter(|isa| *isa < Isa::detect()) {
         run_all(CpuOptions { isa: Some(isa), executor: Executor::Inline, ..CpuOptions::default() }, 1);
+    }
+}
+
+#[test]
+fn all_operators_write_the_same_bits_for_any_number_of_threads() {
+    for isa in Isa::ALL.into_iter().filter(|isa| *isa <= Isa::detect()) {
+        let streams = [1, 2, 3, 8].map(|threads| {
+            let executor = Executor::Inline;
+            let options =
+                CpuOptions { threads: Some(threads), isa: Some(isa), executor, ..CpuOptions::default() };
+            let registry = Registry::new().with(CpuBackend::new(options).unwrap());
+            registry.open("cpu:0").unwrap().stream(StreamOptions::default()).unwrap()
+        });
+        let mut compared = 0;
+        for &kind in OpKind::ALL {
+            let outcome = compare_streams(&streams, kind, 3).unwrap();
+            assert!(outcome.failures.is_empty(), "{isa:?}: {}", outcome.failures[0]);
+            compared += outcome.passed;
+        }
+        assert!(compared > 500, "{isa:?}: only {compared} cases were compared");
     }
 }

@@ -25,15 +25,50 @@ struct Bound {
     tensor: Tensor,
 }
 
-/// Runs one case; `Ok(false)` when the device says it cannot.
+/// Runs one case, and once more in place for every pair of operands that may share memory; `Ok(false)` when
+/// the device says it cannot.
 ///
 /// # Errors
 /// The [`Failure`], when the device is wrong, dishonest about its support, or writes where it must not.
 pub fn check_case<C: Contract + Dispatch>(subject: &Subject<'_>, case: &Case<C>) -> Result<bool, Failure> {
-    let fail =
-        |what: String| Failure { case: case.name.clone(), what, contract: format!("{:?}", case.contract) };
+    if !check_way(subject, case, None)? {
+        return Ok(false);
+    }
+    let mut specs: Vec<(&'static str, TensorSpec)> = Vec::new();
+    case.contract.operands(&mut |o| specs.push((o.name, *o.spec)));
+    let place = |wanted: &str| specs.iter().position(|(name, _)| *name == wanted);
+    for (out, input) in case.contract.in_place() {
+        let (Some(out), Some(input)) = (place(out), place(input)) else { continue };
+        if specs[out].1 == specs[input].1 && !check_way(subject, case, Some(Shared { out, input }))? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// An output in the memory of an input; both by their place in the contract.
+#[derive(Clone, Copy)]
+struct Shared {
+    out: usize,
+    input: usize,
+}
+
+fn check_way<C: Contract + Dispatch>(
+    subject: &Subject<'_>,
+    case: &Case<C>,
+    shared: Option<Shared>,
+) -> Result<bool, Failure> {
+    let way = if shared.is_some() { " (in place)" } else { "" };
+    let fail = |what: String| Failure {
+        case: format!("{}{way}", case.name),
+        what,
+        contract: format!("{:?}", case.contract),
+    };
     let stream = subject.stream;
-    let operands = bind_operands(stream, case).map_err(|e| fail(e.to_string()))?;
+    let mut operands = bind_operands(stream, case).map_err(|e| fail(e.to_string()))?;
+    if let Some(Shared { out, input }) = shared {
+        operands[out].tensor = operands[input].tensor.clone();
+    }
     let tensors: Vec<&Tensor> = operands.iter().map(|o| &o.tensor).collect();
     let call = Call::bind(case.contract.clone(), &tensors).map_err(|e| fail(format!("bind: {e}")))?;
 
@@ -63,7 +98,7 @@ pub fn check_case<C: Contract + Dispatch>(subject: &Subject<'_>, case: &Case<C>)
     let want = case.contract.reference(&inputs);
     let tolerance = case.contract.tolerance();
     let mut outputs = want.iter().zip(&tolerance);
-    for operand in &operands {
+    for (place, operand) in operands.iter().enumerate() {
         let got = download(stream, operand.tensor.buffer()).map_err(|e| fail(e.to_string()))?;
         let span = operand.host.spec().span_bytes();
         if let Some(at) = got[span..].iter().take(BAND).position(|&b| b != GUARD) {
@@ -87,11 +122,32 @@ pub fn check_case<C: Contract + Dispatch>(subject: &Subject<'_>, case: &Case<C>)
                     fail(format!("{} {}: {m}", operand.name, coordinates(operand.host.spec(), m.index)))
                 })?;
             }
-        } else if got.bytes() != operand.host.bytes() {
+        } else if shared.is_none_or(|s| s.input != place) && got.bytes() != operand.host.bytes() {
             return Err(fail(format!("{} is only read, yet it changed", operand.name)));
         }
     }
     Ok(true)
+}
+
+/// Everything one case writes, gaps and bands included; `None` when the device says it cannot run it.
+///
+/// # Errors
+/// Those of the run.
+pub fn written_bytes<C: Contract + Dispatch>(
+    stream: &Stream,
+    case: &Case<C>,
+) -> Result<Option<Vec<u8>>, OpError> {
+    let operands = bind_operands(stream, case)?;
+    let tensors: Vec<&Tensor> = operands.iter().map(|o| &o.tensor).collect();
+    match stream.run(Call::bind(case.contract.clone(), &tensors)?) {
+        Err(OpError::Unsupported { .. }) => return Ok(None),
+        ran => ran?,
+    }
+    let mut bytes = Vec::new();
+    for operand in operands.iter().filter(|operand| operand.access.writes()) {
+        bytes.extend(download(stream, operand.tensor.buffer())?);
+    }
+    Ok(Some(bytes))
 }
 
 fn bind_operands<C: Contract>(stream: &Stream, case: &Case<C>) -> Result<Vec<Bound>, OpError> {

@@ -7,8 +7,8 @@ mod failure;
 mod reference;
 mod suite;
 
-pub use case::{Subject, check_case};
+pub use case::{Subject, check_case, written_bytes};
 pub use core_only::CoreOnly;
 pub use failure::Failure;
 pub use reference::ReferenceBackend;
-pub use suite::{Outcome, check_operator};
+pub use suite::{Outcome, check_operator, compare_streams};

@@ -1,7 +1,7 @@
 //! All cases of an operator, by kind: generated from the one table of operators.
 
-use crate::{Failure, Subject, check_case};
-use portolan_core::{Dispatch, OpKind};
+use crate::{Failure, Subject, check_case, written_bytes};
+use portolan_core::{Dispatch, OpKind, Stream};
 use portolan_ops::{Cases, Result};
 
 /// What became of an operator's cases.
@@ -27,6 +27,25 @@ fn run<C: Cases + Dispatch>(subject: &Subject<'_>, every: usize) -> Result<Outco
     Ok(outcome)
 }
 
+fn compare<C: Cases + Dispatch>(streams: &[Stream], every: usize) -> Result<Outcome> {
+    let mut outcome = Outcome::default();
+    for case in C::cases()?.iter().step_by(every.max(1)) {
+        let seen = streams.iter().map(|stream| written_bytes(stream, case)).collect::<Result<Vec<_>>>()?;
+        match seen.split_first() {
+            None | Some((None, _)) => outcome.unsupported += 1,
+            Some((one, others)) => match others.iter().position(|other| other != one) {
+                None => outcome.passed += 1,
+                Some(at) => outcome.failures.push(Failure {
+                    case: case.name.clone(),
+                    what: format!("stream {} wrote other bytes than the first", at + 1),
+                    contract: format!("{:?}", case.contract),
+                }),
+            },
+        }
+    }
+    Ok(outcome)
+}
+
 macro_rules! dispatch {
     (
         kernel { $( $(#[$kdoc:meta])* $kind:ident, $spec:ty, $method:ident; )* }
@@ -41,6 +60,18 @@ macro_rules! dispatch {
                 $( OpKind::$kind => run::<$spec>(subject, every), )*
                 $( OpKind::$fkind => run::<$fspec>(subject, every), )*
                 // A custom operator brings its own reference; whoever made it runs it.
+                _ => Ok(Outcome::default()),
+            }
+        }
+
+        /// Runs every `every`-th case of one operator on all streams, which must write the same bytes.
+        ///
+        /// # Errors
+        /// When the operator's own list of cases is not legal, or a run fails.
+        pub fn compare_streams(streams: &[Stream], kind: OpKind, every: usize) -> Result<Outcome> {
+            match kind {
+                $( OpKind::$kind => compare::<$spec>(streams, every), )*
+                $( OpKind::$fkind => compare::<$fspec>(streams, every), )*
                 _ => Ok(Outcome::default()),
             }
         }

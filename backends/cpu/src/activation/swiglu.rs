@@ -75,27 +75,3 @@ impl<T: Stored, const UNIT: bool> Kernel for Gate<'_, T, UNIT> {
         }
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::check::{available, check_cases, same_bits_for_any_threads};
-
-    unsafe fn kernel(team: &Team, isa: Isa, spec: &SwigluSpec, p: &[*mut u8]) {
-        let (gate, up, out) = if let [gate, up, out] = *p { (gate, up, out) } else { (p[0], p[0], p[1]) };
-        // SAFETY: the harness gives one allocation per operand, in order.
-        unsafe { swiglu(team, 8, isa, spec, gate, up, out) }
-    }
-
-    #[test]
-    fn swiglu_follows_its_oracle_on_every_path() {
-        for isa in available() {
-            check_cases::<SwigluSpec>(isa, kernel);
-        }
-    }
-
-    #[test]
-    fn the_bits_do_not_depend_on_the_number_of_threads() {
-        same_bits_for_any_threads::<SwigluSpec>(kernel);
-    }
-}

@@ -149,15 +149,3 @@ impl Apply for i64 {
         }
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use crate::case_run::check_cases;
-    use portolan_ops::kernel::UnarySpec;
-
-    #[test]
-    fn every_case_meets_its_reference_on_every_path() {
-        // SAFETY: the harness passes buffers of the operands' spans.
-        check_cases::<UnarySpec>(&|exec, spec, p| unsafe { super::unary(exec, spec, p[0], p[1]) });
-    }
-}

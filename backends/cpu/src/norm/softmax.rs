@@ -140,26 +140,3 @@ pub(crate) unsafe fn largest<L: Lanes, T: Stored, const UNIT: bool>(x: Row<'_, T
     }
     best[0].max(best[1]).max(best[2].max(best[3])).largest()
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::check::{available, check_cases, same_bits_for_any_threads};
-
-    unsafe fn kernel(team: &Team, isa: Isa, spec: &SoftmaxSpec, p: &[*mut u8]) {
-        // SAFETY: the harness gives one allocation per operand, in order.
-        unsafe { softmax(team, 8, isa, spec, p[0], p[1]) }
-    }
-
-    #[test]
-    fn softmax_follows_its_oracle_on_every_path() {
-        for isa in available() {
-            check_cases::<SoftmaxSpec>(isa, kernel);
-        }
-    }
-
-    #[test]
-    fn the_bits_do_not_depend_on_the_number_of_threads() {
-        same_bits_for_any_threads::<SoftmaxSpec>(kernel);
-    }
-}

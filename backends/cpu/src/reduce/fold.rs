@@ -304,15 +304,3 @@ impl<V: Value> Kernel for Store<'_, V> {
         }
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use crate::case_run::check_cases;
-    use portolan_ops::kernel::ReduceSpec;
-
-    #[test]
-    fn every_case_meets_its_reference_on_every_path() {
-        // SAFETY: the harness passes buffers of the operands' spans.
-        check_cases::<ReduceSpec>(&|exec, spec, p| unsafe { super::reduce(exec, spec, p[0], p[1]) });
-    }
-}
