@@ -117,7 +117,7 @@ fn a_perturbed_weight_is_noticed() {
     let mut moved = 0;
     for entry in std::fs::read_dir(copy.path()).unwrap() {
         let path = entry.unwrap().path();
-        if !path.extension().is_some_and(|e| e == "safetensors") || path.ends_with("golden.safetensors") {
+        if path.extension().is_none_or(|e| e != "safetensors") || path.ends_with("golden.safetensors") {
             continue;
         }
         let mut bytes = std::fs::read(&path).unwrap();
