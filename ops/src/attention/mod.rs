@@ -1,6 +1,6 @@
 //! Attention over key-value caches: contracts of the operators that read and write a cache.
 //!
-//! [`lens`] and [`query`] hold what the operators share; each operator has its own file.
+//! `lens.rs` and `query.rs` hold what the operators share; each operator has its own file.
 
 #[expect(clippy::module_inception, reason = "one operator, one file, named after it")]
 mod attention;

@@ -149,7 +149,7 @@ impl Contract for RmsNormSpec {
         vec![normalise(inputs[0], self.n(), self.eps, inputs.get(1).copied())]
     }
 
-    /// See [`tolerance`].
+    /// Derived at the function of the same name above.
     fn tolerance(&self) -> Vec<Tolerance> {
         vec![tolerance(self.n(), self.out.dtype())]
     }

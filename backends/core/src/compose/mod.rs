@@ -1,5 +1,5 @@
 //! Default bodies of the fused operators, composed from the kernel core. One operator, one file; each begins
-//! with [`begin`], which books the composition and its reason, and runs its parts through the launch.
+//! with `begin`, which books the composition and its reason, and runs its parts through the launch.
 
 mod add_rms_norm;
 mod attention;
