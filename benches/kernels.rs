@@ -1,0 +1,227 @@
+//! Rates of the CPU backend's kernels through the public contract, each as a fraction of what bounds it.
+//!
+//! Operators are enqueued back to back and waited for inside the timed region; work comes from the operator's
+//! own cost; nothing may be composed. Operands that bandwidth bounds rotate over 256 MiB or more.
+
+mod limits;
+mod report;
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use limits::{Limit, Limits};
+use portolan::call::{Attention, Gemm, Linear, RmsNorm, Softmax, Swiglu};
+use portolan::cpu::{CpuBackend, CpuOptions};
+use portolan::{
+    DType, Fallback, HostBuffer, Lens, OpError, OpKind, QuantTensor, Registry, Shape, Stream, StreamOptions,
+    Tensor, TensorSpec, Weight, ops,
+};
+use portolan_core::Op;
+use portolan_ops::{ActQuant, Cost, HostTensor, QuantScheme, QuantSpec};
+use report::{Goal, Job, measure};
+
+type Result<T> = std::result::Result<T, OpError>;
+
+/// What operands that bandwidth bounds take together, at least.
+const ROTATION: usize = 256 << 20;
+
+fn stream(threads: usize) -> Result<Stream> {
+    let backend = CpuBackend::new(CpuOptions { threads: Some(threads), ..CpuOptions::default() })?;
+    let device = Registry::new().with(backend).open("cpu:0")?;
+    device.stream(StreamOptions { fallback: Fallback::Deny, ..StreamOptions::default() })
+}
+
+fn all_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Values in [−1, 1), the same in every run.
+fn noise(len: usize) -> impl Iterator<Item = f32> {
+    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    (0..len).map(move |_| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    })
+}
+
+fn floats(stream: &Stream, dims: &[usize]) -> Result<Tensor> {
+    let shape = Shape::new(dims)?;
+    stream.upload(&noise(shape.numel()).collect::<Vec<f32>>(), &shape)
+}
+
+fn bytes(stream: &Stream, dims: &[usize]) -> Result<Tensor> {
+    let shape = Shape::new(dims)?;
+    stream.upload(&noise(shape.numel()).map(|x| (127.0 * x) as i8).collect::<Vec<i8>>(), &shape)
+}
+
+fn empty(stream: &Stream, dtype: DType, dims: &[usize]) -> Result<Tensor> {
+    stream.empty(&TensorSpec::of(dtype, dims)?)
+}
+
+/// A random weight of the scheme, in the form the backend computes on.
+fn quantized(stream: &Stream, scheme: QuantScheme, n: usize, k: usize) -> Result<Weight> {
+    let spec = QuantSpec::of(scheme, n, k)?;
+    let fills = spec.fills();
+    let upload = |name: &str, part: &TensorSpec| -> Result<Tensor> {
+        let values = match fills.iter().find(|(operand, _)| *operand == name) {
+            Some((_, fill)) => fill.draw(part, 1),
+            None => noise(part.numel()).map(f64::from).collect(),
+        };
+        let host = HostTensor::from_f64(part, &values, 0)?;
+        stream.upload_bytes(part, HostBuffer::from_bytes(host.bytes())?, &"weight".into())
+    };
+    let codes = upload("weight.codes", spec.codes())?;
+    let scale = upload("weight.scale", spec.scale())?;
+    let offset = spec.offset().map(|part| upload("weight.offset", part)).transpose()?;
+    Ok(QuantTensor::new(scheme, codes, scale, offset, None, None)?.into())
+}
+
+/// Runs operators in turn.
+fn rotate<O: Op + Clone>(stream: Stream, operators: Vec<O>, amount: impl Fn(Cost) -> u64) -> Result<Job> {
+    stream.synchronize()?;
+    let amount = operators.first().map_or(0, |operator| amount(operator.cost()));
+    let mut turn = operators.into_iter().cycle();
+    Ok(Job {
+        amount,
+        run: Box::new(move |runs| {
+            for _ in 0..runs {
+                turn.next().map_or(Ok(()), |operator| stream.run(operator))?;
+            }
+            stream.synchronize()
+        }),
+    })
+}
+
+fn flops(cost: Cost) -> u64 {
+    cost.flops
+}
+
+fn moved(cost: Cost) -> u64 {
+    cost.bytes_read + cost.bytes_written
+}
+
+fn products(c: &mut Criterion) {
+    const N: usize = 1024;
+    let limits = &mut Limits::new();
+    let mut counts = vec![1, all_threads()];
+    counts.dedup();
+    for threads in counts {
+        let goal = Goal { limit: Limit::Fma, threads, floor: Some(0.6) };
+        measure(c, limits, "gemm_f32_1024", goal, || {
+            let s = stream(threads)?;
+            let (a, b) = (floats(&s, &[N, N])?, floats(&s, &[N, N])?);
+            let op = Gemm::nn(&a, &b, &mut empty(&s, DType::F32, &[N, N])?)?;
+            rotate(s, vec![op], flops)
+        });
+    }
+    let threads = all_threads();
+    let goal = Goal { limit: Limit::Fma, threads, floor: Some(0.5) };
+    measure(c, limits, "linear_bf16_weight_1024", goal, || {
+        let s = stream(threads)?;
+        let weight = ops::cast(&s, &floats(&s, &[N, N])?, DType::BF16)?;
+        let weight = s.prepack(&weight.into(), OpKind::Linear)?;
+        let x = floats(&s, &[N, N])?;
+        let op = Linear::new(&x, &weight, &mut empty(&s, DType::F32, &[N, N])?)?;
+        rotate(s, vec![op], flops)
+    });
+    let goal = Goal { limit: Limit::Int8, threads, floor: Some(0.4) };
+    measure(c, limits, "gemm_int8_1024", goal, || {
+        let s = stream(threads)?;
+        let (a, b) = (bytes(&s, &[N, N])?, bytes(&s, &[N, N])?);
+        let op = Gemm::nt(&a, &b, &mut empty(&s, DType::I32, &[N, N])?)?;
+        rotate(s, vec![op], flops)
+    });
+}
+
+fn single_token(c: &mut Criterion) {
+    const N: usize = 4096;
+    let limits = &mut Limits::new();
+    let threads = all_threads();
+    for (id, scheme) in
+        [("linear_q4_1_one_row", QuantScheme::Q4_1), ("linear_q8_0_one_row", QuantScheme::Q8_0)]
+    {
+        let goal = Goal { limit: Limit::Read, threads, floor: Some(0.5) };
+        measure(c, limits, id, goal, || {
+            let s = stream(threads)?;
+            let x = floats(&s, &[1, N])?;
+            let plain = quantized(&s, scheme, N, N)?;
+            let mut out = empty(&s, DType::F32, &[1, N])?;
+            let mut operators = Vec::new();
+            let mut total = 0;
+            while total < ROTATION {
+                let op = Linear::new(&x, &s.prepack(&plain, OpKind::Linear)?, &mut out)?;
+                operators.push(op.act_quant(ActQuant::INT8)?);
+                total += plain.tensors().iter().map(|part| part.spec().span_bytes()).sum::<usize>();
+            }
+            rotate(s, operators, moved)
+        });
+    }
+}
+
+fn attention(c: &mut Criterion) {
+    const HEADS: usize = 32;
+    const HEAD_DIM: usize = 128;
+    let limits = &mut Limits::new();
+    let threads = all_threads();
+    let goal = Goal { limit: Limit::Fma, threads, floor: Some(0.35) };
+    measure(c, limits, "attention_prefill_2048", goal, || {
+        const TOKENS: usize = 2048;
+        let s = stream(threads)?;
+        let q = floats(&s, &[TOKENS, HEADS, HEAD_DIM])?;
+        let (k, v) = (floats(&s, &[1, TOKENS, HEADS, HEAD_DIM])?, floats(&s, &[1, TOKENS, HEADS, HEAD_DIM])?);
+        let lens = Lens::upload(&s, &[TOKENS as u32], TOKENS as u32)?;
+        let mut out = empty(&s, DType::F32, &[TOKENS, HEADS, HEAD_DIM])?;
+        let op = Attention::new(&q, &k, &v, &lens, &lens, &mut out)?;
+        assert_eq!(op.cost().flops as usize, 4 * HEADS * HEAD_DIM * TOKENS * (TOKENS + 1) / 2);
+        rotate(s, vec![op], flops)
+    });
+    for (id, dtype) in
+        [("attention_decode_8192_f32_cache", DType::F32), ("attention_decode_8192_bf16_cache", DType::BF16)]
+    {
+        let goal = Goal { limit: Limit::Read, threads, floor: Some(0.5) };
+        measure(c, limits, id, goal, || {
+            const CACHED: usize = 8192;
+            const KV_HEADS: usize = 8;
+            let s = stream(threads)?;
+            let q = floats(&s, &[1, HEADS, HEAD_DIM])?;
+            let cache = ops::cast(&s, &floats(&s, &[1, CACHED, KV_HEADS, HEAD_DIM])?, dtype)?;
+            let one = Lens::upload(&s, &[1], 1)?;
+            let cached = Lens::upload(&s, &[CACHED as u32], CACHED as u32)?;
+            let mut out = empty(&s, DType::F32, &[1, HEADS, HEAD_DIM])?;
+            let mut operators = Vec::new();
+            let pair = 2 * cache.spec().span_bytes();
+            for _ in 0..ROTATION.div_ceil(pair) {
+                let (k, v) = (ops::contiguous(&s, &cache)?, ops::contiguous(&s, &cache)?);
+                operators.push(Attention::new(&q, &k, &v, &one, &cached, &mut out)?);
+            }
+            rotate(s, operators, moved)
+        });
+    }
+}
+
+fn rows(c: &mut Criterion) {
+    const ROWS: usize = 8192;
+    const N: usize = 4096;
+    let limits = &mut Limits::new();
+    let threads = all_threads();
+    let goal = Goal { limit: Limit::Copy, threads, floor: None };
+    measure(c, limits, "rms_norm_8192x4096", goal, || {
+        let s = stream(threads)?;
+        let (x, weight) = (floats(&s, &[ROWS, N])?, floats(&s, &[N])?);
+        let op = RmsNorm::new(&x, &mut empty(&s, DType::F32, &[ROWS, N])?, 1e-5)?.weight(&weight)?;
+        rotate(s, vec![op], moved)
+    });
+    measure(c, limits, "softmax_8192x4096", goal, || {
+        let s = stream(threads)?;
+        let x = floats(&s, &[ROWS, N])?;
+        let op = Softmax::new(&x, &mut empty(&s, DType::F32, &[ROWS, N])?)?;
+        rotate(s, vec![op], moved)
+    });
+    measure(c, limits, "swiglu_8192x4096", goal, || {
+        let s = stream(threads)?;
+        let (gate, up) = (floats(&s, &[ROWS, N])?, floats(&s, &[ROWS, N])?);
+        let op = Swiglu::new(&gate, &up, &mut empty(&s, DType::F32, &[ROWS, N])?)?;
+        rotate(s, vec![op], moved)
+    });
+}
+
+criterion_group!(kernels, products, single_token, attention, rows);
+criterion_main!(kernels);
