@@ -48,6 +48,14 @@ impl CustomOp {
                 "have no output; mark one Write or ReadWrite",
             ));
         }
+        let folded = |(tensor, access): &(Tensor, Access)| {
+            access.writes() && tensor.spec().layout().overlaps_itself(tensor.shape())
+        };
+        if let Some(at) = operands.iter().position(folded) {
+            let what =
+                "repeats elements, so writes to it would collide; write to a tensor without broadcasting";
+            return Err(OpError::layout(name.to_owned(), format!("operand {at}"), what));
+        }
         let op = Self { name: name.into(), operands, cost, reference, tolerance, kernels: Vec::new() };
         check_operands(&op, &[])?;
         Ok(op)

@@ -1,7 +1,7 @@
 //! Fused operators that the CPU overrides, each by its file in `op/`; the others are composed.
 
 use crate::{CpuBackend, op};
-use portolan_core::{FusedOps, Launch, OpKind, Ordinal, Packing, call};
+use portolan_core::{CustomOp, FusedOps, Launch, OpKind, Ordinal, Packing, call};
 use portolan_ops::{Result, WeightSpec};
 
 impl FusedOps for CpuBackend {
@@ -49,5 +49,8 @@ impl FusedOps for CpuBackend {
     }
     fn packing(&self, _device: Ordinal, weight: &WeightSpec, consumer: OpKind) -> Option<Packing> {
         (consumer == OpKind::Linear).then(|| op::prepack::packing(self.isa, weight)).flatten()
+    }
+    fn custom(&self, launch: &Launch<'_>, op: &CustomOp) -> Result<()> {
+        crate::custom::launch(launch, op)
     }
 }

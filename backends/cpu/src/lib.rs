@@ -6,6 +6,7 @@
 
 mod activation;
 mod attention;
+mod custom;
 mod elementwise;
 mod fused;
 mod gemm;
@@ -24,6 +25,7 @@ mod rows;
 mod sample;
 mod simd;
 
+pub use custom::{CpuKernel, CpuOperand};
 pub use isa::Isa;
 pub use options::{CpuOptions, Executor};
 pub use pool::Team;

@@ -33,7 +33,6 @@ pub(crate) mod unary;
 pub(crate) mod unpack;
 
 use portolan_core::{OpQuery, SpecRef, Support};
-use portolan_ops::Unsupported;
 use portolan_ops::attention::AttentionQuery;
 
 /// What launching would do.
@@ -41,7 +40,10 @@ pub(crate) fn support(query: &OpQuery<'_>) -> Support {
     match query.spec {
         SpecRef::Attention(spec) => attention_support(spec.query()),
         SpecRef::PagedAttention(spec) => attention_support(spec.query()),
-        SpecRef::Custom(op) if op.kernel("cpu").is_none() => Support::No(Unsupported::NotImplemented),
+        SpecRef::Custom(op) => match crate::custom::plan(op) {
+            Ok(_) => Support::Native,
+            Err((why, _)) => Support::No(why),
+        },
         _ => Support::Native,
     }
 }
