@@ -141,8 +141,9 @@ pub trait RawStream: Send + Sync + Any {
     /// Marks the present end of the queue.
     fn record(&self) -> Result<Arc<dyn RawEvent>>;
 
-    /// Makes later work of this stream wait for an event of the same backend; does not block the host.
-    fn wait(&self, event: &Arc<dyn RawEvent>) -> Result<()>;
+    /// Makes later work of this stream wait for an event of the same backend; does not block the host. A
+    /// wait that fails is a fault of submission `seq`.
+    fn wait(&self, event: &Arc<dyn RawEvent>, seq: u64) -> Result<()>;
 
     /// Whether everything enqueued has finished.
     fn is_idle(&self) -> bool;

@@ -94,7 +94,8 @@ impl Buffer {
 impl Drop for BufferInner {
     fn drop(&mut self) {
         if let Some(mut node) = self.node.take() {
-            node.uses = core::mem::take(&mut lock(&self.usage).uses);
+            let usage = self.usage.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner);
+            node.uses = core::mem::take(&mut usage.uses);
             self.returns.push(node);
         }
     }

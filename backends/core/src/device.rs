@@ -1,14 +1,17 @@
 //! An open device: its backend, its pool and its streams behind one submission lock.
 
-use crate::backend::{Backend, Ordinal, Support};
+use crate::backend::{Backend, Ordinal, RawEvent, RawStream, Support};
 use crate::op::OpQuery;
 use crate::order::Slots;
-use crate::pool::{Pool, PoolContext, PoolStats};
+use crate::pool::{Block, Pool, PoolContext, PoolStats, ReturnList};
 use crate::stream::{Stream, StreamInner, StreamOptions};
+use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Mutex, MutexGuard, lock};
 use core::fmt;
-use portolan_ops::{DeviceId, Result};
-use std::sync::Arc;
+use core::mem::ManuallyDrop;
+use portolan_ops::{DeviceId, OpError, Result};
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 /// What a device is.
 #[derive(Clone, Debug)]
@@ -28,25 +31,81 @@ pub(crate) struct Submission {
     pub(crate) slots: Slots,
     pub(crate) pool: Pool,
     /// Pools of dropped graphs that something may still use.
-    orphans: Vec<Pool>,
+    orphans: Vec<Orphan>,
+    /// Streams without handles whose work may not have finished.
+    retired: Vec<u64>,
     next_stream: u64,
 }
 
+/// The pool of a dropped graph. Once no buffer is left nothing new can use it, and once the streams have
+/// passed that moment nothing does.
+struct Orphan {
+    pool: Pool,
+    events: Option<Vec<Arc<dyn RawEvent>>>,
+}
+
 impl Submission {
+    /// A block of the device's pool, or of a graph's, and where it goes back to.
+    pub(crate) fn allocate(
+        &mut self,
+        mut private: Option<&mut Pool>,
+        stream: u64,
+        bytes: usize,
+        label: &Arc<str>,
+        cx: &PoolContext<'_>,
+    ) -> Result<(Block, Arc<ReturnList>)> {
+        let graph = private.is_some();
+        let pool = private.as_deref_mut().unwrap_or(&mut self.pool);
+        let first = pool.allocate(stream, bytes, label, &mut self.slots, cx);
+        let short = matches!(first, Err(OpError::OutOfMemory { .. }));
+        if !short || (!graph && self.orphans.is_empty()) {
+            return Ok((first?, pool.returns()));
+        }
+        // What other pools hold without need comes back first.
+        if !self.orphans.is_empty() {
+            for slot in self.slots.iter().filter(|slot| slot.raw.fault().is_none()) {
+                slot.raw.synchronize(cx.timeout)?;
+            }
+            self.bury_orphans(cx.backend, cx.ordinal);
+        }
+        if graph {
+            self.pool.squeeze(&self.slots, cx)?;
+        }
+        let pool = private.unwrap_or(&mut self.pool);
+        Ok((pool.allocate(stream, bytes, label, &mut self.slots, cx)?, pool.returns()))
+    }
+
     /// Takes over a graph's pool; it goes back to the backend once no stream and no buffer uses it.
-    pub(crate) fn adopt(&mut self, pool: Pool) {
-        self.orphans.push(pool);
+    pub(crate) fn adopt(&mut self, pool: Pool, backend: &dyn Backend, ordinal: Ordinal) {
+        self.orphans.push(Orphan { pool, events: None });
+        self.bury_orphans(backend, ordinal);
     }
 
     fn bury_orphans(&mut self, backend: &dyn Backend, ordinal: Ordinal) {
-        let idle = self.slots.iter().all(|slot| slot.raw.is_idle());
         let slots = &self.slots;
-        self.orphans.retain_mut(|pool| {
-            let unused = idle && pool.stats(slots).is_ok_and(|stats| stats.bytes_in_use == 0);
+        self.orphans.retain_mut(|Orphan { pool, events }| {
+            if events.is_none() && pool.stats(slots).is_ok_and(|stats| stats.bytes_in_use == 0) {
+                let busy = slots.iter().filter(|slot| !slot.raw.is_idle());
+                *events = busy.map(|slot| slot.raw.record()).collect::<Result<_>>().ok();
+            }
+            let unused = events.as_ref().is_some_and(|events| events.iter().all(|e| e.is_complete()));
             if unused {
                 pool.close(backend, ordinal);
             }
             !unused
+        });
+    }
+
+    /// Forgets retired streams that have finished.
+    fn reap(&mut self) {
+        let Self { slots, pool, retired, .. } = self;
+        retired.retain(|&id| {
+            let busy = slots.get(id).is_some_and(|slot| !slot.raw.is_idle());
+            if !busy {
+                slots.remove(id);
+                pool.give_to_anyone(id);
+            }
+            busy
         });
     }
 }
@@ -56,31 +115,88 @@ pub(crate) struct DeviceInner {
     pub(crate) ordinal: Ordinal,
     pub(crate) info: DeviceInfo,
     submission: Mutex<Submission>,
+    /// Streams whose last handle has gone since the submission lock was last taken. A lock of its own, never
+    /// held while anything else happens, because the last handle may go anywhere.
+    retiring: Mutex<Vec<u64>>,
+    any_retiring: AtomicBool,
 }
 
 impl DeviceInner {
     pub(crate) fn new(backend: Arc<dyn Backend>, ordinal: Ordinal, info: DeviceInfo) -> Arc<Self> {
         let pool = Pool::new(backend.traits(ordinal));
-        let submission =
-            Mutex::new(Submission { slots: Slots::default(), pool, orphans: Vec::new(), next_stream: 1 });
-        Arc::new(Self { backend, ordinal, info, submission })
+        let submission = Mutex::new(Submission {
+            slots: Slots::default(),
+            pool,
+            orphans: Vec::new(),
+            retired: Vec::new(),
+            next_stream: 1,
+        });
+        let (retiring, any_retiring) = (Mutex::new(Vec::new()), AtomicBool::new(false));
+        Arc::new(Self { backend, ordinal, info, submission, retiring, any_retiring })
     }
 
     pub(crate) fn submission(&self) -> MutexGuard<'_, Submission> {
-        lock(&self.submission)
+        let mut submission = lock(&self.submission);
+        if self.any_retiring.swap(false, Ordering::Acquire) {
+            let retiring = core::mem::take(&mut *lock(&self.retiring));
+            submission.retired.extend(retiring);
+        }
+        if !submission.retired.is_empty() {
+            submission.reap();
+        }
+        submission
     }
 
-    pub(crate) fn pool_context(&self, timeout: std::time::Duration) -> PoolContext<'_> {
+    /// The last handle of a stream has gone.
+    pub(crate) fn retire(&self, stream: u64) {
+        lock(&self.retiring).push(stream);
+        self.any_retiring.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn pool_context(&self, timeout: Duration) -> PoolContext<'_> {
         PoolContext { backend: self.backend.as_ref(), ordinal: self.ordinal, device: &self.info.id, timeout }
+    }
+}
+
+/// What a device leaves behind: memory that is given back when the last stream has passed.
+struct Estate {
+    backend: Arc<dyn Backend>,
+    ordinal: Ordinal,
+    streams: Vec<(Arc<dyn RawStream>, Duration)>,
+    /// Not dropped by itself: memory that a stuck kernel may still use is leaked rather than unmapped.
+    pools: ManuallyDrop<Vec<Pool>>,
+}
+
+impl Estate {
+    fn settle(mut self) {
+        if self.streams.iter().all(|(raw, timeout)| raw.synchronize(*timeout).is_ok()) {
+            for pool in self.pools.iter_mut() {
+                pool.close(self.backend.as_ref(), self.ordinal);
+            }
+        }
     }
 }
 
 impl Drop for DeviceInner {
     fn drop(&mut self) {
-        // Streams and buffers hold the device, so none is left.
-        let submission = &mut *lock(&self.submission);
-        for pool in submission.orphans.iter_mut().chain([&mut submission.pool]) {
-            pool.close(self.backend.as_ref(), self.ordinal);
+        // Streams and buffers hold the device, so no handle is left; work may be.
+        let submission = self.submission.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let traits = self.backend.traits(self.ordinal);
+        let main = core::mem::replace(&mut submission.pool, Pool::new(traits));
+        let orphans = submission.orphans.drain(..).map(|orphan| orphan.pool);
+        let estate = Estate {
+            backend: self.backend.clone(),
+            ordinal: self.ordinal,
+            streams: submission.slots.iter().map(|slot| (slot.raw.clone(), slot.timeout)).collect(),
+            pools: ManuallyDrop::new(orphans.chain([main]).collect()),
+        };
+        submission.slots = Slots::default();
+        if estate.streams.iter().all(|(raw, _)| raw.is_idle()) {
+            estate.settle();
+        } else {
+            // The last handle may be dropped anywhere, by a kernel's own closure too: nobody waits here. Where
+            // no thread can be had the memory is leaked.
+            let _ = std::thread::Builder::new().name("portolan-estate".into()).spawn(|| estate.settle());
         }
     }
 }
@@ -124,7 +240,7 @@ impl Device {
         submission.bury_orphans(self.0.backend.as_ref(), self.0.ordinal);
         let id = submission.next_stream;
         submission.next_stream += 1;
-        submission.slots.add(id, raw.clone());
+        submission.slots.add(id, raw.clone(), options.timeout);
         drop(submission);
         Ok(Stream::from_inner(StreamInner::new(id, self.0.clone(), raw, options)))
     }

@@ -2,6 +2,7 @@
 
 use crate::backend::RawEvent;
 use crate::buffer::Point;
+use crate::order::Horizon;
 use crate::stream::StreamInner;
 use portolan_ops::{OpError, Result};
 use std::sync::Arc;
@@ -13,6 +14,9 @@ pub struct Event {
     pub(crate) raw: Arc<dyn RawEvent>,
     pub(crate) stream: Arc<StreamInner>,
     pub(crate) seq: u64,
+    /// What whoever waits for it learns; fixed when it was recorded, as later waits of its stream are not
+    /// covered by it.
+    pub(crate) horizon: Horizon,
 }
 
 impl Event {
@@ -28,7 +32,7 @@ impl Event {
         self.stream.refuse_in_capture("event query")?;
         let done = self.raw.is_complete();
         if done {
-            self.stream.health_until(self.seq)?;
+            self.stream.finished_until(self.seq)?;
         }
         Ok(done)
     }
@@ -40,7 +44,7 @@ impl Event {
     pub fn synchronize(&self) -> Result<()> {
         self.stream.refuse_in_capture("event synchronize")?;
         self.raw.synchronize(self.stream.options().timeout)?;
-        self.stream.health_until(self.seq)
+        self.stream.finished_until(self.seq)
     }
 
     /// Device time from `start` to this event; both must lie on one stream and have completed.

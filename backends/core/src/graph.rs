@@ -9,7 +9,7 @@ use crate::device::DeviceInner;
 use crate::launch::{Held, Hold, book_replay, order_operands, submit};
 use crate::op::Op;
 use crate::pool::Pool;
-use crate::stream::{Stream, StreamInner};
+use crate::stream::{Fallback, Stream, StreamInner};
 use crate::sync::{Mutex, lock};
 use portolan_ops::{Access, Cost, OpError, Result};
 use std::cell::{Cell, RefCell};
@@ -17,21 +17,21 @@ use std::sync::Arc;
 use std::thread::ThreadId;
 
 thread_local! {
-    /// The stream this thread is capturing; 0 when none. Numbers are per device, and a closure that
-    /// captures one device's stream has no business on another's either.
-    static CAPTURING: Cell<u64> = const { Cell::new(0) };
+    /// The stream this thread is capturing, as [`StreamInner::key`]; 0 when none.
+    static CAPTURING: Cell<usize> = const { Cell::new(0) };
 }
 
 /// `Capture` when this thread is inside a capture of another stream.
-pub(crate) fn refuse_foreign_capture(stream: u64) -> Result<()> {
-    match CAPTURING.get() {
-        0 => Ok(()),
-        captured => Err(OpError::Capture {
-            what: format!(
-                "stream {stream} was used while stream {captured} is captured; use only the captured stream"
-            ),
-        }),
+pub(crate) fn refuse_foreign_capture(stream: &StreamInner) -> Result<()> {
+    let captured = CAPTURING.get();
+    if captured == 0 || captured == stream.key() {
+        return Ok(());
     }
+    let what = format!(
+        "stream {} was used while another one is captured; use only the captured stream",
+        stream.id()
+    );
+    Err(OpError::Capture { what })
 }
 
 /// A capture under way.
@@ -44,15 +44,25 @@ pub(crate) struct Capture {
 impl Capture {
     /// Takes an operator instead of running it.
     pub(crate) fn record(&mut self, stream: &Arc<StreamInner>, op: Box<dyn Op>) -> Result<()> {
-        if std::thread::current().id() != self.thread {
-            let what = format!("another thread used stream {} while it is captured", stream.id());
-            return Err(OpError::Capture { what });
-        }
+        self.check_thread(stream)?;
         let device = stream.device();
-        if let Support::No(reason) =
-            device.backend.support(device.ordinal, &op.query(stream.options().determinism))
-        {
-            let hint = "leave it out of the capture".into();
+        let mut foreign = None;
+        op.operands(&mut |arg| {
+            if !Arc::ptr_eq(arg.buffer.device(), device) {
+                foreign = Some(arg.buffer.device().info.id.clone());
+            }
+        });
+        if let Some(rhs) = foreign {
+            return Err(OpError::Device { op: op.op_name(), lhs: device.info.id.clone(), rhs });
+        }
+        let refused = match device.backend.support(device.ordinal, &op.query(stream.options().determinism)) {
+            Support::No(reason) => Some((reason, "leave it out of the capture".into())),
+            Support::Composed(reason) if stream.options().fallback == Fallback::Deny => {
+                Some((reason, "allow compositions on this stream".into()))
+            }
+            _ => None,
+        };
+        if let Some((reason, hint)) = refused {
             return Err(OpError::Unsupported {
                 op: op.op_name(),
                 device: device.info.id.clone(),
@@ -64,6 +74,14 @@ impl Capture {
         Ok(())
     }
 
+    fn check_thread(&self, stream: &StreamInner) -> Result<()> {
+        if std::thread::current().id() == self.thread {
+            return Ok(());
+        }
+        let what = format!("another thread used stream {} while it is captured", stream.id());
+        Err(OpError::Capture { what })
+    }
+
     /// Memory of a tensor made inside the closure.
     pub(crate) fn allocate(
         &mut self,
@@ -71,11 +89,12 @@ impl Capture {
         bytes: usize,
         label: &Arc<str>,
     ) -> Result<Buffer> {
+        self.check_thread(stream)?;
         let submission = &mut *stream.device().submission();
         let context = stream.device().pool_context(stream.options().timeout);
-        let pool = self.private.pool.get_mut();
-        let block = pool.allocate(stream.id(), bytes, label, &mut submission.slots, &context)?;
-        Ok(Buffer::new(block, stream.clone(), pool.returns(), label.clone()))
+        let private = Some(self.private.pool.get_mut());
+        let (block, returns) = submission.allocate(private, stream.id(), bytes, label, &context)?;
+        Ok(Buffer::new(block, stream.clone(), returns, label.clone()))
     }
 }
 
@@ -107,9 +126,27 @@ impl Drop for PrivatePool {
     fn drop(&mut self) {
         // Replays in flight, and tensors that escaped the closure, still use these segments: the device
         // takes the pool over and gives it back when nothing does.
-        self.device
-            .submission()
-            .adopt(self.pool.replace(Pool::new(self.device.backend.traits(self.device.ordinal))));
+        let empty = Pool::new(self.device.backend.traits(self.device.ordinal));
+        let pool = self.pool.replace(empty);
+        self.device.submission().adopt(pool, self.device.backend.as_ref(), self.device.ordinal);
+    }
+}
+
+/// Ends the capture, also when the closure fails or panics.
+struct Ending<'a>(Option<&'a StreamInner>);
+
+impl Ending<'_> {
+    fn take(&mut self) -> Option<Capture> {
+        // Once only: afterwards somebody else may be capturing the stream.
+        let stream = self.0.take()?;
+        CAPTURING.set(0);
+        lock(&stream.capture).take()
+    }
+}
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        drop(self.take());
     }
 }
 
@@ -124,7 +161,7 @@ impl Stream {
     /// whatever the closure returns.
     pub fn capture(&self, record: impl FnOnce(&Stream) -> Result<()>) -> Result<Graph> {
         let inner = self.inner();
-        refuse_foreign_capture(self.id())?;
+        refuse_foreign_capture(inner)?;
         {
             let mut slot = lock(&inner.capture);
             if slot.is_some() {
@@ -135,21 +172,8 @@ impl Stream {
             let private = PrivatePool::new(inner.device());
             *slot = Some(Capture { thread: std::thread::current().id(), ops: Vec::new(), private });
         }
-        // Restores the stream also when the closure panics.
-        struct Ending<'a>(&'a StreamInner);
-        impl Ending<'_> {
-            fn take(&self) -> Option<Capture> {
-                CAPTURING.set(0);
-                lock(&self.0.capture).take()
-            }
-        }
-        impl Drop for Ending<'_> {
-            fn drop(&mut self) {
-                drop(self.take());
-            }
-        }
-        let ending = Ending(inner);
-        CAPTURING.set(self.id());
+        let mut ending = Ending(Some(inner));
+        CAPTURING.set(inner.key());
         let result = record(self);
         let capture = ending.take();
         result?;
@@ -192,7 +216,6 @@ impl Graph {
     pub fn replay(&self, stream: &Stream) -> Result<()> {
         let inner = stream.inner();
         inner.refuse_in_capture("replay")?;
-        refuse_foreign_capture(stream.id())?;
         let private = lock(&self.replay);
         if !Arc::ptr_eq(&private.device, inner.device()) {
             let (lhs, rhs) = (private.device.info.id.clone(), inner.device().info.id.clone());
@@ -202,6 +225,7 @@ impl Graph {
             let held = Held::lock(inner, Some(&private.pool));
             {
                 let submission = &mut *held.submission();
+                submission.slots.health(stream.id(), u64::MAX)?;
                 let seq = submission.slots.get(stream.id()).map_or(0, |slot| slot.seq + 1);
                 order_operands(stream.id(), submission, seq, &mut |visit| {
                     self.touched.iter().for_each(|(buffer, access)| visit(buffer, *access));

@@ -118,25 +118,9 @@ impl<'a> Launch<'a> {
     fn allocate(&self, bytes: usize, label: &Arc<str>) -> Result<Buffer> {
         let submission = &mut *self.held.submission();
         let context = self.stream.device().pool_context(self.options().timeout);
-        let (block, returns) = match self.held.private() {
-            Some(pool) => {
-                let mut pool = pool.borrow_mut();
-                (
-                    pool.allocate(self.stream.id(), bytes, label, &mut submission.slots, &context)?,
-                    pool.returns(),
-                )
-            }
-            None => {
-                let block = submission.pool.allocate(
-                    self.stream.id(),
-                    bytes,
-                    label,
-                    &mut submission.slots,
-                    &context,
-                )?;
-                (block, submission.pool.returns())
-            }
-        };
+        let mut private = self.held.private().map(RefCell::borrow_mut);
+        let (block, returns) =
+            submission.allocate(private.as_deref_mut(), self.stream.id(), bytes, label, &context)?;
         Ok(Buffer::new(block, self.stream.clone(), returns, label.clone()))
     }
 
@@ -175,6 +159,8 @@ impl<'a> Launch<'a> {
 pub(crate) type Touch<'a> = &'a mut dyn FnMut(&Buffer, Access);
 
 /// Makes `stream` wait for whatever else touched these operands, and books their new use.
+///
+/// Nothing is booked when the stream turns out to be poisoned: an operator that is refused touches nothing.
 pub(crate) fn order_operands(
     stream: u64,
     submission: &mut Submission,
@@ -183,40 +169,42 @@ pub(crate) fn order_operands(
 ) -> Result<()> {
     let mut waits: SmallVec<[Point; 4]> = SmallVec::new();
     visit(&mut |buffer, access| {
-        let mut usage = buffer.usage();
+        let usage = buffer.usage();
         if access.writes() {
             waits.extend(usage.uses.iter().filter(|p| p.stream != stream).copied());
         }
-        if let Some(write) = usage.write.filter(|w| w.stream != stream) {
-            waits.push(write);
-        }
-        usage.touch(Point { stream, seq }, access.writes());
+        waits.extend(usage.write.filter(|w| w.stream != stream));
     });
-    waits.iter().try_for_each(|&point| submission.slots.order_after(stream, point))
+    let slots = &mut submission.slots;
+    waits.iter().try_for_each(|&point| slots.order_after(stream, point, seq))?;
+    slots.health(stream, u64::MAX)?;
+    visit(&mut |buffer, access| buffer.usage().touch(Point { stream, seq }, access.writes()));
+    Ok(())
 }
 
 /// The one choke point: order, health, account, launch.
 pub(crate) fn submit(stream: &Arc<StreamInner>, held: &dyn Hold, op: &dyn Op, depth: u32) -> Result<()> {
     let (mut seq, mut has_output) = (0, false);
     let mut same_device = true;
+    op.operands(&mut |arg| {
+        has_output |= arg.access.writes() && arg.spec.numel() != 0;
+        same_device &= Arc::ptr_eq(arg.buffer.device(), stream.device());
+    });
+    if !same_device {
+        return Err(foreign_stream(stream, op));
+    }
     {
         let submission = &mut *held.submission();
+        // Before anything is enqueued: a poisoned stream waits for nobody.
+        submission.slots.health(stream.id(), u64::MAX)?;
         if let Some(slot) = submission.slots.get_mut(stream.id()) {
             slot.seq += 1;
             seq = slot.seq;
-        }
-        op.operands(&mut |arg| {
-            has_output |= arg.access.writes() && arg.spec.numel() != 0;
-            same_device &= Arc::ptr_eq(arg.buffer.device(), stream.device());
-        });
-        if !same_device {
-            return Err(foreign_stream(stream, op));
         }
         // Inside a replay the graph's operands were ordered as one; its private tensors need it still.
         order_operands(stream.id(), submission, seq, &mut |visit| {
             op.operands(&mut |arg| visit(arg.buffer, arg.access));
         })?;
-        submission.slots.health(stream.id(), u64::MAX)?;
     }
     let launch = Launch { stream, held, op: Some(op), seq, depth, composed: Cell::new(false) };
     if has_output {
@@ -239,7 +227,11 @@ pub(crate) fn submit(stream: &Arc<StreamInner>, held: &dyn Hold, op: &dyn Op, de
 
 fn foreign_stream(stream: &Arc<StreamInner>, op: &dyn Op) -> OpError {
     let mut rhs = stream.device().info.id.clone();
-    op.operands(&mut |arg| rhs = arg.buffer.device().info.id.clone());
+    op.operands(&mut |arg| {
+        if !Arc::ptr_eq(arg.buffer.device(), stream.device()) {
+            rhs = arg.buffer.device().info.id.clone();
+        }
+    });
     OpError::Device { op: op.op_name(), lhs: stream.device().info.id.clone(), rhs }
 }
 

@@ -197,6 +197,9 @@ impl Pool {
         if let Some(block) = self.find(stream, rounded, slots) {
             return Ok(self.hold(block, label));
         }
+        if cx.backend.memory_info(cx.ordinal).is_ok_and(|info| rounded > info.total) {
+            return Err(self.exhausted(bytes, cx));
+        }
         if self.grow(rounded, cx).is_err() {
             self.squeeze(slots, cx)?;
             if let Some(block) = self.find(stream, rounded, slots) {
@@ -303,10 +306,12 @@ impl Pool {
             return Some(block);
         }
         // A faulted stream keeps its blocks until it is gone: its device work may still be running.
-        let idle: SmallVec<[u64; 4]> = slots
-            .iter()
-            .filter(|s| s.id != stream && s.raw.fault().is_none() && s.raw.is_idle())
-            .map(|s| s.id)
+        let idle: SmallVec<[u64; 4]> = self
+            .free
+            .keys()
+            .copied()
+            .filter(|&id| id != stream && id != ANYONE)
+            .filter(|&id| slots.get(id).is_none_or(|s| s.raw.fault().is_none() && s.raw.is_idle()))
             .collect();
         let moved = idle.iter().filter(|&&id| self.give_to_anyone(id)).count() != 0;
         // Neighbours of one's own and of anyone's join only under one owner.
@@ -362,7 +367,7 @@ impl Pool {
     }
 
     /// Out of room: waits for what is parked and for other streams, then gives empty segments back.
-    fn squeeze(&mut self, slots: &Slots, cx: &PoolContext<'_>) -> Result<()> {
+    pub(crate) fn squeeze(&mut self, slots: &Slots, cx: &PoolContext<'_>) -> Result<()> {
         for parked in &self.parked {
             for event in &parked.events {
                 event.synchronize(cx.timeout)?;

@@ -22,6 +22,7 @@ impl Registry {
     /// Adds a backend; it replaces an earlier one of the same name.
     pub fn with(mut self, backend: Arc<dyn Backend>) -> Self {
         self.backends.retain(|b| b.name() != backend.name());
+        lock(&self.open).retain(|(id, _)| id.backend() != backend.name());
         self.backends.push(backend);
         self
     }

@@ -2,7 +2,7 @@
 
 use crate::backend::RawStream;
 use crate::buffer::Buffer;
-use crate::device::{Device, DeviceInner};
+use crate::device::{Device, DeviceInner, Submission};
 use crate::event::Event;
 use crate::graph::Capture;
 use crate::launch::{Held, submit};
@@ -76,6 +76,10 @@ impl StreamInner {
     pub(crate) fn id(&self) -> u64 {
         self.id
     }
+    /// Tells it apart from streams of other devices, which have numbers of their own. Never 0.
+    pub(crate) fn key(&self) -> usize {
+        core::ptr::from_ref(self).addr()
+    }
     pub(crate) fn device(&self) -> &Arc<DeviceInner> {
         &self.device
     }
@@ -89,12 +93,30 @@ impl StreamInner {
         &self.scratch_label
     }
 
-    /// `Poisoned` when anything up to `seq` failed, here or on a stream this one waited for.
-    pub(crate) fn health_until(&self, seq: u64) -> Result<()> {
-        self.device.submission().slots.health(self.id, seq)
+    /// Marks the present end of the queue, under the submission lock.
+    pub(crate) fn record_in(self: &Arc<Self>, submission: &Submission) -> Result<Event> {
+        let seq = submission.slots.get(self.id).map_or(0, |slot| slot.seq);
+        let horizon = submission.slots.horizon(self.id, seq);
+        Ok(Event { raw: self.raw.record()?, stream: self.clone(), seq, horizon })
     }
 
+    /// The work up to `seq` has finished: its health, and a wait less for whoever uses its results.
+    pub(crate) fn finished_until(&self, seq: u64) -> Result<()> {
+        let slots = &mut self.device.submission().slots;
+        slots.note_completed(self.id, seq);
+        slots.health(self.id, seq)
+    }
+
+    /// Blocks until everything enqueued so far has finished.
+    pub(crate) fn synchronize(&self) -> Result<()> {
+        let seq = self.device.submission().slots.get(self.id).map_or(0, |slot| slot.seq);
+        self.raw.synchronize(self.options.timeout)?;
+        self.finished_until(seq)
+    }
+
+    /// `Capture` while this stream is captured, or while this thread captures another one.
     pub(crate) fn refuse_in_capture(&self, what: &str) -> Result<()> {
+        crate::graph::refuse_foreign_capture(self)?;
         match lock(&self.capture).is_some() {
             true => Err(OpError::Capture {
                 what: format!("{what} is not allowed while stream {} is captured", self.id),
@@ -106,13 +128,9 @@ impl StreamInner {
 
 impl Drop for StreamInner {
     fn drop(&mut self) {
-        // A wedged queue must not hang a destructor for ever; its memory stays quarantined then, because
-        // the slot, and with it the ownership of its blocks, is never given up.
-        if self.raw.synchronize(self.options.timeout).is_ok() {
-            let mut submission = self.device.submission();
-            submission.slots.remove(self.id);
-            submission.pool.give_to_anyone(self.id);
-        }
+        // The last handle may be a buffer's, on any thread, so nothing may block here. The device forgets
+        // the stream once its work has finished; until then its memory stays its own.
+        self.device.retire(self.id);
     }
 }
 
@@ -153,7 +171,7 @@ impl Stream {
         if let Some(capture) = lock(&self.0.capture).as_mut() {
             return capture.record(&self.0, Box::new(op));
         }
-        crate::graph::refuse_foreign_capture(self.0.id)?;
+        crate::graph::refuse_foreign_capture(&self.0)?;
         {
             let held = Held::lock(&self.0, None);
             submit(&self.0, &held, &op, 0)?;
@@ -164,8 +182,7 @@ impl Stream {
     pub(crate) fn after_submit(&self) -> Result<()> {
         self.0.raw.drain();
         if self.0.options.blocking {
-            self.0.raw.synchronize(self.0.options.timeout)?;
-            self.0.health_until(u64::MAX)?;
+            self.0.synchronize()?;
         }
         Ok(())
     }
@@ -181,13 +198,14 @@ impl Stream {
     /// [`Stream::empty`] under a label that out-of-memory reports show.
     pub fn empty_labelled(&self, spec: &TensorSpec, label: &Arc<str>) -> Result<Tensor> {
         let bytes = spec.span_bytes();
+        crate::graph::refuse_foreign_capture(&self.0)?;
         let buffer = if let Some(capture) = lock(&self.0.capture).as_mut() {
             capture.allocate(&self.0, bytes, label)?
         } else {
             let submission = &mut *self.0.device.submission();
             let context = self.0.device.pool_context(self.0.options.timeout);
-            let block = submission.pool.allocate(self.0.id, bytes, label, &mut submission.slots, &context)?;
-            Buffer::new(block, self.0.clone(), submission.pool.returns(), label.clone())
+            let (block, returns) = submission.allocate(None, self.0.id, bytes, label, &context)?;
+            Buffer::new(block, self.0.clone(), returns, label.clone())
         };
         Tensor::new(buffer, *spec)
     }
@@ -195,34 +213,39 @@ impl Stream {
     /// Marks the present end of the queue.
     ///
     /// # Errors
-    /// `Poisoned`, `Driver`, `Capture` during a capture.
+    /// `Driver`, `Capture` during a capture. A fault is reported by whoever waits for the event.
     pub fn record(&self) -> Result<Event> {
         self.0.refuse_in_capture("record")?;
-        let submission = self.0.device.submission();
-        let seq = submission.slots.get(self.0.id).map_or(0, |slot| slot.seq);
-        let raw = self.0.raw.record()?;
-        drop(submission);
+        let event = self.0.record_in(&self.0.device.submission())?;
         self.0.raw.drain();
-        Ok(Event { raw, stream: self.0.clone(), seq })
+        Ok(event)
     }
 
     /// Makes later work of this stream wait for `event`; does not block the host.
     ///
     /// # Errors
-    /// `Device` for an event of another device, `Driver`, `Capture` during a capture.
+    /// `Device` for an event of another device, `Driver`, `Capture` during a capture. When work before the
+    /// event has failed or fails later, this stream is poisoned, which the next `run` reports.
     pub fn wait(&self, event: &Event) -> Result<()> {
         self.0.refuse_in_capture("wait")?;
         if !Arc::ptr_eq(&event.stream.device, &self.0.device) {
             let (lhs, rhs) = (self.0.device.info.id.clone(), event.stream.device.info.id.clone());
             return Err(OpError::Device { op: "wait".into(), lhs, rhs });
         }
+        if event.stream.id == self.0.id {
+            return Ok(());
+        }
         {
-            let mut submission = self.0.device.submission();
-            if submission.slots.has_seen(self.0.id, event.point()) {
-                return Ok(());
+            let slots = &mut self.0.device.submission().slots;
+            // A wait has a number of its own: events recorded before it do not depend on it.
+            let seq = slots.get_mut(self.0.id).map_or(0, |slot| {
+                slot.seq += 1;
+                slot.seq
+            });
+            if !slots.has_seen(self.0.id, event.point()) {
+                self.0.raw.wait(&event.raw, seq)?;
             }
-            self.0.raw.wait(&event.raw)?;
-            submission.slots.note_wait(self.0.id, event.point());
+            slots.learn(self.0.id, seq, &event.horizon);
         }
         self.0.raw.drain();
         Ok(())
@@ -234,8 +257,7 @@ impl Stream {
     /// `Poisoned` with the first cause when anything failed, `Timeout`, `Capture` during a capture.
     pub fn synchronize(&self) -> Result<()> {
         self.0.refuse_in_capture("synchronize")?;
-        self.0.raw.synchronize(self.0.options.timeout)?;
-        self.0.health_until(u64::MAX)
+        self.0.synchronize()
     }
 
     /// Launches, costs and compositions so far, and the state of the device's pool.

@@ -97,7 +97,8 @@ impl Stream {
             return Ok(());
         }
         let address = tensor.buffer().address() + start;
-        self.raw_copy(tensor.buffer(), Access::Write, RawCopy::Upload { host, address })
+        self.raw_copy(tensor.buffer(), Access::Write, RawCopy::Upload { host, address }, false)?;
+        Ok(())
     }
 
     /// Copies a tensor to the host; a tensor that is not contiguous is gathered on the device first.
@@ -139,35 +140,47 @@ impl Stream {
         finish: fn(&[u8]) -> Result<T>,
     ) -> Result<Pending<T>> {
         let host = HostBuffer::zeroed(end - start)?;
-        if end > start {
+        let event = if end > start {
             let copy = RawCopy::Download { address: buffer.address() + start, host: host.clone() };
-            self.raw_copy(buffer, Access::Read, copy)?;
-        }
-        Ok(Pending { event: self.record()?, host, finish })
+            self.raw_copy(buffer, Access::Read, copy, true)?
+        } else {
+            None
+        };
+        let event = event.map_or_else(|| self.record(), Ok)?;
+        Ok(Pending { event, host, finish })
     }
 
-    fn raw_copy(&self, buffer: &Buffer, access: Access, copy: RawCopy) -> Result<()> {
+    /// Enqueues a copy, and records an event behind it where one is wanted: under the same lock, so that
+    /// nobody else's work comes between.
+    fn raw_copy(
+        &self,
+        buffer: &Buffer,
+        access: Access,
+        copy: RawCopy,
+        record: bool,
+    ) -> Result<Option<Event>> {
         let inner = self.inner();
         if !Arc::ptr_eq(buffer.device(), inner.device()) {
             let (lhs, rhs) = (inner.device().info.id.clone(), buffer.device().info.id.clone());
             return Err(OpError::Device { op: "copy".into(), lhs, rhs });
         }
-        crate::graph::refuse_foreign_capture(inner.id())?;
-        {
+        let event = {
             let held = Held::lock(inner, None);
             let mut seq = 0;
             {
                 let submission = &mut *held.submission();
+                submission.slots.health(inner.id(), u64::MAX)?;
                 if let Some(slot) = submission.slots.get_mut(inner.id()) {
                     slot.seq += 1;
                     seq = slot.seq;
                 }
                 order_operands(inner.id(), submission, seq, &mut |visit| visit(buffer, access))?;
-                submission.slots.health(inner.id(), u64::MAX)?;
             }
             inner.device().backend.copy(&Launch::raw_copy(inner, &held, seq), copy)?;
-        }
-        self.after_submit()
+            record.then(|| inner.record_in(&held.submission())).transpose()?
+        };
+        self.after_submit()?;
+        Ok(event)
     }
 }
 

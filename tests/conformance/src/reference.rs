@@ -235,7 +235,7 @@ impl RawStream for ReferenceStream {
     fn record(&self) -> Result<Arc<dyn RawEvent>> {
         Ok(Arc::new(ReferenceEvent { at: Instant::now() }))
     }
-    fn wait(&self, _event: &Arc<dyn RawEvent>) -> Result<()> {
+    fn wait(&self, _event: &Arc<dyn RawEvent>, _seq: u64) -> Result<()> {
         Ok(())
     }
     fn is_idle(&self) -> bool {

@@ -3,13 +3,13 @@
 //! Work is a boxed closure over addresses and sizes. It holds no tensor handles: memory stays valid because
 //! the pool reuses it only behind this work. After the first fault the rest is skipped, events still signal.
 
-use super::event::CpuEvent;
+use super::event::{CpuEvent, deadline};
 use crate::Isa;
 use crate::options::Executor;
 use crate::pool::Team;
 use portolan_core::sync::{
-    Condvar, Mutex, MutexGuard,
-    atomic::{AtomicBool, Ordering},
+    Condvar, Mutex,
+    atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     lock,
 };
 use portolan_core::{Fault, Launch, RawEvent, RawStream};
@@ -18,6 +18,7 @@ use std::any::Any;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
 /// What a kernel runs with.
@@ -49,8 +50,8 @@ const SPIN: Duration = Duration::from_micros(50);
 struct State {
     entries: VecDeque<Entry>,
     enqueued: u64,
-    finished: u64,
-    running: bool,
+    /// The thread that works off a queue without a thread of its own.
+    runner: Option<ThreadId>,
     parked: bool,
     stop: bool,
 }
@@ -59,9 +60,13 @@ pub(crate) struct Shared {
     state: Mutex<State>,
     /// Something to do, or time to stop.
     work: Condvar,
+    /// Entries that have finished; `enqueued` of them when idle.
+    finished: AtomicU64,
+    /// Threads that wait for `done`: waking nobody costs a system call all the same.
+    waiters: AtomicUsize,
     /// An entry finished.
     done: Condvar,
-    /// Set with `enqueued > finished`, so that an idle worker can look without the lock.
+    /// Set while `entries` is not empty, so that an idle worker can look without the lock.
     pending: AtomicBool,
     faulted: AtomicBool,
     fault: Mutex<Option<Fault>>,
@@ -78,17 +83,12 @@ pub(crate) struct CpuStream {
 
 impl CpuStream {
     pub(crate) fn new(executor: Executor, exec: Exec, number: u64, timeout: Duration) -> Result<Self> {
-        let state = State {
-            entries: VecDeque::new(),
-            enqueued: 0,
-            finished: 0,
-            running: false,
-            parked: false,
-            stop: false,
-        };
+        let state = State { entries: VecDeque::new(), enqueued: 0, runner: None, parked: false, stop: false };
         let shared = Arc::new(Shared {
             state: Mutex::new(state),
             work: Condvar::new(),
+            finished: AtomicU64::new(0),
+            waiters: AtomicUsize::new(0),
             done: Condvar::new(),
             pending: AtomicBool::new(false),
             faulted: AtomicBool::new(false),
@@ -140,9 +140,11 @@ impl Shared {
         }
     }
 
-    /// The worker thread of a queued stream.
+    /// The worker thread of a queued stream. It takes all there is at once, so that it meets the submitting
+    /// thread at the lock as rarely as possible.
     fn work_off(&self) {
         let mut position = 0u64;
+        let mut batch = VecDeque::new();
         loop {
             let spin = Instant::now();
             while !self.pending.load(Ordering::Acquire) && spin.elapsed() < SPIN {
@@ -154,25 +156,53 @@ impl Shared {
                 state = self.work.wait(state).unwrap_or_else(std::sync::PoisonError::into_inner);
             }
             state.parked = false;
-            let Some(entry) = state.entries.pop_front() else { return };
-            state.running = true;
+            if state.entries.is_empty() {
+                return;
+            }
+            core::mem::swap(&mut batch, &mut state.entries);
+            self.pending.store(false, Ordering::Release);
             drop(state);
-            self.delay(position);
-            position += 1;
-            self.execute(entry);
-            drop(self.finish_one());
+            while let Some(entry) = batch.pop_front() {
+                self.delay(position);
+                position += 1;
+                self.execute(entry);
+                self.finish_one();
+            }
         }
     }
 
-    fn finish_one(&self) -> MutexGuard<'_, State> {
-        let mut state = lock(&self.state);
-        state.finished += 1;
-        state.running = false;
-        if state.entries.is_empty() {
-            self.pending.store(false, Ordering::Release);
+    fn finish_one(&self) {
+        self.finished.fetch_add(1, Ordering::SeqCst);
+        // A waiter counts itself before it looks at `finished`: one of the two sees the other.
+        if self.waiters.load(Ordering::SeqCst) != 0 {
+            drop(lock(&self.state));
+            self.done.notify_all();
         }
-        self.done.notify_all();
-        state
+    }
+
+    /// Blocks until `finished` has reached what is enqueued now; false when `timeout` passed first.
+    fn wait_for_all(&self, timeout: Duration) -> bool {
+        let end = deadline(timeout);
+        let mut state = lock(&self.state);
+        let target = state.enqueued;
+        self.waiters.fetch_add(1, Ordering::SeqCst);
+        let finished = loop {
+            if self.finished.load(Ordering::SeqCst) >= target {
+                break true;
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break false;
+            }
+            state = self.done.wait_timeout(state, left).unwrap_or_else(std::sync::PoisonError::into_inner).0;
+        };
+        self.waiters.fetch_sub(1, Ordering::SeqCst);
+        finished
+    }
+
+    fn is_idle(&self) -> bool {
+        let state = lock(&self.state);
+        state.enqueued == self.finished.load(Ordering::SeqCst)
     }
 
     /// Works the queue off on the calling thread, for streams without a thread.
@@ -180,25 +210,27 @@ impl Shared {
         if self.executor != Executor::Inline {
             return;
         }
+        let me = std::thread::current().id();
         let mut state = lock(&self.state);
-        loop {
-            // Another thread is at it: it will see what we enqueued, and we wait for that.
-            if state.running {
-                let target = state.enqueued;
-                while state.finished < target && state.running {
-                    state = self.done.wait(state).unwrap_or_else(std::sync::PoisonError::into_inner);
-                }
-                if state.finished >= target {
-                    return;
-                }
-                continue;
+        match state.runner {
+            // A kernel that uses its own stream: what it enqueues runs after it.
+            Some(runner) if runner == me => return,
+            // Another thread is at it: it will see what we enqueued.
+            Some(_) => {
+                drop(state);
+                self.wait_for_all(self.timeout);
+                return;
             }
-            let Some(entry) = state.entries.pop_front() else { return };
-            state.running = true;
+            None => state.runner = Some(me),
+        }
+        while let Some(entry) = state.entries.pop_front() {
             drop(state);
             self.execute(entry);
-            state = self.finish_one();
+            self.finish_one();
+            state = lock(&self.state);
         }
+        self.pending.store(false, Ordering::Release);
+        state.runner = None;
     }
 
     fn execute(&self, entry: Entry) {
@@ -257,11 +289,7 @@ impl RawStream for CpuStream {
     fn record(&self) -> Result<Arc<dyn RawEvent>> {
         let event = Arc::new(CpuEvent::new(Arc::downgrade(&self.shared)));
         // An idle queue is at its end already; else whoever works it off signals.
-        let idle = {
-            let state = lock(&self.shared.state);
-            state.enqueued == state.finished
-        };
-        if idle {
+        if self.shared.is_idle() {
             event.signal();
         } else {
             self.shared.push(Entry::Signal(event.clone()));
@@ -269,7 +297,7 @@ impl RawStream for CpuStream {
         Ok(event)
     }
 
-    fn wait(&self, event: &Arc<dyn RawEvent>) -> Result<()> {
+    fn wait(&self, event: &Arc<dyn RawEvent>, seq: u64) -> Result<()> {
         if event.is_complete() {
             return Ok(());
         }
@@ -277,36 +305,20 @@ impl RawStream for CpuStream {
         let Some(event) = downcast(any) else {
             return Err(OpError::internal("wait", "the event is not one of the cpu backend"));
         };
-        let seq = lock(&self.shared.state).enqueued;
         self.shared.push(Entry::Wait { event, seq });
         Ok(())
     }
 
     fn is_idle(&self) -> bool {
-        let state = lock(&self.shared.state);
-        state.enqueued == state.finished
+        self.shared.is_idle()
     }
 
     fn synchronize(&self, timeout: Duration) -> Result<()> {
         self.shared.drain_if_inline();
-        let deadline = Instant::now() + timeout;
-        let mut state = lock(&self.shared.state);
-        let target = state.enqueued;
-        while state.finished < target {
-            let Some(left) = deadline.checked_duration_since(Instant::now()).filter(|d| !d.is_zero()) else {
-                return Err(OpError::Timeout {
-                    what: format!("stream {}", self.shared.number),
-                    after: timeout,
-                });
-            };
-            state = self
-                .shared
-                .done
-                .wait_timeout(state, left)
-                .unwrap_or_else(std::sync::PoisonError::into_inner)
-                .0;
+        match self.shared.wait_for_all(timeout) {
+            true => Ok(()),
+            false => Err(OpError::Timeout { what: format!("stream {}", self.shared.number), after: timeout }),
         }
-        Ok(())
     }
 
     fn fault(&self) -> Option<Fault> {
@@ -332,15 +344,17 @@ fn downcast(event: Arc<dyn RawEvent>) -> Option<Arc<CpuEvent>> {
 
 impl Drop for CpuStream {
     fn drop(&mut self) {
-        let idle = {
+        {
             let mut state = lock(&self.shared.state);
             state.stop = true;
             state.parked = false;
-            state.enqueued == state.finished
-        };
+        }
         self.shared.work.notify_one();
-        // A worker stuck in a kernel is left behind rather than waited for: it owns what it needs.
-        if let Some(worker) = self.worker.take().filter(|_| idle) {
+        // A worker stuck in a kernel is left behind rather than waited for: it owns what it needs. Nor does a
+        // worker wait for itself, should the last handle go in one of its kernels.
+        let idle = self.shared.is_idle();
+        let me = std::thread::current().id();
+        if let Some(worker) = self.worker.take().filter(|worker| idle && worker.thread().id() != me) {
             let _ = worker.join();
         }
     }
