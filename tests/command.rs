@@ -1,0 +1,341 @@
+//! The `portolan` command from outside: what it prints, its exit codes, and how it takes bad input and signals.
+//! Everything here runs on the embedded model, written to a file; the real model is in `smollm2.rs`.
+#![allow(clippy::unwrap_used)]
+
+use std::io::{Read, Write};
+use std::path::PathBuf;
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+const SUBCOMMANDS: [&str; 7] = ["devices", "check", "fetch", "inspect", "generate", "chat", "bench"];
+
+fn command(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_portolan"));
+    // A backtrace would show in the one line that stderr should hold.
+    command.args(args).env("RUST_BACKTRACE", "1").stdin(Stdio::null());
+    command
+}
+
+fn run(args: &[&str]) -> Output {
+    command(args).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// Stdout of a command that must succeed.
+fn succeed(args: &[&str]) -> String {
+    let output = run(args);
+    assert_eq!(output.status.code(), Some(0), "{args:?}: {}", text(&output.stderr));
+    text(&output.stdout)
+}
+
+/// The message of a command that must fail with exit code 1, which is one line.
+fn fail(args: &[&str]) -> String {
+    let output = run(args);
+    let message = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{args:?}: {message}");
+    assert!(message.starts_with("error: ") && message.trim_end().lines().count() == 1, "{args:?}: {message}");
+    message
+}
+
+/// The embedded model as a file, and the folder that keeps it.
+fn model() -> (tempfile::TempDir, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("embedded.gguf");
+    std::fs::write(&path, portolan::models::embedded_file()).unwrap();
+    let path = path.to_str().unwrap().to_owned();
+    (folder, path)
+}
+
+fn golden(name: &str) -> String {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name).to_str().unwrap().to_owned()
+}
+
+/// What stdin made of `lines` answered: stdout and stderr of a chat that must succeed.
+fn chat(args: &[&str], lines: &str) -> (String, String) {
+    let mut child =
+        command(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // A child that fails early closes the pipe; its own message says more than this write's.
+    let _ = child.stdin.take().unwrap().write_all(lines.as_bytes());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    (text(&output.stdout), text(&output.stderr))
+}
+
+/// Waits, but not for ever: a hanging command is a failure that says so.
+fn exit_code_within(child: &mut Child, limit: Duration) -> Option<i32> {
+    let started = Instant::now();
+    while started.elapsed() < limit {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status.code();
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    child.kill().unwrap();
+    panic!("the command did not end within {limit:?}");
+}
+
+fn interrupt(child: &Child) {
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+}
+
+/// A generation that would take minutes, once its first text is there.
+fn long_generation(path: &str) -> (Child, ChildStdout) {
+    let args = ["generate", "--model", path, "--max-tokens", "60000", "hello"];
+    let mut child = command(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut out = child.stdout.take().unwrap();
+    out.read_exact(&mut [0; 16]).unwrap();
+    (child, out)
+}
+
+#[test]
+fn every_subcommand_has_help_with_its_options() {
+    let all = succeed(&["--help"]);
+    for subcommand in SUBCOMMANDS {
+        assert!(all.contains(subcommand), "{all}");
+        let help = succeed(&[subcommand, "--help"]);
+        assert!(help.contains("Usage: portolan"), "{help}");
+    }
+    assert!(succeed(&["generate", "--help"]).contains("The capital of France is"));
+    assert!(succeed(&["--version"]).contains(env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn wrong_arguments_end_with_2_and_say_what_was_wrong() {
+    for (args, said) in [
+        (&[][..], "Usage:"),
+        (&["generate"][..], "--model"),
+        (&["generate", "--model", "m", "--no-such-flag", "text"][..], "--no-such-flag"),
+        (&["generate", "--model", "m", "--precision", "half", "text"][..], "exact"),
+        (&["generate", "--model", "m", "--temperature=-1", "text"][..], "temperature"),
+        (&["generate", "--model", "m", "--top-p", "2", "text"][..], "0 to 1"),
+        (&["generate", "--model", "m", "--threads", "0", "text"][..], "threads"),
+        (&["sing"][..], "sing"),
+    ] {
+        let output = run(args);
+        let message = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {message}");
+        assert!(message.contains(said), "{args:?}: {message}");
+    }
+}
+
+#[test]
+fn devices_lists_the_cpu() {
+    let list = succeed(&["devices"]);
+    assert!(list.lines().any(|line| line.starts_with("cpu:0") && line.contains("GiB")), "{list}");
+}
+
+#[test]
+fn check_finds_every_configuration_right_and_identical() {
+    let table = succeed(&["check"]);
+    for executor in ["inline", "queued", "chaotic"] {
+        for threads in ["1", "2", "3", "8"] {
+            let row = table
+                .lines()
+                .find(|line| line.split_whitespace().take(3).eq(["cpu:0", executor, threads]))
+                .unwrap_or_else(|| panic!("no row for {executor} {threads}:\n{table}"));
+            assert!(row.ends_with("none"), "{row}");
+        }
+    }
+    assert!(fail(&["check", "--device", "tpu:0"]).contains("registered are"));
+}
+
+#[test]
+fn files_that_are_missing_cut_or_no_models_are_one_line() {
+    let (folder, path) = model();
+    let whole = std::fs::read(&path).unwrap();
+    for len in [0, 3, 20, 200, whole.len() / 2, whole.len() - 1] {
+        let cut = folder.path().join("cut.gguf");
+        std::fs::write(&cut, &whole[..len]).unwrap();
+        let cut = cut.to_str().unwrap();
+        assert!(fail(&["inspect", cut]).contains("cut.gguf"), "{len}");
+        fail(&["generate", "--model", cut, "text"]);
+    }
+    let noise = folder.path().join("noise");
+    std::fs::write(&noise, b"this is no model, whatever its name").unwrap();
+    fail(&["inspect", noise.to_str().unwrap()]);
+    assert!(fail(&["inspect", "/no/such/file"]).contains("no file or folder"));
+    assert!(fail(&["generate", "--model", "gpt-9", "text"]).contains("gpt-9"));
+    assert!(fail(&["fetch", "gpt-9"]).contains("known: smollm2"));
+    fail(&["generate", "--model", folder.path().to_str().unwrap(), "text"]);
+    let empty = tempfile::tempdir().unwrap();
+    let missing = fail(&["bench", "--model", "smollm2", "--cache", empty.path().to_str().unwrap()]);
+    assert!(missing.contains("portolan fetch smollm2"), "{missing}");
+}
+
+#[test]
+fn a_model_without_a_vocabulary_says_which_file_is_missing() {
+    let message = fail(&["generate", "--model", &golden("llama-gqa"), "text"]);
+    assert!(message.contains("tokenizer.json"), "{message}");
+}
+
+#[test]
+fn an_unknown_device_names_those_there_are() {
+    let (_folder, path) = model();
+    let message = fail(&["generate", "--model", &path, "--device", "cuda:0", "text"]);
+    assert!(message.contains("cuda") && message.contains("cpu"), "{message}");
+    let message = fail(&["generate", "--model", &path, "--device", "cpu:7", "text"]);
+    assert!(message.contains("cpu:7"), "{message}");
+}
+
+#[test]
+fn a_prompt_longer_than_the_context_is_refused() {
+    let (_folder, path) = model();
+    let message = fail(&["generate", "--model", &path, "--context", "4", "a prompt of many tokens"]);
+    assert!(message.contains("expected 1 to 4"), "{message}");
+    let longest = "x".repeat(70_000);
+    let message = fail(&["generate", "--model", &path, &longest]);
+    assert!(message.contains("expected 1 to 65536"), "{message}");
+}
+
+#[test]
+fn inspect_shows_metadata_tensors_and_totals() {
+    let (_folder, path) = model();
+    let shown = succeed(&["inspect", &path]);
+    assert!(shown.contains("general.architecture = \"llama\""), "{shown}");
+    assert!(shown.contains("tokenizer.ggml.tokens = 128 values"), "{shown}");
+    assert!(shown.contains("blk.1.ffn_down.weight") && shown.contains("q4_1"), "{shown}");
+    let json: serde_json::Value = serde_json::from_str(&succeed(&["inspect", "--json", &path])).unwrap();
+    let tensors = json["tensors"].as_array().unwrap();
+    let down = tensors.iter().find(|t| t["name"] == "blk.1.ffn_down.weight").unwrap();
+    // Blocks of 32 elements in 20 bytes.
+    assert_eq!(
+        (&down["shape"], &down["bytes"]),
+        (&serde_json::json!([64, 160]), &serde_json::json!(64 * 5 * 20))
+    );
+    let bytes: u64 = tensors.iter().map(|t| t["bytes"].as_u64().unwrap()).sum();
+    assert_eq!(json["totals"]["bytes"], bytes);
+    assert_eq!(json["metadata"]["tokenizer.ggml.tokens"]["length"], 128);
+    let folder: serde_json::Value =
+        serde_json::from_str(&succeed(&["inspect", "--json", &golden("llama-gqa")])).unwrap();
+    assert_eq!((&folder["format"], &folder["metadata"]["hidden_size"]), (&"safetensors".into(), &32.into()));
+}
+
+#[test]
+fn generate_is_the_same_for_any_threads_and_executor_and_obeys_its_limits() {
+    let (_folder, path) = model();
+    let text_of = |extra: &[&str]| {
+        let mut args = vec!["generate", "--model", &path, "--max-tokens", "40"];
+        args.extend(extra);
+        args.push("the quick brown fox");
+        succeed(&args)
+    };
+    let first = text_of(&["--threads", "1"]);
+    assert!(first.len() > 20, "{first:?}");
+    assert_eq!(text_of(&["--threads", "3"]), first);
+    assert_eq!(text_of(&["--executor", "inline"]), first);
+    assert_eq!(text_of(&["--executor", "chaotic", "--threads", "2"]), first);
+    let drawn = text_of(&["--temperature", "1.5", "--seed", "1"]);
+    assert_eq!(text_of(&["--temperature", "1.5", "--seed", "1"]), drawn);
+    assert_ne!(text_of(&["--temperature", "1.5", "--seed", "2"]), drawn);
+    assert_ne!(text_of(&["--repetition-penalty", "1.5"]), first);
+    let none = run(&["generate", "--model", &path, "--max-tokens", "0", "hello"]);
+    assert_eq!((none.status.code(), text(&none.stdout).as_str()), (Some(0), "\n"));
+    let told = run(&["generate", "--model", &path, "--context", "12", "hello"]);
+    assert!(text(&told.stderr).contains("the context is full"), "{}", text(&told.stderr));
+}
+
+#[test]
+fn chat_keeps_the_conversation_until_it_is_reset() {
+    let (_folder, path) = model();
+    let args = ["chat", "--model", &path, "--max-tokens", "24"];
+    let halves = |text: String| {
+        assert!(text.len().is_multiple_of(2) || text.is_empty(), "{text:?}");
+        let (a, b) = text.split_at(text.len() / 2);
+        (a.to_owned(), b.to_owned())
+    };
+    let (said, told) = chat(&args, "hello\n/reset\n\nhello\n/exit\nnever read\n");
+    assert_eq!(told.matches("ended:").count(), 2, "{told}");
+    let (first, second) = halves(said.clone());
+    assert_eq!(first, second, "a reset conversation starts anew");
+    let (kept, told) = chat(&args, "hello\nhello");
+    assert_eq!(told.matches("ended:").count(), 2, "{told}");
+    assert!(kept.starts_with(&first) && kept != said, "the second turn knows the first: {kept:?}");
+    let (with_system, _) = chat(&[&args[..], &["--system", "be brief"]].concat(), "hello\n");
+    assert_ne!(with_system, first);
+    let (nothing, _) = chat(&args, "");
+    assert_eq!(nothing, "");
+    assert!(chat(&args, "/sing\n").1.contains("not a command"));
+}
+
+#[test]
+fn chat_without_a_usable_line_or_template_is_one_line() {
+    let (folder, path) = model();
+    let mut bytes = std::fs::read(&path).unwrap();
+    let key = b"tokenizer.chat_template";
+    let at = bytes.windows(key.len()).position(|w| w == key).unwrap();
+    bytes[at + 10] = b'_';
+    let without = folder.path().join("without.gguf");
+    std::fs::write(&without, bytes).unwrap();
+    assert!(fail(&["chat", "--model", without.to_str().unwrap()]).contains("chat template"));
+    let mut child = command(&["chat", "--model", &path])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(b"\xff\xfe\n").unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("not UTF-8"));
+}
+
+#[test]
+fn bench_prints_one_json_line_with_both_speeds() {
+    let (_folder, path) = model();
+    let args = ["bench", "--model", &path, "--precision", "fast", "--threads", "2", "--prompt", "33"];
+    let line = succeed(&[&args[..], &["--generate", "9", "--repeat", "2", "--json"]].concat());
+    let row: serde_json::Value = serde_json::from_str(line.trim()).unwrap();
+    for key in ["prefill_tokens_per_second", "decode_tokens_per_second"] {
+        assert!(row[key].as_f64().unwrap() > 0.0, "{line}");
+    }
+    assert_eq!(
+        (&row["threads"], &row["precision"], &row["prompt_tokens"]),
+        (&2.into(), &"fast".into(), &33.into())
+    );
+    let output = run(&["bench", "--model", &path, "--prompt", "65536"]);
+    assert_eq!(output.status.code(), Some(2), "{}", text(&output.stderr));
+}
+
+#[test]
+fn ctrl_c_ends_a_generation_with_130_after_its_token() {
+    let (_folder, path) = model();
+    let (mut child, mut out) = long_generation(&path);
+    interrupt(&child);
+    // Drained beside, or a full pipe would hold the child.
+    let drain = std::thread::spawn(move || out.read_to_end(&mut Vec::new()));
+    assert_eq!(exit_code_within(&mut child, Duration::from_secs(60)), Some(130));
+    drain.join().unwrap().unwrap();
+    let mut message = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut message).unwrap();
+    assert!(message.contains("ended: interrupted"), "{message}");
+}
+
+#[test]
+fn ctrl_c_ends_a_chat_that_waits_for_a_line_with_130() {
+    let (_folder, path) = model();
+    let mut child = command(&["chat", "--model", &path, "--max-tokens", "4"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.as_mut().unwrap().write_all(b"hello\n").unwrap();
+    child.stdout.as_mut().unwrap().read_exact(&mut [0; 1]).unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    interrupt(&child);
+    assert_eq!(exit_code_within(&mut child, Duration::from_secs(60)), Some(130));
+}
+
+#[test]
+fn a_reader_that_leaves_ends_the_text_quietly() {
+    let (_folder, path) = model();
+    let (mut child, out) = long_generation(&path);
+    drop(out);
+    assert_eq!(exit_code_within(&mut child, Duration::from_secs(60)), Some(0));
+    let mut message = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut message).unwrap();
+    assert!(!message.contains("error"), "{message}");
+}
