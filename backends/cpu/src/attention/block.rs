@@ -6,6 +6,7 @@ use super::form::BLOCK;
 use super::sequences::BlockTable;
 use super::view::{View, read_row};
 use crate::simd::Lanes;
+use portolan_ops::DType;
 
 /// Keys, or values, of one sequence and one key head.
 #[derive(Clone, Copy)]
@@ -43,55 +44,128 @@ impl CacheRows {
         addresses
     }
 
-    /// Reads the rows of a block from `start`, of `dim` elements, into rows of `padded` floats; zero beyond `dim`
-    /// and in rows from `end` on. Asks for the block from position `ahead.1` of `ahead.0`, so that it is on its
-    /// way while this one is used.
+    /// The block of rows from `start`, of `dim` elements: where they lie, or, if `packed` is asked for or they
+    /// cannot be read by fours, as f32 in `to`, `padded` floats apart, zero beyond `dim` and from `end` on.
     ///
     /// # Safety
-    /// As [`CacheRows::addresses`], for the positions of both up to `end`; `to` has room for BLOCK rows.
+    /// As [`CacheRows::addresses`], for the positions up to `end`; `to` has room for BLOCK rows.
     #[inline(always)]
     pub(super) unsafe fn load<L: Lanes>(
         &self,
         start: usize,
         end: usize,
-        ahead: (&CacheRows, usize),
         [dim, padded]: [usize; 2],
+        packed: bool,
         to: *mut f32,
-    ) {
+    ) -> Rows {
         let (dtype, inner) = (self.cache.dtype(), self.cache.inner());
-        let (count, next) = (BLOCK.min(end - start), ahead.1.min(end));
-        let next_count = BLOCK.min(end - next);
+        let count = BLOCK.min(end - start);
         // SAFETY: the caller's promise.
-        let (rows, ahead) = unsafe { (self.addresses(start, count), ahead.0.addresses(next, next_count)) };
-        let bytes = if inner == 1 { dim * self.cache.width() } else { 0 };
-        for (row, address) in rows[..count].iter().enumerate() {
+        let mut at = unsafe { self.addresses(start, count) };
+        if !packed && inner == 1 && dim == padded {
+            let last = at[count - 1];
+            at[count..].fill(last);
+            return Rows { at, dtype };
+        }
+        for (row, at) in at[..count].iter_mut().enumerate() {
             // SAFETY: the caller's promise: dim elements of this row, and padded floats of the block.
             unsafe {
                 let to = to.add(row * padded);
-                if row < next_count {
-                    prefetch(ahead[row], bytes);
-                }
-                read_row::<L>(dtype, *address, inner, dim, to);
+                read_row::<L>(dtype, *at, inner, dim, to);
                 to.add(dim).write_bytes(0, padded - dim);
             }
         }
         // SAFETY: to has room for BLOCK rows.
         unsafe { to.add(count * padded).write_bytes(0, (BLOCK - count) * padded) };
+        let at = core::array::from_fn(|row| to.wrapping_add(row * padded).cast());
+        Rows { at, dtype: DType::F32 }
+    }
+
+    /// Bytes of a row of `dim` elements, where they follow one another.
+    fn row_bytes(&self, dim: usize) -> usize {
+        if self.cache.inner() == 1 { dim * self.cache.width() } else { 0 }
+    }
+}
+
+/// The rows of a block: their elements follow one another, and all of [`BLOCK`] rows can be read.
+pub(super) struct Rows {
+    /// Where each begins.
+    pub(super) at: [*mut u8; BLOCK],
+    /// The type of their elements.
+    pub(super) dtype: DType,
+}
+
+/// The rows of keys and values of a block to come, asked for a few lines at a time while the present one is
+/// computed on. Asked for at once, they would keep the loads of the present one waiting, and then nothing would
+/// be on its way during the computation.
+pub(super) struct Ahead {
+    /// Keys, then values, then nothing.
+    rows: [*mut u8; 2 * BLOCK],
+    /// How many rows there are, and the bytes of the longer kind.
+    count: usize,
+    bytes: usize,
+    /// What comes next: which row, and which byte of it.
+    row: usize,
+    at: usize,
+}
+
+impl Ahead {
+    /// The block of `keys` and `values` from `start`, of rows of `dims` elements.
+    ///
+    /// # Safety
+    /// As [`CacheRows::addresses`], for the positions from `start` up to `end`.
+    #[inline(always)]
+    pub(super) unsafe fn new(
+        [keys, values]: &[CacheRows; 2],
+        start: usize,
+        end: usize,
+        dims: [usize; 2],
+    ) -> Self {
+        let count = BLOCK.min(end.saturating_sub(start));
+        let bytes = keys.row_bytes(dims[0]).max(values.row_bytes(dims[1]));
+        let mut rows = [core::ptr::null_mut(); 2 * BLOCK];
+        // SAFETY: the caller's promise.
+        let [keys, values] = unsafe { [keys.addresses(start, count), values.addresses(start, count)] };
+        rows[..count].copy_from_slice(&keys[..count]);
+        rows[count..2 * count].copy_from_slice(&values[..count]);
+        Self { rows, count: 2 * count, bytes, row: 0, at: 0 }
+    }
+
+    /// Asks for two more cache lines, as far as there are any.
+    #[inline(always)]
+    pub(super) fn ask(&mut self) {
+        if self.row >= self.count {
+            return;
+        }
+        let from = self.rows[self.row].wrapping_add(self.at);
+        prefetch(from);
+        prefetch(from.wrapping_add(LINE));
+        self.at += 2 * LINE;
+        if self.at >= self.bytes {
+            (self.row, self.at) = (self.row + 1, 0);
+        }
+    }
+
+    /// Asks for all that is left.
+    pub(super) fn ask_rest(&mut self) {
+        while self.row < self.count {
+            self.ask();
+        }
     }
 }
 
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
-/// Asks for the lines of `bytes` bytes; only a hint, for any address.
+/// Asks for a line; only a hint, for any address.
 #[inline(always)]
-fn prefetch(from: *const u8, bytes: usize) {
+fn prefetch(from: *const u8) {
     #[cfg(target_arch = "x86_64")]
-    for line in (0..bytes).step_by(LINE) {
+    // SAFETY: a prefetch reads nothing and faults nowhere.
+    unsafe {
         use core::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        // SAFETY: a prefetch reads nothing and faults nowhere.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(from.wrapping_add(line).cast()) };
+        _mm_prefetch::<_MM_HINT_T1>(from.cast());
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = (from, bytes);
+    let _ = from;
 }

@@ -5,6 +5,7 @@
 //! chains `c_r = Σ_i q[4i + r]·k[4i + r]`, added as `(c0 + c1) + (c2 + c3)`, and a result is one chain over
 //! keys: that is why the shapes give the same bits.
 
+use super::block::{Ahead, Rows};
 use crate::simd::Lanes;
 
 /// Keys of one block: a multiple of the number of keys every microkernel takes (1 to 6, 8, 12, 16). A block
@@ -14,6 +15,9 @@ pub(super) const BLOCK: usize = 48;
 
 /// A shape of query block.
 pub(super) trait Form: 'static {
+    /// Whether blocks have to be f32, row after row without gaps; else they are read where they lie.
+    const PACKED: bool;
+
     /// Lanes of a panel: a multiple of the vector length.
     fn width<L: Lanes>() -> usize;
 
@@ -42,28 +46,32 @@ pub(super) trait Form: 'static {
     unsafe fn take_result<L: Lanes>(panel: *const f32, row: usize, to: *mut f32, dim: usize);
 
     /// Scores of the first `keys` of a block: `scores[key][lane]`. May write more of the block.
+    /// Where memory is what is waited for, asks for the block to come on the way.
     ///
     /// # Safety
-    /// `query` is a panel's, `block` has [`BLOCK`] rows of `dim` values, `scores` room for BLOCK × width.
+    /// `query` is a panel's, rows of `block` have `dim` values and are packed if asked to be, `scores` has room
+    /// for BLOCK × width.
     unsafe fn score<L: Lanes>(
         query: *const f32,
-        block: *const f32,
+        block: &Rows,
         dim: usize,
         keys: usize,
         scores: *mut f32,
+        ahead: &mut Ahead,
     );
 
-    /// `result = result · correction + Σ_key weights[key] · block[key]`, key after key.
+    /// `result = result · correction + Σ_key weights[key] · block[key]`, key after key; and asks as `score` does.
     ///
     /// # Safety
-    /// `weights` is `[keys][width]`, `correction` `[width]`, `block` has `keys` rows of `dim` values, `result`
-    /// is a panel's.
+    /// `weights` is `[keys][width]`, `correction` `[width]`, rows of `block` have `dim` values and are packed if
+    /// asked to be, `result` is a panel's.
     unsafe fn weigh<L: Lanes>(
         weights: *const f32,
         correction: *const f32,
-        block: *const f32,
+        block: &Rows,
         dim: usize,
         keys: usize,
         result: *mut f32,
+        ahead: &mut Ahead,
     );
 }

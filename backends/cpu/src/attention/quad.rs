@@ -3,17 +3,24 @@
 //! With few rows (a GQA group of one token), a lane per row would leave most lanes idle. Here four elements
 //! of a key are repeated over the vector, so AVX-512 takes 16 products a step with only four rows.
 
+use super::block::{Ahead, Rows};
 use super::form::{BLOCK, Form};
-use crate::simd::Lanes;
+use crate::simd::{Lanes, Stored};
+use half::{bf16, f16};
+use portolan_ops::DType;
 
 /// Keys scored together, and quads of value columns accumulated together: enough independent chains to hide
 /// the latency of two multiply-adds a cycle.
 const CHAINS: usize = 8;
 
+const _: () = assert!(BLOCK.is_multiple_of(CHAINS));
+
 /// Four lanes per row.
 pub(super) struct Quad;
 
 impl Form for Quad {
+    const PACKED: bool = false;
+
     fn width<L: Lanes>() -> usize {
         L::LEN
     }
@@ -53,29 +60,19 @@ impl Form for Quad {
     #[inline(always)]
     unsafe fn score<L: Lanes>(
         query: *const f32,
-        block: *const f32,
+        block: &Rows,
         dim: usize,
         keys: usize,
         scores: *mut f32,
+        ahead: &mut Ahead,
     ) {
-        const { assert!(BLOCK.is_multiple_of(CHAINS)) };
-        let mut key = 0;
-        while key < keys {
-            let mut sums = [L::zero(); CHAINS];
-            // SAFETY: key + CHAINS ≤ BLOCK rows of dim elements exist, and BLOCK vectors of scores.
-            unsafe {
-                let rows = block.add(key * dim);
-                for i in 0..dim / 4 {
-                    let q = L::load(query.add(i * L::LEN));
-                    for (key, sum) in sums.iter_mut().enumerate() {
-                        *sum = L::load_quads(rows.add(key * dim + 4 * i)).mul_add(q, *sum);
-                    }
-                }
-                for (i, sum) in sums.iter().enumerate() {
-                    sum.sum_quads().store(scores.add((key + i) * L::LEN));
-                }
+        // SAFETY: the caller's promise; rows are of this type.
+        unsafe {
+            match block.dtype {
+                DType::F16 => score::<L, f16>(query, block, dim, keys, scores, ahead),
+                DType::BF16 => score::<L, bf16>(query, block, dim, keys, scores, ahead),
+                _ => score::<L, f32>(query, block, dim, keys, scores, ahead),
             }
-            key += CHAINS;
         }
     }
 
@@ -83,40 +80,90 @@ impl Form for Quad {
     unsafe fn weigh<L: Lanes>(
         weights: *const f32,
         correction: *const f32,
-        block: *const f32,
+        block: &Rows,
         dim: usize,
         keys: usize,
         result: *mut f32,
+        ahead: &mut Ahead,
     ) {
-        let quads = dim / 4;
-        let mut quad = 0;
-        // SAFETY: every call takes quads below dim / 4.
+        let at = [weights, correction];
+        // SAFETY: the caller's promise; rows are of this type.
         unsafe {
-            while quad + CHAINS <= quads {
-                weigh_quads::<L, CHAINS>(weights, correction, block, dim, keys, quad, result);
-                quad += CHAINS;
-            }
-            while quad + 4 <= quads {
-                weigh_quads::<L, 4>(weights, correction, block, dim, keys, quad, result);
-                quad += 4;
-            }
-            while quad < quads {
-                weigh_quads::<L, 1>(weights, correction, block, dim, keys, quad, result);
-                quad += 1;
+            match block.dtype {
+                DType::F16 => weigh::<L, f16>(at, block, dim, keys, result, ahead),
+                DType::BF16 => weigh::<L, bf16>(at, block, dim, keys, result, ahead),
+                _ => weigh::<L, f32>(at, block, dim, keys, result, ahead),
             }
         }
     }
 }
 
 #[inline(always)]
-unsafe fn weigh_quads<L: Lanes, const N: usize>(
-    weights: *const f32,
-    correction: *const f32,
-    block: *const f32,
+unsafe fn score<L: Lanes, T: Stored>(
+    query: *const f32,
+    block: &Rows,
     dim: usize,
+    keys: usize,
+    scores: *mut f32,
+    ahead: &mut Ahead,
+) {
+    let (groups, _) = block.at.as_chunks::<CHAINS>();
+    for (group, rows) in groups[..keys.div_ceil(CHAINS)].iter().enumerate() {
+        let rows = rows.map(|row| row.cast::<T>().cast_const());
+        let mut sums = [L::zero(); CHAINS];
+        // SAFETY: every row has dim elements, and there are BLOCK vectors of scores.
+        unsafe {
+            for i in 0..dim / 4 {
+                ahead.ask();
+                let q = L::load(query.add(i * L::LEN));
+                for (row, sum) in rows.iter().zip(&mut sums) {
+                    *sum = T::load_quads::<L>(row.add(4 * i)).mul_add(q, *sum);
+                }
+            }
+            for (i, sum) in sums.iter().enumerate() {
+                sum.sum_quads().store(scores.add((group * CHAINS + i) * L::LEN));
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn weigh<L: Lanes, T: Stored>(
+    at: [*const f32; 2],
+    block: &Rows,
+    dim: usize,
+    keys: usize,
+    result: *mut f32,
+    ahead: &mut Ahead,
+) {
+    let quads = dim / 4;
+    let mut quad = 0;
+    // SAFETY: every call takes quads below dim / 4.
+    unsafe {
+        while quad + CHAINS <= quads {
+            weigh_quads::<L, T, CHAINS>(at, block, keys, quad, result, ahead);
+            quad += CHAINS;
+        }
+        while quad + 4 <= quads {
+            weigh_quads::<L, T, 4>(at, block, keys, quad, result, ahead);
+            quad += 4;
+        }
+        while quad < quads {
+            weigh_quads::<L, T, 1>(at, block, keys, quad, result, ahead);
+            quad += 1;
+        }
+    }
+}
+
+/// The quads from `quad` on of the result.
+#[inline(always)]
+unsafe fn weigh_quads<L: Lanes, T: Stored, const N: usize>(
+    [weights, correction]: [*const f32; 2],
+    block: &Rows,
     keys: usize,
     quad: usize,
     result: *mut f32,
+    ahead: &mut Ahead,
 ) {
     // SAFETY: quad + N ≤ dim / 4; keys rows of weights and values exist.
     unsafe {
@@ -126,11 +173,12 @@ unsafe fn weigh_quads<L: Lanes, const N: usize>(
         for (i, sum) in sums.iter_mut().enumerate() {
             *sum = L::load(result.add(i * L::LEN)).mul(correction);
         }
-        for key in 0..keys {
+        for (key, row) in block.at[..keys].iter().enumerate() {
+            ahead.ask();
             let p = L::load(weights.add(key * L::LEN));
-            let values = block.add(key * dim + 4 * quad);
+            let values = row.cast::<T>().cast_const().add(4 * quad);
             for (i, sum) in sums.iter_mut().enumerate() {
-                *sum = L::load_quads(values.add(4 * i)).mul_add(p, *sum);
+                *sum = T::load_quads::<L>(values.add(4 * i)).mul_add(p, *sum);
             }
         }
         for (i, sum) in sums.iter().enumerate() {

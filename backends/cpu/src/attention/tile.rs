@@ -3,6 +3,7 @@
 //! Lanes run along rows, so keys and values are used as they lie (no transposition), and softmax needs no
 //! sums across lanes. `NV` vectors of rows times `NK` keys (or value columns) are accumulated in registers.
 
+use super::block::{Ahead, Rows};
 use super::form::{BLOCK, Form};
 use crate::simd::Lanes;
 
@@ -11,6 +12,8 @@ use crate::simd::Lanes;
 pub(super) struct Tile<const NV: usize, const NK: usize>;
 
 impl<const NV: usize, const NK: usize> Form for Tile<NV, NK> {
+    const PACKED: bool = true;
+
     fn width<L: Lanes>() -> usize {
         NV * L::LEN
     }
@@ -53,12 +56,14 @@ impl<const NV: usize, const NK: usize> Form for Tile<NV, NK> {
     #[inline(always)]
     unsafe fn score<L: Lanes>(
         query: *const f32,
-        block: *const f32,
+        block: &Rows,
         dim: usize,
         keys: usize,
         scores: *mut f32,
+        _ahead: &mut Ahead,
     ) {
         const { assert!(BLOCK.is_multiple_of(NK)) };
+        let block = block.at[0].cast::<f32>().cast_const();
         let mut key = 0;
         while key < keys {
             // SAFETY: NK divides BLOCK, so key + NK ≤ BLOCK rows exist on both sides.
@@ -73,11 +78,13 @@ impl<const NV: usize, const NK: usize> Form for Tile<NV, NK> {
     unsafe fn weigh<L: Lanes>(
         weights: *const f32,
         correction: *const f32,
-        block: *const f32,
+        block: &Rows,
         dim: usize,
         keys: usize,
         result: *mut f32,
+        _ahead: &mut Ahead,
     ) {
+        let block = block.at[0].cast::<f32>().cast_const();
         let mut column = 0;
         // SAFETY: every call takes columns below dim.
         unsafe {

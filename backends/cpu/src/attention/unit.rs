@@ -4,7 +4,7 @@
 //! afresh and is then merged, in order: it makes no difference whether the chunks of a row are computed here
 //! one after another, or elsewhere side by side.
 
-use super::block::CacheRows;
+use super::block::{Ahead, CacheRows, Rows};
 use super::form::{BLOCK, Form};
 use super::quad::Quad;
 use super::sequences::Sequence;
@@ -313,7 +313,7 @@ impl Work<'_> {
     #[inline(always)]
     unsafe fn chunk<L: Lanes, F: Form>(&self, chunk: usize, states: *mut f32, [state, apart]: [usize; 2]) {
         let Work { task, unit, room, .. } = self;
-        let (dk, dv) = (task.padded_k(), task.padded_v());
+        let dk = task.padded_k();
         let seen = unit.visible_to(task, 0, unit.rows - 1);
         let rows = |cache, head| CacheRows {
             cache,
@@ -331,37 +331,53 @@ impl Work<'_> {
             while start < end {
                 for head in 0..unit.heads {
                     let last = head + 1 == unit.heads;
-                    let (next, ahead) = if last { (0, start + BLOCK) } else { (head + 1, start) };
+                    let (next, then) = if last { (0, start + BLOCK) } else { (head + 1, start) };
                     let [k, v] = [task.k, task.v].map(|cache| rows(cache, head));
-                    let [k_next, v_next] = [task.k, task.v].map(|cache| rows(cache, next));
-                    k.load::<L>(start, end, (&k_next, ahead), [task.head_dim, dk], room.keys);
-                    v.load::<L>(start, end, (&v_next, ahead), [task.v_head_dim, dv], room.values);
+                    let k = k.load::<L>(start, end, [task.head_dim, dk], F::PACKED, room.keys);
+                    let next = [task.k, task.v].map(|cache| rows(cache, next));
+                    let mut ahead = Ahead::new(&next, then, end, [task.head_dim, task.v_head_dim]);
                     let queries = room.queries.add(head * self.panels * F::query_len::<L>(dk));
-                    self.block::<L, F>(start, end, queries, states.add(head * apart), state);
+                    self.block::<L, F>(
+                        &k,
+                        &v,
+                        [start, end],
+                        queries,
+                        states.add(head * apart),
+                        state,
+                        &mut ahead,
+                    );
+                    ahead.ask_rest();
                 }
                 start += BLOCK;
             }
         }
     }
 
-    /// Brings the keys and values of the block just loaded into every panel of one head.
+    /// Brings a block of keys, and the values that belong to them, into every panel of one head.
+    ///
+    /// Values are loaded when the first scores are done: a block of both would not fit a first-level cache of
+    /// 32 KiB.
     #[inline(always)]
+    #[allow(clippy::too_many_arguments, reason = "one call, every argument a thing of its own")]
     unsafe fn block<L: Lanes, F: Form>(
         &self,
-        start: usize,
-        end: usize,
+        keys: &Rows,
+        values: &CacheRows,
+        [start, end]: [usize; 2],
         queries: *const f32,
         states: *mut f32,
         state: usize,
+        ahead: &mut Ahead,
     ) {
         let Work { task, unit, room, .. } = self;
         let (dk, dv, width) = (task.padded_k(), task.padded_v(), F::width::<L>());
         let count = BLOCK.min(end - start);
+        let mut loaded = None;
         for panel in 0..self.panels {
             let first = panel * F::rows::<L>();
             let last = (first + F::rows::<L>()).min(unit.rows) - 1;
-            let keys = unit.visible_to(task, first, last);
-            if keys.end <= start || keys.start >= start + count {
+            let seen = unit.visible_to(task, first, last);
+            if seen.end <= start || seen.start >= start + count {
                 continue;
             }
             let all =
@@ -369,13 +385,16 @@ impl Work<'_> {
             // SAFETY: the promise of `run`.
             unsafe {
                 let query = queries.add(panel * F::query_len::<L>(dk));
-                F::score::<L>(query, room.keys, dk, count, room.scores);
+                F::score::<L>(query, keys, dk, count, room.scores, ahead);
                 if !all {
                     self.hide::<L, F>(first, last, start, count);
                 }
                 let state = State::at(states.add(panel * state), width);
                 weights::<L>(room.scores, count, width, &state, room.correction);
-                F::weigh::<L>(room.scores, room.correction, room.values, dv, count, state.result);
+                let values = loaded.get_or_insert_with(|| {
+                    values.load::<L>(start, end, [task.v_head_dim, dv], F::PACKED, room.values)
+                });
+                F::weigh::<L>(room.scores, room.correction, values, dv, count, state.result, ahead);
             }
         }
     }

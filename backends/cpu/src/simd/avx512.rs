@@ -75,6 +75,21 @@ impl Lanes for F32x16 {
         unsafe { F32x16(_mm512_broadcast_f32x4(_mm_loadu_ps(from))) }
     }
     #[inline(always)]
+    unsafe fn load_quads_f16(from: *const u16) -> Self {
+        // SAFETY: the caller's promise; the instructions exist, as `Lanes` says.
+        unsafe { F32x16(_mm512_cvtph_ps(_mm256_set1_epi64x(from.cast::<i64>().read_unaligned()))) }
+    }
+    #[inline(always)]
+    unsafe fn load_quads_bf16(from: *const u16) -> Self {
+        // SAFETY: the caller's promise; the instructions exist, as `Lanes` says.
+        unsafe {
+            let quads = _mm512_set1_epi64(from.cast::<i64>().read_unaligned());
+            // Each value into the upper half of its lane; indices with the top bit give 0.
+            let order = _mm_setr_epi8(-1, -1, 0, 1, -1, -1, 2, 3, -1, -1, 4, 5, -1, -1, 6, 7);
+            F32x16(_mm512_castsi512_ps(_mm512_shuffle_epi8(quads, _mm512_broadcast_i32x4(order))))
+        }
+    }
+    #[inline(always)]
     fn sum_quads(self) -> Self {
         lanes! {
             let pairs = _mm512_add_ps(self.0, _mm512_shuffle_ps::<0b10_11_00_01>(self.0, self.0));

@@ -79,6 +79,18 @@ impl Lanes for Plain8 {
         Plain8([a, b, c, d, a, b, c, d])
     }
     #[inline(always)]
+    unsafe fn load_quads_f16(from: *const u16) -> Self {
+        // SAFETY: the caller's promise.
+        let [a, b, c, d] = unsafe { from.cast::<[u16; 4]>().read_unaligned() };
+        Plain8([a, b, c, d, a, b, c, d].map(|b| half::f16::from_bits(b).to_f32()))
+    }
+    #[inline(always)]
+    unsafe fn load_quads_bf16(from: *const u16) -> Self {
+        // SAFETY: the caller's promise.
+        let [a, b, c, d] = unsafe { from.cast::<[u16; 4]>().read_unaligned() };
+        Plain8([a, b, c, d, a, b, c, d].map(|b| f32::from_bits(u32::from(b) << 16)))
+    }
+    #[inline(always)]
     fn sum_quads(self) -> Self {
         let [a, b, c, d, e, f, g, h] = self.0;
         let (low, high) = ((a + b) + (c + d), (e + f) + (g + h));
