@@ -123,31 +123,61 @@ pub(crate) fn e8m0(code: u8) -> f32 {
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn run_x86(layout: &StripLayout, dtype: DType, src: *const u8, outer: *const f16, dst: *mut f32) {
     use std::arch::x86_64::*;
-    for_parts(layout, |part, group, outer_group| {
-        for half in 0..2 {
-            let i = group * ROWS + half * 8;
-            // SAFETY: every group and outer group has 16 entries in its section.
-            unsafe {
-                let mut value = match dtype {
-                    DType::F32 => _mm256_loadu_ps(src.cast::<f32>().add(i)),
-                    DType::F16 => _mm256_cvtph_ps(_mm_loadu_si128(src.add(i * 2).cast())),
-                    DType::BF16 => {
-                        let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(src.add(i * 2).cast()));
-                        _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
-                    }
-                    DType::U8 => _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(src.add(i).cast()))),
-                    DType::I8 => _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(src.add(i).cast()))),
-                    _ => {
-                        let lanes: [f32; 8] = core::array::from_fn(|r| e8m0(*src.add(i + r)));
-                        _mm256_loadu_ps(lanes.as_ptr())
-                    }
-                };
+    // The type is told apart here and not for each group: decode expands the scales of every weight it reads.
+    // SAFETY: entries are read within their section, as `expand_x86` promises to ask for them.
+    unsafe {
+        match dtype {
+            DType::F32 => expand_x86(layout, outer, dst, |i| _mm256_loadu_ps(src.cast::<f32>().add(i))),
+            DType::F16 => expand_x86(layout, outer, dst, |i| {
+                _mm256_cvtph_ps(_mm_loadu_si128(src.add(i * 2).cast()))
+            }),
+            DType::BF16 => expand_x86(layout, outer, dst, |i| {
+                let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(src.add(i * 2).cast()));
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
+            }),
+            DType::U8 => expand_x86(layout, outer, dst, |i| {
+                _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(src.add(i).cast())))
+            }),
+            DType::I8 => expand_x86(layout, outer, dst, |i| {
+                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(src.add(i).cast())))
+            }),
+            _ => expand_x86(layout, outer, dst, |i| {
+                let lanes: [f32; 8] = core::array::from_fn(|r| e8m0(*src.add(i + r)));
+                _mm256_loadu_ps(lanes.as_ptr())
+            }),
+        }
+    }
+}
+
+/// Writes every entry, `load(i)` being 8 of them from number `i` on; `i + 8` stays within the section.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn expand_x86(
+    layout: &StripLayout,
+    outer: *const f16,
+    dst: *mut f32,
+    load: impl Fn(usize) -> std::arch::x86_64::__m256,
+) {
+    use std::arch::x86_64::*;
+    // SAFETY: every group and outer group has 16 entries in its section.
+    unsafe {
+        if outer.is_null() && layout.groups == layout.blocks * layout.parts_of_block() {
+            // A group to each part: the section as it lies.
+            for i in (0..layout.groups * ROWS).step_by(8) {
+                _mm256_storeu_ps(dst.add(i), load(i));
+            }
+            return;
+        }
+        for_parts(layout, |part, group, outer_group| {
+            for half in [0, 8] {
+                let mut value = load(group * ROWS + half);
                 if !outer.is_null() {
-                    let factor = _mm_loadu_si128(outer.add(outer_group * ROWS + half * 8).cast());
+                    let factor = _mm_loadu_si128(outer.add(outer_group * ROWS + half).cast());
                     value = _mm256_mul_ps(_mm256_cvtph_ps(factor), value);
                 }
-                _mm256_storeu_ps(dst.add(part * ROWS + half * 8), value);
+                _mm256_storeu_ps(dst.add(part * ROWS + half), value);
             }
-        }
-    });
+        });
+    }
 }
