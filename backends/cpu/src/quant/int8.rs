@@ -17,6 +17,25 @@ pub(crate) struct StripRef {
     pub(crate) scales: *const f32,
     /// Minima or zero points, likewise; not read where there are none.
     pub(crate) offsets: *const f32,
+    /// What to ask memory for meanwhile, and how many bytes of it with each block: the strip that comes next.
+    pub(crate) next: *const u8,
+    pub(crate) next_bytes: usize,
+}
+
+impl StripRef {
+    /// Asks for the part of the next strip that goes with `block`: a single row leaves so little to compute that
+    /// the latency of memory shows wherever a strip or one of its sections begins.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    pub(crate) fn ask(&self, block: usize) {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        const LINE: usize = 64;
+        let from = self.next.wrapping_add(block * self.next_bytes);
+        for at in (0..self.next_bytes).step_by(LINE) {
+            // SAFETY: a prefetch reads nothing and faults nowhere.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(from.wrapping_add(at).cast()) };
+        }
+    }
 }
 
 /// A tile's activations: pointers to the tile's first element in the arrays of [`Int8Rows`].

@@ -112,6 +112,9 @@ unsafe fn rows<const COUNT: usize, const HEIGHT: usize, const FAMILY: u8, const 
     unsafe {
         let mut sums = [_mm256_setzero_ps(); COUNT];
         for b in 0..blocks {
+            if HEIGHT == 1 && half == 0 {
+                strip.ask(b);
+            }
             let weights = strip.codes.add(b * block_bytes(FAMILY));
             let at = b * HEIGHT + from;
             let x = tile.codes.add(at * BLOCK);

@@ -65,6 +65,9 @@ unsafe fn tile<const HEIGHT: usize, const FAMILY: u8, const MODE: u8>(
     unsafe {
         let mut sums = [_mm512_setzero_ps(); HEIGHT];
         for b in 0..blocks {
+            if HEIGHT == 1 {
+                strip.ask(b);
+            }
             let weights = strip.codes.add(b * block_bytes(FAMILY));
             let x = tile.codes.add(b * HEIGHT * BLOCK);
             for part in 0..parts {

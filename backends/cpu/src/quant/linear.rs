@@ -31,6 +31,8 @@ pub(crate) enum WeightData {
 const CHUNK_ELEMENTS: usize = 800_000;
 /// Bytes of packed weight that a task reads at least (times rows of tiles), so that handing it out costs little.
 const TASK_BYTES: usize = 24 << 10;
+/// Tasks of a single row, about: enough to share out evenly, few enough that most strips have one before them.
+const SINGLE_ROW_TASKS: usize = 64;
 /// Elements of activations above which rows are prepared by several threads.
 const PARALLEL_ELEMENTS: usize = 16 << 10;
 
@@ -241,7 +243,15 @@ impl Call<'_> {
 
     /// Strips of a task of `rows` rows.
     fn strips_per_task(&self, rows: usize) -> usize {
-        (TASK_BYTES / self.layout.strip_bytes.max(1) / rows.div_ceil(4).max(1)).max(1)
+        let enough = (TASK_BYTES / self.layout.strip_bytes.max(1) / rows.div_ceil(4).max(1)).max(1);
+        // Within a task each strip is asked for during the one before; only the first comes cold.
+        if rows == 1 { enough.max(self.layout.strips() / SINGLE_ROW_TASKS) } else { enough }
+    }
+
+    /// Where the strip behind `packed` begins, and how many bytes of it go with a block, if it is `wanted`.
+    fn next_strip(&self, packed: *const u8, wanted: bool) -> (*const u8, usize) {
+        let bytes = if wanted && self.quant.is_none() { self.layout.strip_bytes } else { 0 };
+        (packed.wrapping_add(bytes), bytes.div_ceil(self.layout.blocks.max(1)))
     }
 
     /// The packed bytes of a strip: where they lie, or packed into `memory`.
@@ -299,7 +309,9 @@ impl Call<'_> {
                             let tile = offsets.add(panel_floats);
                             let Some(packed) = self.strip(strip, tile.add(12 * ROWS).cast()) else { return };
                             expand(self.isa, &self.layout, packed, scales, offsets);
-                            let strip_ref = StripRef { codes: packed, scales, offsets };
+                            let end = ((task + 1) * per_task).min(self.layout.strips());
+                            let (next, next_bytes) = self.next_strip(packed, strip + 1 < end);
+                            let strip_ref = StripRef { codes: packed, scales, offsets, next, next_bytes };
                             for_tiles(count, |row, height| {
                                 let activations = TileRef::new(&rows, row);
                                 let kernel = kernels.tile(height);
@@ -377,7 +389,8 @@ impl Call<'_> {
                 let acc = panels.add(group * panel_stride);
                 let packed = acc.add(group * acc_stride).cast::<u8>();
                 acc.write_bytes(0, group * acc_stride);
-                let mut strips = [StripRef { codes: packed, scales, offsets: scales }; SINGLE_STRIPS];
+                let none = StripRef { codes: packed, scales, offsets: scales, next: packed, next_bytes: 0 };
+                let mut strips = [none; SINGLE_STRIPS];
                 for (i, slot) in strips.iter_mut().enumerate().take(group) {
                     let Some(codes) = self.strip(strip + i, packed.add(i * self.strip_scratch())) else {
                         return;
@@ -385,7 +398,7 @@ impl Call<'_> {
                     let scales = scales.add(i * panel_floats * 2);
                     let offsets = scales.add(panel_floats);
                     expand(self.isa, &self.layout, codes, scales, offsets);
-                    *slot = StripRef { codes, scales, offsets };
+                    *slot = StripRef { codes, scales, offsets, ..none };
                 }
                 for column in (0..columns).step_by(PANEL_COLUMNS) {
                     let width = PANEL_COLUMNS.min(columns - column);
