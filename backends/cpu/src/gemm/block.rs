@@ -29,6 +29,23 @@ const GROUP: usize = 4;
 /// Products below which a second thread costs more than it saves: about 10 µs of one thread.
 const SEQUENTIAL: usize = 1 << 19;
 
+/// Bytes of the second factor that are packed at once for all blocks of rows: what working memory keeps.
+const SLAB_BYTES: usize = 8 << 20;
+
+/// Products from which on packing for all blocks of rows pays for handing out work twice.
+const SLAB_PRODUCTS: usize = 1 << 25;
+
+/// Memory that tasks write disjoint parts of.
+struct Shared(*mut u8);
+// SAFETY: as it says.
+unsafe impl Sync for Shared {}
+impl Shared {
+    /// Taken through a method, so that closures capture the whole and not the pointer inside.
+    fn get(&self) -> *mut u8 {
+        self.0
+    }
+}
+
 /// Runs `task` on at most `max_threads` threads of `team`.
 ///
 /// # Safety
@@ -36,16 +53,13 @@ const SEQUENTIAL: usize = 1 << 19;
 /// view. The processor has `isa`.
 pub(crate) unsafe fn gemm(team: &Team, max_threads: usize, isa: Isa, task: &GemmTask) {
     let plan = Plan::new(isa, task, team.threads().min(max_threads).max(1));
-    let tasks = plan.products * plan.row_blocks * plan.column_blocks;
-    team.run_with(tasks, plan.threads, &|index| {
-        // SAFETY: passed on; tasks write disjoint blocks of out.
-        unsafe {
-            match &task.b {
-                Factor::Plain(b) if plan.few => plan.run_few(b, isa, index),
-                _ => plan.run(index),
-            }
+    // SAFETY: passed on.
+    unsafe {
+        match plan.slab() {
+            Some(columns) => plan.run_slabs(team, columns),
+            None => plan.run_all(team, isa),
         }
-    });
+    }
 }
 
 /// A product cut into blocks.
@@ -91,23 +105,28 @@ impl<'a> Plan<'a> {
             block_columns: 0,
             threads,
         };
-        plan.set_blocks(m.div_ceil(MC), task.n.div_ceil(NC));
+        plan.cut(threads);
+        plan
+    }
+
+    /// Cuts the product into blocks for so many threads.
+    fn cut(&mut self, threads: usize) {
+        self.set_blocks(self.m.div_ceil(MC), self.task.n.div_ceil(NC));
         // Three blocks a thread even out what the threads do not do at the same speed. Cutting only moves
         // whole sums between tasks.
-        while threads > 1 && products * plan.row_blocks * plan.column_blocks < 3 * threads {
-            let before = (plan.row_blocks, plan.column_blocks);
-            if plan.block_columns > plan.block_rows && plan.block_columns > kernel.nr {
-                plan.set_blocks(before.0, before.1 + 1);
-            } else if plan.block_rows > 4 * kernel.mr {
-                plan.set_blocks(before.0 + 1, before.1);
+        while threads > 1 && self.products * self.row_blocks * self.column_blocks < 3 * threads {
+            let before = (self.row_blocks, self.column_blocks);
+            if self.block_columns > self.block_rows && self.block_columns > self.kernel.nr {
+                self.set_blocks(before.0, before.1 + 1);
+            } else if self.block_rows > 4 * self.kernel.mr {
+                self.set_blocks(before.0 + 1, before.1);
             } else {
-                plan.set_blocks(before.0, before.1 + 1);
+                self.set_blocks(before.0, before.1 + 1);
             }
-            if (plan.row_blocks, plan.column_blocks) == before {
+            if (self.row_blocks, self.column_blocks) == before {
                 break;
             }
         }
-        plan
     }
 
     /// Cuts into about so many blocks, all but the last of whole tiles and of one size.
@@ -118,6 +137,79 @@ impl<'a> Plan<'a> {
         };
         (self.row_blocks, self.block_rows) = cut(self.m, row_blocks, self.kernel.mr);
         (self.column_blocks, self.block_columns) = cut(self.task.n, column_blocks, self.kernel.nr);
+    }
+
+    /// Computes every block.
+    ///
+    /// # Safety
+    /// As [`gemm`].
+    unsafe fn run_all(&self, team: &Team, isa: Isa) {
+        let tasks = self.products * self.row_blocks * self.column_blocks;
+        team.run_with(tasks, self.threads, &|index| {
+            // SAFETY: passed on; tasks write disjoint blocks of out.
+            unsafe {
+                match &self.task.b {
+                    Factor::Plain(b) if self.few => self.run_few(b, isa, index),
+                    _ => self.run(index),
+                }
+            }
+        });
+    }
+
+    /// How many columns of the second factor to pack at once, if several blocks of rows will read them and would
+    /// else pack them again each: as many as [`SLAB_BYTES`] hold.
+    fn slab(&self) -> Option<usize> {
+        let kernel = &self.kernel;
+        let floats = matches!(self.task.b, Factor::Plain(_)) && kernel.group == 1 && kernel.header == 0;
+        let large = self.m.saturating_mul(self.task.n).saturating_mul(self.task.k) >= SLAB_PRODUCTS;
+        if self.few || self.products != 1 || self.row_blocks < 2 || !floats || !large {
+            return None;
+        }
+        let panels = SLAB_BYTES / kernel.elem / kernel.nr / self.task.k;
+        let columns = panels * kernel.nr;
+        (columns >= NC.min(self.task.n)).then_some(columns)
+    }
+
+    /// Computes slab after slab of columns, each from a packed second factor. The order of sums is as without.
+    ///
+    /// # Safety
+    /// As [`gemm`]; `columns` is what [`Plan::slab`] gave.
+    unsafe fn run_slabs(&self, team: &Team, columns: usize) {
+        let (kernel, k) = (&self.kernel, self.task.k);
+        let bytes = columns.min(self.task.n.next_multiple_of(kernel.nr)) * k * kernel.elem;
+        let dtype = accumulator(self.task.out.dtype);
+        scratch::with(bytes, |packed| {
+            for j0 in (0..self.task.n).step_by(columns) {
+                let n = columns.min(self.task.n - j0);
+                let shared = Shared(packed);
+                let per_task = GROUP * kernel.nr;
+                team.run_with(n.div_ceil(per_task), self.threads, &|index| {
+                    let Factor::Plain(b) = &self.task.b else { return };
+                    let j = index * per_task;
+                    // SAFETY: the columns exist; tasks write disjoint panels of the slab.
+                    unsafe {
+                        let strip = Strip {
+                            src: b.at(0, 0, j0 + j),
+                            lanes: per_task.min(n - j),
+                            width: kernel.nr,
+                            lane_stride: b.col_stride,
+                            k_stride: b.row_stride,
+                            k,
+                            panel: k * kernel.nr,
+                        };
+                        (kernel.pack_b)(&strip, shared.get().add(j * k * kernel.elem));
+                    }
+                });
+                let mut task = self.task.columns(j0, n);
+                task.b = Factor::Packed { ptr: packed, dtype };
+                let mut plan = Plan { task: &task, epilogue: Epilogue::new(&task), ..*self };
+                plan.cut(self.threads);
+                team.run_with(plan.row_blocks * plan.column_blocks, self.threads, &|index| {
+                    // SAFETY: passed on; tasks write disjoint blocks of out.
+                    unsafe { plan.run(index) }
+                });
+            }
+        });
     }
 
     /// Computes one block of one product.

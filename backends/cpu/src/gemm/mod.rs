@@ -160,6 +160,18 @@ impl GemmTask {
     }
 }
 
+impl GemmTask {
+    /// The product that gives columns `j..j + n` of the result; its second factor is still the whole one.
+    fn columns(&self, j: usize, n: usize) -> Self {
+        let from = |mat: Mat| Mat { ptr: mat.ptr.wrapping_add(j * mat.col_stride * mat.size()), ..mat };
+        let bias = self.bias.map(|bias| Bias {
+            ptr: bias.ptr.wrapping_add(j * bias.stride * bias.dtype.bits() as usize / 8),
+            ..bias
+        });
+        Self { n, out: from(self.out), c: self.c.map(from), bias, ..self.clone() }
+    }
+}
+
 // SAFETY: the pointers are handed to tasks of one region, which read a, b, c and bias and write disjoint
 // parts of out; the caller of `gemm` keeps the memory alive for the call.
 unsafe impl Sync for GemmTask {}

@@ -2,7 +2,7 @@
 //!
 //! Cases of the contract first; then sizes larger than the blocks, weights packed once, rows on their own.
 
-use super::{Factor, GemmTask, Operands, gemm, pack_b, packed_bytes, unpack_b};
+use super::{Bias, Factor, GemmTask, Operands, gemm, pack_b, packed_bytes, unpack_b};
 use crate::{Isa, Team};
 use portolan_ops::kernel::{GemmForm, GemmSpec};
 use portolan_ops::{Case, Cases, Contract, DType, HostTensor, TensorSpec};
@@ -327,6 +327,35 @@ fn a_packed_factor_gives_the_bits_of_the_plain_invariant_product_and_unpacks_to_
                     assert!(out.bytes() == plain.bytes(), "{} on {isa:?}", case.name);
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn a_product_packed_in_slabs_has_the_bits_of_one_packed_before() {
+    let team = Team::new(2).unwrap();
+    // Two blocks of rows, and more columns than a slab has.
+    let (m, n, k) = (285, 1100, 2100);
+    let bias: Vec<f32> = (0..n).map(|j| j as f32 / 64.0 - 3.0).collect();
+    for (form, types) in [(GemmForm::Nn, ROUTES[0]), (GemmForm::Nt, ROUTES[0]), (GemmForm::Nn, ROUTES[5])] {
+        let case = product(form, types, m, n, k);
+        let inputs = inputs(&case);
+        for isa in isas().into_iter().filter(|&isa| isa != Isa::Portable) {
+            let mut packed = vec![GUARD; packed_bytes(isa, types[1], n, k)];
+            let with_bias = |task: &mut GemmTask| {
+                task.bias = Some(Bias { ptr: bias.as_ptr().cast(), dtype: DType::F32, stride: 1 });
+            };
+            let plain = run(&case, &inputs, &team, isa, |task| {
+                with_bias(task);
+                let Factor::Plain(b) = task.b else { return };
+                // SAFETY: b is alive; the buffer is as large as asked for.
+                unsafe { pack_b(isa, &b, n, k, packed.as_mut_ptr()) };
+            });
+            let out = run(&case, &inputs, &team, isa, |task| {
+                with_bias(task);
+                task.b = Factor::Packed { ptr: packed.as_ptr(), dtype: types[1] };
+            });
+            assert!(out.bytes() == plain.bytes(), "{} on {isa:?}", case.name);
         }
     }
 }

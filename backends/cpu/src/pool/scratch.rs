@@ -1,4 +1,5 @@
-//! Working memory of a kernel: one cache-line-aligned block per thread, kept from call to call.
+//! Working memory of a kernel: cache-line-aligned blocks of each thread, one a level of nesting, kept from call to
+//! call.
 //!
 //! It lives beside the team because a region that allocates would cost more than many a kernel.
 
@@ -39,7 +40,7 @@ impl Drop for Block {
 }
 
 thread_local! {
-    static KEPT: Cell<Option<Block>> = const { Cell::new(None) };
+    static KEPT: Cell<Vec<Block>> = const { Cell::new(Vec::new()) };
 }
 
 /// Calls `body` with a block of at least `bytes` uninitialised bytes, aligned to 64, valid during the call.
@@ -47,15 +48,20 @@ thread_local! {
 /// Calls may nest: an inner one gets a block of its own. Allocation failure aborts, as everywhere in std:
 /// callers ask for block sizes that they bound, never for sizes of tensors.
 pub(crate) fn with<R>(bytes: usize, body: impl FnOnce(*mut u8) -> R) -> R {
-    let kept = KEPT.try_with(Cell::take).ok().flatten();
-    let block = match kept {
+    let mut kept = KEPT.try_with(Cell::take).unwrap_or_default();
+    let block = match kept.pop() {
         Some(block) if block.layout.size() >= bytes => block,
         _ => Block::new(bytes.next_multiple_of(4096)),
     };
+    // What is left is for nested calls: the deepest lies at the bottom.
+    let _ = KEPT.try_with(|slot| slot.set(kept));
     let result = body(block.start);
     if block.layout.size() <= KEEP_BYTES {
-        // After a nested call the slot may hold the inner block; the later, outer one replaces it.
-        let _ = KEPT.try_with(|slot| slot.set(Some(block)));
+        let _ = KEPT.try_with(|slot| {
+            let mut kept = slot.take();
+            kept.push(block);
+            slot.set(kept);
+        });
     }
     result
 }
@@ -70,6 +76,12 @@ mod tests {
         let second = with(900, |p| p as usize);
         assert_eq!(first % ALIGN, 0);
         assert_eq!(first, second);
+    }
+
+    #[test]
+    fn nested_blocks_are_kept_too() {
+        let nested = || with(9000, |outer| (outer as usize, with(5000, |inner| inner as usize)));
+        assert_eq!(nested(), nested());
     }
 
     #[test]
@@ -90,6 +102,6 @@ mod tests {
     #[test]
     fn a_huge_block_is_not_kept() {
         with(KEEP_BYTES + 1, |_| ());
-        assert!(KEPT.take().is_none());
+        assert!(KEPT.take().is_empty());
     }
 }

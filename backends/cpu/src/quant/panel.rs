@@ -128,9 +128,9 @@ unsafe fn run_x86(layout: &StripLayout, dtype: DType, src: *const u8, outer: *co
     unsafe {
         match dtype {
             DType::F32 => expand_x86(layout, outer, dst, |i| _mm256_loadu_ps(src.cast::<f32>().add(i))),
-            DType::F16 => expand_x86(layout, outer, dst, |i| {
-                _mm256_cvtph_ps(_mm_loadu_si128(src.add(i * 2).cast()))
-            }),
+            DType::F16 => {
+                expand_x86(layout, outer, dst, |i| _mm256_cvtph_ps(_mm_loadu_si128(src.add(i * 2).cast())))
+            }
             DType::BF16 => expand_x86(layout, outer, dst, |i| {
                 let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(src.add(i * 2).cast()));
                 _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
