@@ -41,7 +41,8 @@ unsafe fn panel_portable(layout: &StripLayout, strip: &StripRef, first: usize, c
     let with_offset = layout.scheme.offset_dtype().is_some();
     for b in 0..count {
         // SAFETY: the block is within the strip.
-        let packed = unsafe { core::slice::from_raw_parts(strip.codes.add((first + b) * bytes), bytes) };
+        let packed =
+            unsafe { core::slice::from_raw_parts(strip.codes.add((first + b) * strip.stride), bytes) };
         for c in 0..BLOCK {
             let at = ((first + b) * parts + c * parts / BLOCK) * ROWS;
             for r in 0..ROWS {

@@ -3,7 +3,7 @@
 //! The scalar twins are in `float.rs`.
 
 use super::float::FloatTile;
-use super::int8::{EIGHT, FIVE, FOUR, SIX, StripRef, block_bytes};
+use super::int8::{EIGHT, FIVE, FOUR, SIX, StripRef};
 use super::strip::{BLOCK, Family, ROWS, StripLayout};
 use super::{int8_avx2, int8_avx512};
 use portolan_ops::Offset;
@@ -43,8 +43,7 @@ unsafe fn panel_512<const FAMILY: u8>(
         for pair in 0..4 {
             // SAFETY: blocks, parts and columns are within what the pointers cover.
             unsafe {
-                let (low, high) =
-                    int8_avx512::codes::<FAMILY>(strip.codes.add(b * block_bytes(FAMILY)), pair);
+                let (low, high) = int8_avx512::codes::<FAMILY>(strip.codes.add(b * strip.stride), pair);
                 for (quad, codes) in [low, high].into_iter().enumerate() {
                     for i in 0..4 {
                         let c = pair * 8 + quad * 4 + i;
@@ -107,7 +106,7 @@ unsafe fn panel_256<const FAMILY: u8>(
         for (half, pair) in (0..8).map(|i| (i % 2, i / 2)) {
             // SAFETY: blocks, parts and columns are within what the pointers cover.
             unsafe {
-                let block = strip.codes.add(b * block_bytes(FAMILY));
+                let block = strip.codes.add(b * strip.stride);
                 let (low, high) = int8_avx2::codes::<FAMILY>(block, half, pair);
                 for (quad, codes) in [low, high].into_iter().enumerate() {
                     for i in 0..4 {

@@ -6,13 +6,14 @@
 use super::activation::Int8Rows;
 use super::strip::{BLOCK, Family, ROWS, StripLayout, load_code};
 use crate::Isa;
-use portolan_ops::Offset;
+use portolan_ops::{DType, Offset};
 
 /// A strip as tiles read it.
 #[derive(Clone, Copy)]
 pub(crate) struct StripRef {
-    /// Packed codes.
+    /// Packed codes, and bytes from a block to the next.
     pub(crate) codes: *const u8,
+    pub(crate) stride: usize,
     /// Scales, 16 for each part of a block.
     pub(crate) scales: *const f32,
     /// Minima or zero points, likewise; not read where there are none.
@@ -29,12 +30,27 @@ impl StripRef {
     #[inline(always)]
     pub(crate) fn ask(&self, block: usize) {
         use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        const LINE: usize = 64;
         let from = self.next.wrapping_add(block * self.next_bytes);
         for at in (0..self.next_bytes).step_by(LINE) {
             // SAFETY: a prefetch reads nothing and faults nowhere.
             unsafe { _mm_prefetch::<_MM_HINT_T1>(from.wrapping_add(at).cast()) };
         }
+    }
+}
+
+/// Bytes of a cache line.
+#[cfg(target_arch = "x86_64")]
+const LINE: usize = 64;
+
+/// Asks for the second block behind one of `bytes` bytes that lies in a run of such blocks: the processor's own
+/// prefetch follows that run, and needs no more than being met a little earlier.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub(crate) fn ask_ahead(block: *const u8, bytes: usize) {
+    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+    for at in (0..bytes).step_by(LINE) {
+        // SAFETY: a prefetch reads nothing and faults nowhere.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(block.wrapping_add(2 * bytes + at).cast()) };
     }
 }
 
@@ -102,6 +118,8 @@ pub(crate) const fn block_bytes(family: u8) -> usize {
 #[derive(Clone, Copy)]
 pub(crate) struct Kernels {
     by_height: [Tile; 3],
+    /// For one row by strips whose blocks carry their scales as f16: it needs no panels of them.
+    pub(crate) joined: Option<Tile>,
     /// What was added to a code as the kernel multiplies it.
     pub(crate) bias: i32,
 }
@@ -123,9 +141,18 @@ impl Kernels {
             Isa::Avx2 => super::int8_avx2::select(layout.family, mode),
             _ => select(layout.family, mode),
         };
+        let halves = [Some(layout.scheme.scale.dtype()), layout.scheme.offset_dtype()];
+        let joined = match isa {
+            _ if !layout.joined || halves.into_iter().flatten().any(|dtype| dtype != DType::F16) => None,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => super::int8_avx512::select_joined(layout.family, mode),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => super::int8_avx2::select_joined(layout.family, mode),
+            _ => None,
+        };
         // The AVX2 kernel multiplies bytes less 128, since its products take signed bytes without saturation.
         let centred = isa == Isa::Avx2 && layout.family == Family::Eight;
-        Some(Self { by_height, bias: layout.bias - if centred { 128 } else { 0 } })
+        Some(Self { by_height, joined, bias: layout.bias - if centred { 128 } else { 0 } })
     }
 
     /// The kernel for tiles of `height` rows.
@@ -138,14 +165,18 @@ impl Kernels {
     }
 }
 
-/// Picks `$tile::<height, family, mode>` for the three heights.
+/// Picks `$tile::<height, family, mode>` for the three heights; `$joined` is a further parameter of some.
 macro_rules! select_tiles {
-    ($tile:ident, $family:expr, $mode:expr) => {{
+    ($tile:ident $(, $joined:literal)?; $family:expr, $mode:expr) => {{
         use $crate::quant::int8::{EIGHT, FIVE, FOUR, HALVES, MINIMUM, PLAIN, SIX, ZERO};
         use $crate::quant::strip::Family;
         macro_rules! heights {
             ($f:ident, $m:ident) => {
-                [$tile::<12, $f, $m> as $crate::quant::int8::Tile, $tile::<4, $f, $m>, $tile::<1, $f, $m>]
+                [
+                    $tile::<12, $f, $m $(, $joined)?> as $crate::quant::int8::Tile,
+                    $tile::<4, $f, $m $(, $joined)?>,
+                    $tile::<1, $f, $m $(, $joined)?>,
+                ]
             };
         }
         macro_rules! modes {
@@ -168,8 +199,31 @@ macro_rules! select_tiles {
 }
 pub(crate) use select_tiles;
 
+/// Picks `$tile::<1, family, mode, true>` where scales of such a scheme come as f16 with each block.
+macro_rules! select_joined_tile {
+    ($tile:ident; $family:expr, $mode:expr) => {{
+        use $crate::quant::int8::{EIGHT, FIVE, FOUR, MINIMUM, PLAIN};
+        use $crate::quant::strip::Family;
+        match ($family, $mode) {
+            (Family::Four, PLAIN) => Some($tile::<1, FOUR, PLAIN, true> as $crate::quant::int8::Tile),
+            (Family::Four, MINIMUM) => Some($tile::<1, FOUR, MINIMUM, true>),
+            (Family::Five, PLAIN) => Some($tile::<1, FIVE, PLAIN, true>),
+            (Family::Five, MINIMUM) => Some($tile::<1, FIVE, MINIMUM, true>),
+            (Family::Eight, PLAIN) => Some($tile::<1, EIGHT, PLAIN, true>),
+            _ => None,
+        }
+    }};
+}
+#[cfg(target_arch = "x86_64")]
+pub(crate) use select_joined_tile;
+
+/// Bytes of a block with its scales, and offsets where `mode` has them, as f16.
+pub(crate) const fn joined_bytes(family: u8, mode: u8) -> usize {
+    block_bytes(family) + 2 * ROWS * if mode == MINIMUM { 2 } else { 1 }
+}
+
 fn select(family: Family, mode: u8) -> [Tile; 3] {
-    select_tiles!(tile, family, mode)
+    select_tiles!(tile; family, mode)
 }
 
 const fn family_of(bits: u8) -> Family {
@@ -194,7 +248,7 @@ unsafe fn tile<const HEIGHT: usize, const FAMILY: u8, const MODE: u8>(
     let mut sums = [[0f32; ROWS]; HEIGHT];
     for b in 0..blocks {
         // SAFETY: the block lies within the strip.
-        let packed = unsafe { core::slice::from_raw_parts(strip.codes.add(b * bytes), bytes) };
+        let packed = unsafe { core::slice::from_raw_parts(strip.codes.add(b * strip.stride), bytes) };
         let mut weights = [[0i32; ROWS]; BLOCK];
         for (c, column) in weights.iter_mut().enumerate() {
             for (r, w) in column.iter_mut().enumerate() {

@@ -4,13 +4,18 @@
 //! bytes are multiplied as |w| · sign(w)·x with w = byte − 128 (128·127·2 < 32768). The scalar twin is in `int8.rs`.
 
 use super::int8::{
-    EIGHT, FIVE, MINIMUM, SIX, StripRef, Tile, TileRef, ZERO, block_bytes, parts, select_tiles,
+    EIGHT, FIVE, MINIMUM, SIX, StripRef, Tile, TileRef, ZERO, ask_ahead, block_bytes, joined_bytes, parts,
+    select_joined_tile, select_tiles,
 };
 use super::strip::{BLOCK, Family, ROWS};
 use std::arch::x86_64::*;
 
 pub(crate) fn select(family: Family, mode: u8) -> [Tile; 3] {
-    select_tiles!(tile, family, mode)
+    select_tiles!(tile, false; family, mode)
+}
+
+pub(crate) fn select_joined(family: Family, mode: u8) -> Option<Tile> {
+    select_joined_tile!(tile; family, mode)
 }
 
 /// Codes of 8 rows, columns `8·pair .. 8·pair + 8` of a block, without sign: first four, last four.
@@ -71,7 +76,7 @@ fn products<const FAMILY: u8>(first: __m256i, last: __m256i, x: __m256i, y: __m2
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn tile<const HEIGHT: usize, const FAMILY: u8, const MODE: u8>(
+unsafe fn tile<const HEIGHT: usize, const FAMILY: u8, const MODE: u8, const JOINED: bool>(
     strip: &StripRef,
     tile: &TileRef,
     blocks: usize,
@@ -85,9 +90,9 @@ unsafe fn tile<const HEIGHT: usize, const FAMILY: u8, const MODE: u8>(
             // SAFETY: passed on; `first + step` is at most `HEIGHT`.
             unsafe {
                 if HEIGHT < 4 {
-                    rows::<1, HEIGHT, FAMILY, MODE>(strip, tile, blocks, half, first, out, stride);
+                    rows::<1, HEIGHT, FAMILY, MODE, JOINED>(strip, tile, blocks, half, first, out, stride);
                 } else {
-                    rows::<4, HEIGHT, FAMILY, MODE>(strip, tile, blocks, half, first, out, stride);
+                    rows::<4, HEIGHT, FAMILY, MODE, JOINED>(strip, tile, blocks, half, first, out, stride);
                 }
             }
         }
@@ -97,7 +102,13 @@ unsafe fn tile<const HEIGHT: usize, const FAMILY: u8, const MODE: u8>(
 /// Rows `from .. from + COUNT` of a tile by one half of a strip.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[allow(clippy::too_many_arguments, reason = "one inner function of `tile`")]
-unsafe fn rows<const COUNT: usize, const HEIGHT: usize, const FAMILY: u8, const MODE: u8>(
+unsafe fn rows<
+    const COUNT: usize,
+    const HEIGHT: usize,
+    const FAMILY: u8,
+    const MODE: u8,
+    const JOINED: bool,
+>(
     strip: &StripRef,
     tile: &TileRef,
     blocks: usize,
@@ -112,10 +123,15 @@ unsafe fn rows<const COUNT: usize, const HEIGHT: usize, const FAMILY: u8, const 
     unsafe {
         let mut sums = [_mm256_setzero_ps(); COUNT];
         for b in 0..blocks {
-            if HEIGHT == 1 && half == 0 {
-                strip.ask(b);
+            let weights =
+                strip.codes.add(b * if JOINED { const { joined_bytes(FAMILY, MODE) } } else { strip.stride });
+            if half == 0 {
+                if JOINED {
+                    ask_ahead(weights, const { joined_bytes(FAMILY, MODE) });
+                } else if HEIGHT == 1 {
+                    strip.ask(b);
+                }
             }
-            let weights = strip.codes.add(b * block_bytes(FAMILY));
             let at = b * HEIGHT + from;
             let x = tile.codes.add(at * BLOCK);
             for part in 0..parts {
@@ -142,13 +158,17 @@ unsafe fn rows<const COUNT: usize, const HEIGHT: usize, const FAMILY: u8, const 
                         *dot = _mm256_add_epi32(*dot, sum);
                     }
                 }
-                let scales = _mm256_loadu_ps(strip.scales.add(panel));
+                let halves = |i: usize| {
+                    let at = block_bytes(FAMILY) + (i * ROWS + half * 8) * 2;
+                    _mm256_cvtph_ps(_mm_loadu_si128(weights.add(at).cast()))
+                };
+                let scales = if JOINED { halves(0) } else { _mm256_loadu_ps(strip.scales.add(panel)) };
                 for (m, (sum, dot)) in sums.iter_mut().zip(dots).enumerate() {
                     let scale = _mm256_mul_ps(scales, _mm256_set1_ps(*tile.scale.add(at + m)));
                     *sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), scale, *sum);
                 }
                 if MODE == MINIMUM {
-                    let minima = _mm256_loadu_ps(strip.offsets.add(panel));
+                    let minima = if JOINED { halves(1) } else { _mm256_loadu_ps(strip.offsets.add(panel)) };
                     for (m, sum) in sums.iter_mut().enumerate() {
                         let side = f32::from_bits(*tile.side.add(at + m) as u32);
                         *sum = _mm256_fmadd_ps(minima, _mm256_set1_ps(side), *sum);

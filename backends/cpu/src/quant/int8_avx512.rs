@@ -4,13 +4,18 @@
 //! the product itself. The scalar twin is in `int8.rs`.
 
 use super::int8::{
-    EIGHT, FIVE, FOUR, MINIMUM, SIX, StripRef, Tile, TileRef, ZERO, block_bytes, parts, select_tiles,
+    EIGHT, FIVE, FOUR, MINIMUM, SIX, StripRef, Tile, TileRef, ZERO, ask_ahead, block_bytes, joined_bytes,
+    parts, select_joined_tile, select_tiles,
 };
 use super::strip::{BLOCK, Family, ROWS};
 use std::arch::x86_64::*;
 
 pub(crate) fn select(family: Family, mode: u8) -> [Tile; 3] {
-    select_tiles!(tile, family, mode)
+    select_tiles!(tile, false; family, mode)
+}
+
+pub(crate) fn select_joined(family: Family, mode: u8) -> Option<Tile> {
+    select_joined_tile!(tile; family, mode)
 }
 
 /// Codes of columns `8·pair .. 8·pair + 8` of a block, without sign: first four, last four.
@@ -51,7 +56,7 @@ pub(crate) unsafe fn codes<const FAMILY: u8>(block: *const u8, pair: usize) -> (
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-unsafe fn tile<const HEIGHT: usize, const FAMILY: u8, const MODE: u8>(
+unsafe fn tile<const HEIGHT: usize, const FAMILY: u8, const MODE: u8, const JOINED: bool>(
     strip: &StripRef,
     tile: &TileRef,
     blocks: usize,
@@ -65,10 +70,13 @@ unsafe fn tile<const HEIGHT: usize, const FAMILY: u8, const MODE: u8>(
     unsafe {
         let mut sums = [_mm512_setzero_ps(); HEIGHT];
         for b in 0..blocks {
-            if HEIGHT == 1 {
+            let weights =
+                strip.codes.add(b * if JOINED { const { joined_bytes(FAMILY, MODE) } } else { strip.stride });
+            if JOINED {
+                ask_ahead(weights, const { joined_bytes(FAMILY, MODE) });
+            } else if HEIGHT == 1 {
                 strip.ask(b);
             }
-            let weights = strip.codes.add(b * block_bytes(FAMILY));
             let x = tile.codes.add(b * HEIGHT * BLOCK);
             for part in 0..parts {
                 let panel = (b * parts + part) * ROWS;
@@ -93,13 +101,18 @@ unsafe fn tile<const HEIGHT: usize, const FAMILY: u8, const MODE: u8>(
                         *dot = _mm512_dpbusd_epi32(*dot, last, _mm512_set1_epi32(x.add(1).read_unaligned()));
                     }
                 }
-                let scales = _mm512_loadu_ps(strip.scales.add(panel));
+                let halves = |i: usize| {
+                    _mm512_cvtph_ps(_mm256_loadu_si256(
+                        weights.add(block_bytes(FAMILY) + i * 2 * ROWS).cast(),
+                    ))
+                };
+                let scales = if JOINED { halves(0) } else { _mm512_loadu_ps(strip.scales.add(panel)) };
                 for (m, (sum, dot)) in sums.iter_mut().zip(dots).enumerate() {
                     let scale = _mm512_mul_ps(scales, _mm512_set1_ps(*tile.scale.add(b * HEIGHT + m)));
                     *sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), scale, *sum);
                 }
                 if MODE == MINIMUM {
-                    let minima = _mm512_loadu_ps(strip.offsets.add(panel));
+                    let minima = if JOINED { halves(1) } else { _mm512_loadu_ps(strip.offsets.add(panel)) };
                     for (m, sum) in sums.iter_mut().enumerate() {
                         let side = f32::from_bits(*tile.side.add(b * HEIGHT + m) as u32);
                         *sum = _mm512_fmadd_ps(minima, _mm512_set1_ps(side), *sum);

@@ -296,6 +296,7 @@ impl Call<'_> {
                 unsafe { rows.get().write(self.isa, row, count, line, kernels.bias, zero_point) }
             });
             let per_task = self.strips_per_task(count);
+            let joined = kernels.joined.filter(|_| count == 1);
             let panel_floats = panel_len(&self.layout);
             team.run(self.layout.strips().div_ceil(per_task), &|task| {
                 let rows = rows.get();
@@ -308,13 +309,17 @@ impl Call<'_> {
                             let offsets = scales.add(panel_floats);
                             let tile = offsets.add(panel_floats);
                             let Some(packed) = self.strip(strip, tile.add(12 * ROWS).cast()) else { return };
-                            expand(self.isa, &self.layout, packed, scales, offsets);
+                            if joined.is_none() {
+                                expand(self.isa, &self.layout, packed, scales, offsets);
+                            }
                             let end = ((task + 1) * per_task).min(self.layout.strips());
                             let (next, next_bytes) = self.next_strip(packed, strip + 1 < end);
-                            let strip_ref = StripRef { codes: packed, scales, offsets, next, next_bytes };
+                            let stride = self.layout.stride;
+                            let strip_ref =
+                                StripRef { codes: packed, stride, scales, offsets, next, next_bytes };
                             for_tiles(count, |row, height| {
                                 let activations = TileRef::new(&rows, row);
-                                let kernel = kernels.tile(height);
+                                let kernel = joined.unwrap_or(kernels.tile(height));
                                 if let Some(to) = self.target(first + row, strip) {
                                     kernel(&strip_ref, &activations, blocks, to, self.direct.unwrap_or(ROWS));
                                 } else {
@@ -389,7 +394,9 @@ impl Call<'_> {
                 let acc = panels.add(group * panel_stride);
                 let packed = acc.add(group * acc_stride).cast::<u8>();
                 acc.write_bytes(0, group * acc_stride);
-                let none = StripRef { codes: packed, scales, offsets: scales, next: packed, next_bytes: 0 };
+                let stride = self.layout.stride;
+                let none =
+                    StripRef { codes: packed, stride, scales, offsets: scales, next: packed, next_bytes: 0 };
                 let mut strips = [none; SINGLE_STRIPS];
                 for (i, slot) in strips.iter_mut().enumerate().take(group) {
                     let Some(codes) = self.strip(strip + i, packed.add(i * self.strip_scratch())) else {

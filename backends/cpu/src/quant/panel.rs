@@ -80,11 +80,12 @@ fn for_parts(layout: &StripLayout, mut body: impl FnMut(usize, usize, usize)) {
 }
 
 unsafe fn run_portable(layout: &StripLayout, dtype: DType, src: *const u8, outer: *const f16, dst: *mut f32) {
+    let stride = layout.group_stride(dtype);
     for_parts(layout, |part, group, outer_group| {
         for r in 0..ROWS {
             // SAFETY: every group and outer group has 16 entries in its section.
             unsafe {
-                let mut value = scalar(dtype, src, group * ROWS + r);
+                let mut value = scalar(dtype, src.add(group * stride), r);
                 if !outer.is_null() {
                     let factor = outer.add(outer_group * ROWS + r).read_unaligned().to_f32();
                     value = QuantScheme::product(factor, value);
@@ -95,7 +96,7 @@ unsafe fn run_portable(layout: &StripLayout, dtype: DType, src: *const u8, outer
     });
 }
 
-/// Entry `i` of a section as f32.
+/// Entry `i` from `src` on as f32.
 unsafe fn scalar(dtype: DType, src: *const u8, i: usize) -> f32 {
     // SAFETY: the entry exists.
     unsafe {
@@ -124,59 +125,68 @@ pub(crate) fn e8m0(code: u8) -> f32 {
 unsafe fn run_x86(layout: &StripLayout, dtype: DType, src: *const u8, outer: *const f16, dst: *mut f32) {
     use std::arch::x86_64::*;
     // The type is told apart here and not for each group: decode expands the scales of every weight it reads.
+    let stride = layout.group_stride(dtype);
     // SAFETY: entries are read within their section, as `expand_x86` promises to ask for them.
     unsafe {
         match dtype {
-            DType::F32 => expand_x86(layout, outer, dst, |i| _mm256_loadu_ps(src.cast::<f32>().add(i))),
-            DType::F16 => {
-                expand_x86(layout, outer, dst, |i| _mm256_cvtph_ps(_mm_loadu_si128(src.add(i * 2).cast())))
-            }
-            DType::BF16 => expand_x86(layout, outer, dst, |i| {
-                let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(src.add(i * 2).cast()));
+            DType::F32 => expand_x86(layout, src, stride, 32, outer, dst, |at| _mm256_loadu_ps(at.cast())),
+            DType::F16 => expand_x86(layout, src, stride, 16, outer, dst, |at| {
+                _mm256_cvtph_ps(_mm_loadu_si128(at.cast()))
+            }),
+            DType::BF16 => expand_x86(layout, src, stride, 16, outer, dst, |at| {
+                let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(at.cast()));
                 _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
             }),
-            DType::U8 => expand_x86(layout, outer, dst, |i| {
-                _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(src.add(i).cast())))
+            DType::U8 => expand_x86(layout, src, stride, 8, outer, dst, |at| {
+                _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(at.cast())))
             }),
-            DType::I8 => expand_x86(layout, outer, dst, |i| {
-                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(src.add(i).cast())))
+            DType::I8 => expand_x86(layout, src, stride, 8, outer, dst, |at| {
+                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(at.cast())))
             }),
-            _ => expand_x86(layout, outer, dst, |i| {
-                let lanes: [f32; 8] = core::array::from_fn(|r| e8m0(*src.add(i + r)));
+            _ => expand_x86(layout, src, stride, 8, outer, dst, |at| {
+                let lanes: [f32; 8] = core::array::from_fn(|r| e8m0(*at.add(r)));
                 _mm256_loadu_ps(lanes.as_ptr())
             }),
         }
     }
 }
 
-/// Writes every entry, `load(i)` being 8 of them from number `i` on; `i + 8` stays within the section.
+/// Writes the entries of every part: `load` reads 8 that take `half` bytes; groups lie `stride` bytes apart.
+///
+/// # Safety
+/// As [`expand`]; `load` reads no more than that.
 #[cfg(target_arch = "x86_64")]
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn expand_x86(
     layout: &StripLayout,
+    src: *const u8,
+    stride: usize,
+    half: usize,
     outer: *const f16,
     dst: *mut f32,
-    load: impl Fn(usize) -> std::arch::x86_64::__m256,
+    load: impl Fn(*const u8) -> std::arch::x86_64::__m256,
 ) {
     use std::arch::x86_64::*;
     // SAFETY: every group and outer group has 16 entries in its section.
     unsafe {
         if outer.is_null() && layout.groups == layout.blocks * layout.parts_of_block() {
-            // A group to each part: the section as it lies.
-            for i in (0..layout.groups * ROWS).step_by(8) {
-                _mm256_storeu_ps(dst.add(i), load(i));
+            // A group to each part.
+            for group in 0..layout.groups {
+                let (from, to) = (src.add(group * stride), dst.add(group * ROWS));
+                _mm256_storeu_ps(to, load(from));
+                _mm256_storeu_ps(to.add(8), load(from.add(half)));
             }
             return;
         }
         for_parts(layout, |part, group, outer_group| {
-            for half in [0, 8] {
-                let mut value = load(group * ROWS + half);
+            for i in 0..2 {
+                let mut value = load(src.add(group * stride + i * half));
                 if !outer.is_null() {
-                    let factor = _mm_loadu_si128(outer.add(outer_group * ROWS + half).cast());
+                    let factor = _mm_loadu_si128(outer.add(outer_group * ROWS + i * 8).cast());
                     value = _mm256_mul_ps(_mm256_cvtph_ps(factor), value);
                 }
-                _mm256_storeu_ps(dst.add(part * ROWS + half), value);
+                _mm256_storeu_ps(dst.add(part * ROWS + i * 8), value);
             }
         });
     }

@@ -2,8 +2,9 @@
 //!
 //! A block's codes come as vectors of 64 bytes, 16 rows by 4 columns each, as `vpdpbusd` wants them; codes are
 //! stored without sign (`code + bias`). Below 7 bits two vectors share their bytes as low and high nibbles, and
-//! a fifth and sixth bit follow in vectors of their own. Then come the strip's scales and offsets, 16 rows to a
-//! group, in their own types: nothing is rounded, and the bytes are those of the file format.
+//! a fifth and sixth bit follow in vectors of their own. Scales and offsets, 16 rows to a group, keep their own
+//! types: nothing is rounded, and the bytes are those of the file format. Where every block is a group they follow
+//! its codes, so that a strip is one run of memory, front to back; else they come after all blocks.
 
 use portolan_ops::{DType, OpError, QuantScheme, QuantSpec, Result, ScaleKind, TensorSpec};
 
@@ -74,6 +75,10 @@ pub(crate) struct StripLayout {
     /// Entries of scale and offset of a row, and of their factors.
     pub(crate) groups: usize,
     pub(crate) outer_groups: usize,
+    /// Bytes from a block to the next.
+    pub(crate) stride: usize,
+    /// Whether a block's scales and offsets follow its codes; else they lie group after group behind all blocks.
+    pub(crate) joined: bool,
     /// Byte offsets inside a strip, and the bytes of a strip.
     pub(crate) scale_at: usize,
     pub(crate) offset_at: usize,
@@ -101,25 +106,31 @@ impl StripLayout {
         let groups = k.div_ceil(scheme.block[1]);
         let outer_groups = scheme.scale.outer().map_or(0, |(_, block)| k.div_ceil(block));
         let too_large = || OpError::shape("prepack", format!("a weight [{n}, {k}] is too large to pack"));
-        let section = |entries: usize, dtype: Option<DType>| {
-            let bytes = dtype.map_or(0, |dtype| dtype.bits() as usize / 8);
-            entries.checked_mul(ROWS * bytes).and_then(|b| b.checked_next_multiple_of(64))
-        };
+        let entry = |dtype: Option<DType>| dtype.map_or(0, |dtype| ROWS * width(dtype));
         let outer = scheme.scale.outer().map(|(dtype, _)| dtype);
+        let joined = scheme.block[1] == BLOCK && outer.is_none();
         let sizes = [
-            blocks.checked_mul(family.block_bytes()),
-            section(groups, Some(scheme.scale.dtype())),
-            section(groups, scheme.offset_dtype()),
-            section(outer_groups, outer),
-            section(outer_groups, outer.filter(|_| scheme.has_outer_offset())),
+            (groups, entry(Some(scheme.scale.dtype()))),
+            (groups, entry(scheme.offset_dtype())),
+            (outer_groups, entry(outer)),
+            (outer_groups, entry(outer.filter(|_| scheme.has_outer_offset()))),
         ];
-        let mut ends = [0usize; 5];
-        let mut end = 0usize;
-        for (slot, size) in ends.iter_mut().zip(sizes) {
-            end = size.and_then(|size| end.checked_add(size)).ok_or_else(too_large)?;
-            *slot = end;
+        let codes = family.block_bytes();
+        let stride = if joined { codes + sizes[0].1 + sizes[1].1 } else { codes };
+        let mut end = blocks.checked_mul(stride).ok_or_else(too_large)?;
+        let mut starts = [codes, codes + sizes[0].1, 0, 0];
+        if !joined {
+            for (start, (entries, bytes)) in starts.iter_mut().zip(sizes) {
+                *start = end;
+                let size = entries.checked_mul(bytes).and_then(|b| b.checked_next_multiple_of(64));
+                end = size.and_then(|size| end.checked_add(size)).ok_or_else(too_large)?;
+            }
         }
-        n.div_ceil(ROWS).checked_mul(end).filter(|&b| b <= isize::MAX as usize).ok_or_else(too_large)?;
+        let strip_bytes = end.checked_next_multiple_of(64).ok_or_else(too_large)?;
+        n.div_ceil(ROWS)
+            .checked_mul(strip_bytes)
+            .filter(|&b| b <= isize::MAX as usize)
+            .ok_or_else(too_large)?;
         Ok(Self {
             scheme: *scheme,
             n,
@@ -129,11 +140,13 @@ impl StripLayout {
             blocks,
             groups,
             outer_groups,
-            scale_at: ends[0],
-            offset_at: ends[1],
-            outer_at: ends[2],
-            outer_offset_at: ends[3],
-            strip_bytes: end,
+            stride,
+            joined,
+            scale_at: starts[0],
+            offset_at: starts[1],
+            outer_at: starts[2],
+            outer_offset_at: starts[3],
+            strip_bytes,
         })
     }
 
@@ -143,6 +156,11 @@ impl StripLayout {
 
     pub(crate) fn bytes(&self) -> usize {
         self.strips() * self.strip_bytes
+    }
+
+    /// Bytes from a group's entries in the section of scales or offsets of type `dtype` to the next group's.
+    pub(crate) fn group_stride(&self, dtype: DType) -> usize {
+        if self.joined { self.stride } else { ROWS * width(dtype) }
     }
 
     /// Scale entries that a block of 32 columns needs: 1 or 2, or 32 where groups follow no such boundary.
@@ -158,9 +176,10 @@ impl StripLayout {
     }
 }
 
-/// The tensors with one entry a group: where in a strip, how many columns, from which tensor.
+/// The tensors with one entry a group: where in a strip and how far apart, how many columns, from which tensor.
 struct Section<'a> {
     at: usize,
+    stride: usize,
     columns: usize,
     spec: &'a TensorSpec,
     base: *const u8,
@@ -172,7 +191,7 @@ fn sections<'a>(
     parts: &QuantParts,
 ) -> impl Iterator<Item = Section<'a>> {
     let section = |at, columns, spec: Option<&'a TensorSpec>, base| {
-        spec.map(|spec| Section { at, columns, spec, base })
+        spec.map(|spec| Section { at, stride: layout.group_stride(spec.dtype()), columns, spec, base })
     };
     [
         section(layout.scale_at, layout.groups, Some(spec.scale()), parts.scale),
@@ -189,7 +208,7 @@ fn place(spec: &TensorSpec, row: usize, column: usize) -> usize {
     spec.layout().offset() + row * spec.strides()[0] + column * spec.strides()[1]
 }
 
-/// Whether a scale of kind `ScaleKind` has this width; used where bytes are moved without being understood.
+/// Bytes of an element of a type of whole bytes.
 fn width(dtype: DType) -> usize {
     dtype.bits() as usize / 8
 }
@@ -221,7 +240,7 @@ pub(crate) unsafe fn pack_strip(
             }?;
         }
         // SAFETY: the block lies within the strip.
-        unsafe { store_block(layout.family, &codes, dst.add(block * layout.family.block_bytes())) };
+        unsafe { store_block(layout.family, &codes, dst.add(block * layout.stride)) };
     }
     for section in sections(layout, spec, parts) {
         let bytes = width(section.spec.dtype());
@@ -230,7 +249,7 @@ pub(crate) unsafe fn pack_strip(
                 let row = (strip * ROWS + r) / layout.scheme.block[0];
                 // SAFETY: the entry lies within the section; the source within its tensor where the row exists.
                 unsafe {
-                    let to = dst.add(section.at + (column * ROWS + r) * bytes);
+                    let to = dst.add(section.at + column * section.stride + r * bytes);
                     if r < rows {
                         let from = section.base.add(place(section.spec, row, column) * bytes);
                         to.copy_from_nonoverlapping(from, bytes);
@@ -341,7 +360,7 @@ pub(crate) unsafe fn unpack_strip(
     let bytes = layout.family.block_bytes();
     for block in 0..layout.blocks {
         // SAFETY: the block lies within the strip.
-        let packed = unsafe { core::slice::from_raw_parts(src.add(block * bytes), bytes) };
+        let packed = unsafe { core::slice::from_raw_parts(src.add(block * layout.stride), bytes) };
         let columns = BLOCK.min(layout.k - block * BLOCK);
         for r in 0..rows {
             let at = place(spec.codes(), strip * ROWS + r, block * BLOCK);
@@ -367,7 +386,7 @@ pub(crate) unsafe fn unpack_strip(
                 let row = (strip * ROWS + r) / layout.scheme.block[0];
                 // SAFETY: the entry lies within the section, its target within its tensor.
                 unsafe {
-                    let from = src.add(section.at + (column * ROWS + r) * bytes);
+                    let from = src.add(section.at + column * section.stride + r * bytes);
                     let to = section.base.cast_mut().add(place(section.spec, row, column) * bytes);
                     to.copy_from_nonoverlapping(from, bytes);
                 }
