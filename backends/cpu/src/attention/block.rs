@@ -46,6 +46,7 @@ impl CacheRows {
 
     /// The block of rows from `start`, of `dim` elements: where they lie, or, if `packed` is asked for or they
     /// cannot be read by fours, as f32 in `to`, `padded` floats apart, zero beyond `dim` and from `end` on.
+    /// The rows `ahead` go with it, or are asked for here.
     ///
     /// # Safety
     /// As [`CacheRows::addresses`], for the positions up to `end`; `to` has room for BLOCK rows.
@@ -57,6 +58,7 @@ impl CacheRows {
         [dim, padded]: [usize; 2],
         packed: bool,
         to: *mut f32,
+        ahead: [*mut u8; BLOCK],
     ) -> Rows {
         let (dtype, inner) = (self.cache.dtype(), self.cache.inner());
         let count = BLOCK.min(end - start);
@@ -65,8 +67,9 @@ impl CacheRows {
         if !packed && inner == 1 && dim == padded {
             let last = at[count - 1];
             at[count..].fill(last);
-            return Rows { at, dtype };
+            return Rows { at, dtype, ahead };
         }
+        ask(&ahead, self.row_bytes(dim));
         for (row, at) in at[..count].iter_mut().enumerate() {
             // SAFETY: the caller's promise: dim elements of this row, and padded floats of the block.
             unsafe {
@@ -78,7 +81,17 @@ impl CacheRows {
         // SAFETY: to has room for BLOCK rows.
         unsafe { to.add(count * padded).write_bytes(0, (BLOCK - count) * padded) };
         let at = core::array::from_fn(|row| to.wrapping_add(row * padded).cast());
-        Rows { at, dtype: DType::F32 }
+        Rows { at, dtype: DType::F32, ahead }
+    }
+
+    /// The rows of the block from `start`, to be asked for; any address from `end` on.
+    ///
+    /// # Safety
+    /// As [`CacheRows::addresses`], for the positions from `start` up to `end`.
+    #[inline(always)]
+    pub(super) unsafe fn ahead(&self, start: usize, end: usize) -> [*mut u8; BLOCK] {
+        // SAFETY: the caller's promise.
+        unsafe { self.addresses(start, BLOCK.min(end.saturating_sub(start))) }
     }
 
     /// Bytes of a row of `dim` elements, where they follow one another.
@@ -93,73 +106,28 @@ pub(super) struct Rows {
     pub(super) at: [*mut u8; BLOCK],
     /// The type of their elements.
     pub(super) dtype: DType,
+    /// The rows of the block that comes next, in the same form. A form that reads rows where they lie asks for a
+    /// line of these whenever it has come to the same line of its own: asked for all at once they would keep
+    /// its loads waiting, and nothing would be on its way during the computation.
+    pub(super) ahead: [*mut u8; BLOCK],
 }
 
-/// The rows of keys and values of a block to come, asked for a few lines at a time while the present one is
-/// computed on. Asked for at once, they would keep the loads of the present one waiting, and then nothing would
-/// be on its way during the computation.
-pub(super) struct Ahead {
-    /// Keys, then values, then nothing.
-    rows: [*mut u8; 2 * BLOCK],
-    /// How many rows there are, and the bytes of the longer kind.
-    count: usize,
-    bytes: usize,
-    /// What comes next: which row, and which byte of it.
-    row: usize,
-    at: usize,
-}
-
-impl Ahead {
-    /// The block of `keys` and `values` from `start`, of rows of `dims` elements.
-    ///
-    /// # Safety
-    /// As [`CacheRows::addresses`], for the positions from `start` up to `end`.
-    #[inline(always)]
-    pub(super) unsafe fn new(
-        [keys, values]: &[CacheRows; 2],
-        start: usize,
-        end: usize,
-        dims: [usize; 2],
-    ) -> Self {
-        let count = BLOCK.min(end.saturating_sub(start));
-        let bytes = keys.row_bytes(dims[0]).max(values.row_bytes(dims[1]));
-        let mut rows = [core::ptr::null_mut(); 2 * BLOCK];
-        // SAFETY: the caller's promise.
-        let [keys, values] = unsafe { [keys.addresses(start, count), values.addresses(start, count)] };
-        rows[..count].copy_from_slice(&keys[..count]);
-        rows[count..2 * count].copy_from_slice(&values[..count]);
-        Self { rows, count: 2 * count, bytes, row: 0, at: 0 }
-    }
-
-    /// Asks for two more cache lines, as far as there are any.
-    #[inline(always)]
-    pub(super) fn ask(&mut self) {
-        if self.row >= self.count {
-            return;
-        }
-        let from = self.rows[self.row].wrapping_add(self.at);
-        prefetch(from);
-        prefetch(from.wrapping_add(LINE));
-        self.at += 2 * LINE;
-        if self.at >= self.bytes {
-            (self.row, self.at) = (self.row + 1, 0);
-        }
-    }
-
-    /// Asks for all that is left.
-    pub(super) fn ask_rest(&mut self) {
-        while self.row < self.count {
-            self.ask();
+/// Asks memory for the first `bytes` of each row, all at once.
+#[inline(always)]
+fn ask(rows: &[*mut u8; BLOCK], bytes: usize) {
+    for row in rows {
+        for at in (0..bytes).step_by(LINE) {
+            prefetch(row.wrapping_add(at));
         }
     }
 }
 
 /// Bytes of a cache line.
-const LINE: usize = 64;
+pub(super) const LINE: usize = 64;
 
 /// Asks for a line; only a hint, for any address.
 #[inline(always)]
-fn prefetch(from: *const u8) {
+pub(super) fn prefetch(from: *const u8) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a prefetch reads nothing and faults nowhere.
     unsafe {

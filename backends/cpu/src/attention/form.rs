@@ -5,7 +5,7 @@
 //! chains `c_r = Σ_i q[4i + r]·k[4i + r]`, added as `(c0 + c1) + (c2 + c3)`, and a result is one chain over
 //! keys: that is why the shapes give the same bits.
 
-use super::block::{Ahead, Rows};
+use super::block::Rows;
 use crate::simd::Lanes;
 
 /// Keys of one block: a multiple of the number of keys every microkernel takes (1 to 6, 8, 12, 16). A block
@@ -46,21 +46,13 @@ pub(super) trait Form: 'static {
     unsafe fn take_result<L: Lanes>(panel: *const f32, row: usize, to: *mut f32, dim: usize);
 
     /// Scores of the first `keys` of a block: `scores[key][lane]`. May write more of the block.
-    /// Where memory is what is waited for, asks for the block to come on the way.
     ///
     /// # Safety
     /// `query` is a panel's, rows of `block` have `dim` values and are packed if asked to be, `scores` has room
     /// for BLOCK × width.
-    unsafe fn score<L: Lanes>(
-        query: *const f32,
-        block: &Rows,
-        dim: usize,
-        keys: usize,
-        scores: *mut f32,
-        ahead: &mut Ahead,
-    );
+    unsafe fn score<L: Lanes>(query: *const f32, block: &Rows, dim: usize, keys: usize, scores: *mut f32);
 
-    /// `result = result · correction + Σ_key weights[key] · block[key]`, key after key; and asks as `score` does.
+    /// `result = result · correction + Σ_key weights[key] · block[key]`, key after key.
     ///
     /// # Safety
     /// `weights` is `[keys][width]`, `correction` `[width]`, rows of `block` have `dim` values and are packed if
@@ -72,6 +64,5 @@ pub(super) trait Form: 'static {
         dim: usize,
         keys: usize,
         result: *mut f32,
-        ahead: &mut Ahead,
     );
 }

@@ -3,7 +3,7 @@
 //! Lanes run along rows, so keys and values are used as they lie (no transposition), and softmax needs no
 //! sums across lanes. `NV` vectors of rows times `NK` keys (or value columns) are accumulated in registers.
 
-use super::block::{Ahead, Rows};
+use super::block::Rows;
 use super::form::{BLOCK, Form};
 use crate::simd::Lanes;
 
@@ -54,14 +54,7 @@ impl<const NV: usize, const NK: usize> Form for Tile<NV, NK> {
     }
 
     #[inline(always)]
-    unsafe fn score<L: Lanes>(
-        query: *const f32,
-        block: &Rows,
-        dim: usize,
-        keys: usize,
-        scores: *mut f32,
-        _ahead: &mut Ahead,
-    ) {
+    unsafe fn score<L: Lanes>(query: *const f32, block: &Rows, dim: usize, keys: usize, scores: *mut f32) {
         const { assert!(BLOCK.is_multiple_of(NK)) };
         let block = block.at[0].cast::<f32>().cast_const();
         let mut key = 0;
@@ -82,7 +75,6 @@ impl<const NV: usize, const NK: usize> Form for Tile<NV, NK> {
         dim: usize,
         keys: usize,
         result: *mut f32,
-        _ahead: &mut Ahead,
     ) {
         let block = block.at[0].cast::<f32>().cast_const();
         let mut column = 0;

@@ -4,7 +4,7 @@
 //! afresh and is then merged, in order: it makes no difference whether the chunks of a row are computed here
 //! one after another, or elsewhere side by side.
 
-use super::block::{Ahead, CacheRows, Rows};
+use super::block::{CacheRows, Rows};
 use super::form::{BLOCK, Form};
 use super::quad::Quad;
 use super::sequences::Sequence;
@@ -333,20 +333,11 @@ impl Work<'_> {
                     let last = head + 1 == unit.heads;
                     let (next, then) = if last { (0, start + BLOCK) } else { (head + 1, start) };
                     let [k, v] = [task.k, task.v].map(|cache| rows(cache, head));
-                    let k = k.load::<L>(start, end, [task.head_dim, dk], F::PACKED, room.keys);
-                    let next = [task.k, task.v].map(|cache| rows(cache, next));
-                    let mut ahead = Ahead::new(&next, then, end, [task.head_dim, task.v_head_dim]);
+                    let [k_next, v_next] = [task.k, task.v].map(|cache| rows(cache, next).ahead(then, end));
+                    let k = k.load::<L>(start, end, [task.head_dim, dk], F::PACKED, room.keys, k_next);
                     let queries = room.queries.add(head * self.panels * F::query_len::<L>(dk));
-                    self.block::<L, F>(
-                        &k,
-                        &v,
-                        [start, end],
-                        queries,
-                        states.add(head * apart),
-                        state,
-                        &mut ahead,
-                    );
-                    ahead.ask_rest();
+                    let states = states.add(head * apart);
+                    self.block::<L, F>(&k, (&v, v_next), [start, end], queries, states, state);
                 }
                 start += BLOCK;
             }
@@ -358,16 +349,14 @@ impl Work<'_> {
     /// Values are loaded when the first scores are done: a block of both would not fit a first-level cache of
     /// 32 KiB.
     #[inline(always)]
-    #[allow(clippy::too_many_arguments, reason = "one call, every argument a thing of its own")]
     unsafe fn block<L: Lanes, F: Form>(
         &self,
         keys: &Rows,
-        values: &CacheRows,
+        (values, values_ahead): (&CacheRows, [*mut u8; BLOCK]),
         [start, end]: [usize; 2],
         queries: *const f32,
         states: *mut f32,
         state: usize,
-        ahead: &mut Ahead,
     ) {
         let Work { task, unit, room, .. } = self;
         let (dk, dv, width) = (task.padded_k(), task.padded_v(), F::width::<L>());
@@ -385,16 +374,16 @@ impl Work<'_> {
             // SAFETY: the promise of `run`.
             unsafe {
                 let query = queries.add(panel * F::query_len::<L>(dk));
-                F::score::<L>(query, keys, dk, count, room.scores, ahead);
+                F::score::<L>(query, keys, dk, count, room.scores);
                 if !all {
                     self.hide::<L, F>(first, last, start, count);
                 }
                 let state = State::at(states.add(panel * state), width);
                 weights::<L>(room.scores, count, width, &state, room.correction);
                 let values = loaded.get_or_insert_with(|| {
-                    values.load::<L>(start, end, [task.v_head_dim, dv], F::PACKED, room.values)
+                    values.load::<L>(start, end, [task.v_head_dim, dv], F::PACKED, room.values, values_ahead)
                 });
-                F::weigh::<L>(room.scores, room.correction, values, dv, count, state.result, ahead);
+                F::weigh::<L>(room.scores, room.correction, values, dv, count, state.result);
             }
         }
     }
