@@ -132,11 +132,14 @@ fn check_finds_every_configuration_right_and_identical() {
     let table = succeed(&["check"]);
     for executor in ["inline", "queued", "chaotic"] {
         for threads in ["1", "2", "3", "8"] {
-            let row = table
-                .lines()
-                .find(|line| line.split_whitespace().take(3).eq(["cpu:0", executor, threads]))
-                .unwrap_or_else(|| panic!("no row for {executor} {threads}:\n{table}"));
-            assert!(row.ends_with("none"), "{row}");
+            for precision in ["exact", "int8"] {
+                let wanted = ["cpu:0", executor, threads, precision];
+                let row = table
+                    .lines()
+                    .find(|line| line.split_whitespace().take(4).eq(wanted))
+                    .unwrap_or_else(|| panic!("no row for {wanted:?}:\n{table}"));
+                assert!(row.ends_with("none"), "{row}");
+            }
         }
     }
     assert!(fail(&["check", "--device", "tpu:0"]).contains("registered are"));

@@ -6,4 +6,4 @@ mod oracle;
 
 pub use embedded::{embedded, embedded_file};
 pub use llama::Llama;
-pub use oracle::OracleLlama;
+pub use oracle::{Int8Logits, OracleLlama};

@@ -5,13 +5,19 @@
 use crate::Error;
 use crate::load::config::LlamaConfig;
 use crate::load::names::LLAMA;
-use crate::load::{LoadError, WeightSource};
+use crate::load::{HostWeight, LoadError, WeightSource};
 use portolan_ops::rope::{RopeScaling, RopeStyle};
+use std::borrow::Cow;
+
+/// Columns of activations that share a scale under int8.
+const GROUP: usize = 32;
 
 /// A matrix `[n, k]` of rows.
 struct Matrix {
     k: usize,
     values: Vec<f64>,
+    /// Whether the file holds codes: int8 activations are for these only.
+    quantized: bool,
 }
 
 impl Matrix {
@@ -69,15 +75,17 @@ impl OracleLlama {
         }
         let vector = |canonical: &str, layer: usize| -> Result<Vec<f64>, Error> {
             let name = LLAMA.name(source.naming(), canonical, layer).unwrap_or_default();
-            Ok(source.load(&name)?.to_f32().into_iter().map(f64::from).collect())
+            Ok(widened(&source.load(&name)?))
         };
         let matrix = |canonical: &str, layer: usize, n: usize, k: usize| -> Result<Matrix, Error> {
-            let values = vector(canonical, layer)?;
+            let name = LLAMA.name(source.naming(), canonical, layer).unwrap_or_default();
+            let weight = source.load(&name)?;
+            let (values, quantized) = (widened(&weight), matches!(weight, HostWeight::Quant(_)));
             if values.len() != n.saturating_mul(k) || k == 0 {
                 let what = format!("has {} elements, wanted {n} rows of {k}", values.len());
                 return Err(LoadError::tensor(source.path(), canonical, what).into());
             }
-            Ok(Matrix { k, values })
+            Ok(Matrix { k, values, quantized })
         };
         let (hidden, ffn, q, kv) = (config.hidden, config.ffn, config.q_width(), config.kv_width());
         let layer = |i: usize| -> Result<Layer, Error> {
@@ -108,6 +116,25 @@ impl OracleLlama {
     /// # Errors
     /// `Prompt` when a token is none of the vocabulary's.
     pub fn logits(&self, tokens: &[u32]) -> Result<Vec<f64>, Error> {
+        self.run(tokens, &mut Seen::AsTheyAre)
+    }
+
+    /// The same with activations rounded to int8 before every product with a quantized weight.
+    ///
+    /// # Errors
+    /// `Prompt` when a token is none of the vocabulary's.
+    pub fn int8_logits(&self, tokens: &[u32]) -> Result<Int8Logits, Error> {
+        let mut margins = vec![f64::INFINITY; tokens.len()];
+        let logits = self.run(tokens, &mut Seen::Int8 { margins: &mut margins })?;
+        let mut smallest = f64::INFINITY;
+        for margin in &mut margins {
+            smallest = smallest.min(*margin);
+            *margin = smallest;
+        }
+        Ok(Int8Logits { logits, margins })
+    }
+
+    fn run(&self, tokens: &[u32], seen: &mut Seen<'_>) -> Result<Vec<f64>, Error> {
         let vocab = self.config.vocab;
         if tokens.iter().any(|&t| t as usize >= vocab) {
             return Err(Error::Prompt { tokens: tokens.len(), max: vocab });
@@ -115,29 +142,32 @@ impl OracleLlama {
         let mut states: Vec<Vec<f64>> =
             tokens.iter().map(|&t| self.embedding.row(t as usize).to_vec()).collect();
         for layer in &self.layers {
-            self.attend(layer, &mut states);
-            for state in &mut states {
+            self.attend(layer, &mut states, seen);
+            for (position, state) in states.iter_mut().enumerate() {
                 let x = self.normalized(state, &layer.ffn_norm);
-                let gate = layer.gate.times(&x);
-                let gated: Vec<f64> =
-                    gate.iter().zip(layer.up.times(&x)).map(|(&g, u)| g / (1.0 + (-g).exp()) * u).collect();
-                add(state, &layer.down.times(&gated));
+                let gate = seen.product(&layer.gate, position, &x);
+                let up = seen.product(&layer.up, position, &x);
+                let gated: Vec<f64> = gate.iter().zip(up).map(|(&g, u)| g / (1.0 + (-g).exp()) * u).collect();
+                add(state, &seen.product(&layer.down, position, &gated));
             }
         }
         let output = self.output.as_ref().unwrap_or(&self.embedding);
-        Ok(states.iter().flat_map(|state| output.times(&self.normalized(state, &self.norm))).collect())
+        let last = |(position, state): (usize, &Vec<f64>)| {
+            seen.product(output, position, &self.normalized(state, &self.norm))
+        };
+        Ok(states.iter().enumerate().flat_map(last).collect())
     }
 
     /// Adds causal attention over all states to each of them.
-    fn attend(&self, layer: &Layer, states: &mut [Vec<f64>]) {
+    fn attend(&self, layer: &Layer, states: &mut [Vec<f64>], seen: &mut Seen<'_>) {
         let (heads, head_dim) = (self.config.num_heads, self.config.head_dim);
         let shared = heads / self.config.num_kv_heads;
         let (mut queries, mut keys, mut values) = (Vec::new(), Vec::new(), Vec::new());
         for (position, state) in states.iter().enumerate() {
             let x = self.normalized(state, &layer.attn_norm);
-            queries.push(self.rotated(layer.q.times(&x), position));
-            keys.push(self.rotated(layer.k.times(&x), position));
-            values.push(layer.v.times(&x));
+            queries.push(self.rotated(seen.product(&layer.q, position, &x), position));
+            keys.push(self.rotated(seen.product(&layer.k, position, &x), position));
+            values.push(seen.product(&layer.v, position, &x));
         }
         for (position, state) in states.iter_mut().enumerate() {
             let mut attended = vec![0.0; heads * head_dim];
@@ -157,7 +187,7 @@ impl OracleLlama {
                     }
                 }
             }
-            add(state, &layer.o.times(&attended));
+            add(state, &seen.product(&layer.o, position, &attended));
         }
     }
 
@@ -184,6 +214,64 @@ impl OracleLlama {
         }
         heads
     }
+}
+
+/// Logits under int8 activations, and how settled they are.
+///
+/// Rounding to codes is not continuous: where an activation lies next to the middle between two codes, a computation that
+/// errs in the last bit takes the other one, and everything behind it differs by far more than it erred. Only what no
+/// such choice precedes can be compared closely.
+#[derive(Clone, Debug)]
+pub struct Int8Logits {
+    /// `[tokens, vocab]`.
+    pub logits: Vec<f64>,
+    /// For every token the smallest error of activations, as a fraction of the largest of their group, that could turn a code
+    /// of this token or of one before it.
+    pub margins: Vec<f64>,
+}
+
+/// What products see of activations.
+enum Seen<'a> {
+    AsTheyAre,
+    /// Rounded where weights are quantized; `margins` holds each token's own so far.
+    Int8 {
+        margins: &'a mut [f64],
+    },
+}
+
+impl Seen<'_> {
+    /// `x · weightᵀ` for the token at `position`.
+    fn product(&mut self, weight: &Matrix, position: usize, x: &[f64]) -> Vec<f64> {
+        let mut x = Cow::Borrowed(x);
+        if let (Seen::Int8 { margins }, true) = (self, weight.quantized) {
+            for group in x.to_mut().chunks_mut(GROUP) {
+                let margin = round_to_int8(group);
+                if let Some(smallest) = margins.get_mut(position) {
+                    *smallest = smallest.min(margin);
+                }
+            }
+        }
+        weight.times(&x)
+    }
+}
+
+/// Replaces a group by the nearest of 255 even steps from −max|x| to max|x|; its margin.
+///
+/// Errors of at most `e · max|x|` move both `x` and the step: `x / step`, which is at most 127, by no more than `254 · e`.
+fn round_to_int8(group: &mut [f64]) -> f64 {
+    let step = group.iter().fold(0.0, |max: f64, x| max.max(x.abs())) / 127.0;
+    let mut margin = f64::INFINITY;
+    for x in group.iter_mut().filter(|_| step > 0.0) {
+        let steps = *x / step;
+        // The distance to the next half.
+        margin = margin.min((steps.abs().fract() - 0.5).abs() / 254.0);
+        *x = steps.round_ties_even() * step;
+    }
+    margin
+}
+
+fn widened(weight: &HostWeight) -> Vec<f64> {
+    weight.to_f32().into_iter().map(f64::from).collect()
 }
 
 fn dot(a: &[f64], b: &[f64]) -> f64 {

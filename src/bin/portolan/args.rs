@@ -23,9 +23,9 @@ pub(crate) enum Command {
     Devices,
     /// Run a small built-in model on every device, executor and thread count against an exact oracle
     ///
-    /// Needs no download. Prints for each configuration the largest error relative to the largest logit and the first
-    /// bit that differs between configurations of one device. Exit code 0 means: every error is at most 1e-4 and no
-    /// bit differs.
+    /// Needs no download. Prints for each configuration, with exact and with int8 activations, the largest error relative
+    /// to the largest logit and the first bit that differs between configurations of one device. Exit code 0 means: every
+    /// error is at most 1e-4 and no bit differs.
     Check(CheckArgs),
     /// Bring a known model into the cache folder (by way of pip), checked and unpacked
     Fetch(FetchArgs),
