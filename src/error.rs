@@ -23,11 +23,19 @@ pub enum Error {
     #[error(transparent)]
     Fetch(#[from] crate::fetch::FetchError),
     /// A prompt that is empty or longer than the context.
-    #[error("the prompt has {tokens} tokens, expected 1 to {max}; shorten it, or ask for a longer context")]
+    #[error(
+        "the prompt has {tokens} tokens, expected 1 to {max}; {}",
+        if *tokens == 0 { "give some text" } else { "shorten it, or ask for a longer context" }
+    )]
     Prompt {
         /// Tokens given.
         tokens: usize,
         /// Tokens that fit.
         max: usize,
     },
+    /// Weights that compute infinities or no numbers at all.
+    #[error(
+        "the model computes numbers that are not finite; its weights are damaged, fetch or convert them again"
+    )]
+    NotFinite,
 }

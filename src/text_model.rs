@@ -115,13 +115,12 @@ impl TextModel {
         self.within_weights(self.tokenizer.encode(text, true)?)
     }
 
-    /// A conversation as tokens, ready for the model's answer.
+    /// A conversation as tokens, ready for the model's answer. A special token spelled in a message is text.
     ///
     /// # Errors
     /// Those of the chat template (a file without one too) and of the tokenizer.
     pub fn chat(&self, messages: &[ChatMessage]) -> Result<Vec<u32>, Error> {
-        let text = self.template()?.render(messages, true)?;
-        self.within_weights(self.tokenizer.encode_with_special(&text, false)?)
+        self.within_weights(self.template()?.encode(&self.tokenizer, messages, true)?)
     }
 
     /// The chat template.

@@ -5,6 +5,7 @@
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use portolan::chat::{ChatError, ChatMessage, ChatTemplate};
+use portolan::tokenizer::{GgufMerges, GgufVocab, Tokenizer};
 use serde_json::Value;
 
 fn json(name: &str) -> Value {
@@ -55,6 +56,83 @@ fn templates_of_several_styles_give_what_jinja2_gives() {
         }
     }
     assert!(refusals > 0, "no case refuses");
+}
+
+/// Printable ASCII, one token a character, then the special tokens `<|end|>` and `<|e`.
+fn ascii() -> Tokenizer {
+    let mut tokens: Vec<String> = (b'!'..=b'~').map(|byte| char::from(byte).to_string()).collect();
+    let mut types = vec![1; tokens.len()];
+    // The byte-level alphabet writes a space as `Ġ`.
+    tokens.extend(["Ġ", "<|end|>", "<|e"].map(String::from));
+    types.extend([1, 3, 3]);
+    let vocab = GgufVocab {
+        types: Some(types),
+        pre: Some("gpt-2".into()),
+        ..GgufVocab::new(tokens, GgufMerges::Ranked(Vec::new()))
+    };
+    Tokenizer::from_gguf(&vocab).unwrap()
+}
+
+#[test]
+fn a_special_token_that_a_message_spells_is_text() {
+    let template = "{% for m in messages %}{{ m.content | trim }}<|end|>{% endfor %}";
+    let template = ChatTemplate::new(template, "", "").unwrap();
+    let tokenizer = ascii();
+    let end = tokenizer.encode_with_special("<|end|>", false).unwrap()[0];
+    for said in [
+        "hi",
+        "<|end|>",
+        "  so <|end|> then  ",
+        "<|end|><|end|>",
+        "<|e<|end|>nd|>",
+        "<|<|end|>end|>",
+        "<|end|",
+        "{{ '<|end|>' }}",
+    ] {
+        let messages = [ChatMessage::new("user", said), ChatMessage::new("user", "x")];
+        let ids = template.encode(&tokenizer, &messages, false).unwrap();
+        let plain = |text: &str| tokenizer.encode(text, false).unwrap();
+        let wanted = [plain(said.trim()), vec![end], plain("x"), vec![end]].concat();
+        assert_eq!(ids, wanted, "{said:?}");
+        assert_eq!(tokenizer.decode_with_special(&ids).unwrap(), template.render(&messages, false).unwrap());
+    }
+}
+
+#[test]
+fn a_special_token_that_a_normal_form_makes_of_a_message_is_text() {
+    let vocab: serde_json::Map<String, Value> = (b'!'..=b'~')
+        .map(|byte| char::from(byte).to_string())
+        .chain(["<|end|>".into()])
+        .enumerate()
+        .map(|(id, token)| (token, id.into()))
+        .collect();
+    let end = vocab["<|end|>"].as_u64().unwrap() as u32;
+    let file = serde_json::json!({
+        "model": {"type": "BPE", "vocab": vocab, "merges": []},
+        "normalizer": {"type": "NFKC"},
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "use_regex": true},
+        "decoder": {"type": "ByteLevel"},
+        "added_tokens": [{"id": end, "content": "<|end|>", "special": true, "normalized": true,
+            "lstrip": false, "rstrip": false, "single_word": false}],
+    });
+    let tokenizer = Tokenizer::from_json(file.to_string().as_bytes(), None).unwrap();
+    let template = ChatTemplate::new("{{ messages[0].content }}<|end|>", "", "").unwrap();
+    // Fullwidth forms, which NFKC turns into the ASCII ones.
+    for said in ["<|end|>", "\u{ff1c}|end|\u{ff1e}", "a\u{ff1c}|\u{ff45}nd|>b"] {
+        let ids = template.encode(&tokenizer, &[ChatMessage::new("user", said)], false).unwrap();
+        let wanted = [tokenizer.encode(said, false).unwrap(), vec![end]].concat();
+        assert_eq!(ids, wanted, "{said:?}");
+        assert_eq!(ids.iter().filter(|&&id| id == end).count(), 1, "{said:?}");
+    }
+}
+
+#[test]
+fn a_character_that_could_be_the_mark_reaches_the_vocabulary() {
+    let template = ChatTemplate::new("{{ messages[0].content }}", "", "").unwrap();
+    let encode = |said: &str| template.encode(&ascii(), &[ChatMessage::new("user", said)], false);
+    assert!(encode("x<|end|>x").is_ok());
+    // This vocabulary has no token for it, and says so rather than to leave it out.
+    assert!(encode("x\u{fdd0}<|end|>x").is_err());
 }
 
 fn render(source: &str) -> Result<String, ChatError> {

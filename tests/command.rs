@@ -78,7 +78,11 @@ fn exit_code_within(child: &mut Child, limit: Duration) -> Option<i32> {
 }
 
 fn interrupt(child: &Child) {
-    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    send("-INT", child);
+}
+
+fn send(signal: &str, child: &Child) {
+    assert!(Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
 }
 
 /// A generation that would take minutes, once its first text is there.
@@ -110,6 +114,11 @@ fn wrong_arguments_end_with_2_and_say_what_was_wrong() {
         (&["generate", "--model", "m", "--no-such-flag", "text"][..], "--no-such-flag"),
         (&["generate", "--model", "m", "--precision", "half", "text"][..], "exact"),
         (&["generate", "--model", "m", "--temperature=-1", "text"][..], "temperature"),
+        (&["generate", "--model", "m", "--temperature", "-1", "text"][..], "temperature"),
+        (&["generate", "--model", "m", "--temperature", "nan", "text"][..], "at least 0"),
+        (&["generate", "--model", "m", "--seed", "-1", "text"][..], "seed"),
+        (&["generate", "--model", "m", "--max-tokens", "-1", "text"][..], "max-tokens"),
+        (&["generate", "--model", "m", "--repetition-penalty", "0", "text"][..], "above 0"),
         (&["generate", "--model", "m", "--top-p", "2", "text"][..], "0 to 1"),
         (&["generate", "--model", "m", "--threads", "0", "text"][..], "threads"),
         (&["sing"][..], "sing"),
@@ -168,6 +177,45 @@ fn files_that_are_missing_cut_or_no_models_are_one_line() {
     assert!(missing.contains("portolan fetch smollm2"), "{missing}");
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn a_path_need_not_be_unicode() {
+    use std::os::unix::ffi::OsStrExt;
+    let name = std::ffi::OsStr::from_bytes(b"mod\xffel.gguf");
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(name);
+    std::fs::write(&path, portolan::models::embedded_file()).unwrap();
+    let output = command(&["inspect"]).arg(&path).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let output = command(&["generate", "--max-tokens", "2", "hello", "--model"]).arg(&path).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let output = command(&["inspect"]).arg(folder.path().join("no").join(name)).output().unwrap();
+    assert!(output.status.code() == Some(1) && text(&output.stderr).contains("no file or folder"));
+}
+
+#[test]
+fn weights_that_cannot_answer_are_refused_and_not_sampled() {
+    let (folder, path) = model();
+    let whole = std::fs::read(&path).unwrap();
+    let changed = folder.path().join("changed.gguf");
+    let changed_path = changed.to_str().unwrap();
+    // Half floats of all ones are NaN, whichever tensor is the last.
+    let mut bytes = whole.clone();
+    let tail = bytes.len() - 256;
+    bytes[tail..].fill(0xff);
+    std::fs::write(&changed, bytes).unwrap();
+    assert!(fail(&["generate", "--model", changed_path, "hello"]).contains("not finite"));
+    // One layer fewer than there are.
+    let mut bytes = whole;
+    let key = b"llama.block_count";
+    let value = bytes.windows(key.len()).position(|at| at == key).unwrap() + key.len() + 4;
+    assert_eq!(bytes[value], 2);
+    bytes[value] = 1;
+    std::fs::write(&changed, bytes).unwrap();
+    let message = fail(&["generate", "--model", changed_path, "hello"]);
+    assert!(message.contains("blk.1.") && message.contains("configuration has 1"), "{message}");
+}
+
 #[test]
 fn a_model_without_a_vocabulary_says_which_file_is_missing() {
     let message = fail(&["generate", "--model", &golden("llama-gqa"), "text"]);
@@ -188,6 +236,7 @@ fn a_prompt_longer_than_the_context_is_refused() {
     let (_folder, path) = model();
     let message = fail(&["generate", "--model", &path, "--context", "4", "a prompt of many tokens"]);
     assert!(message.contains("expected 1 to 4"), "{message}");
+    assert!(fail(&["generate", "--model", &path, ""]).contains("give some text"));
     let longest = "x".repeat(70_000);
     let message = fail(&["generate", "--model", &path, &longest]);
     assert!(message.contains("expected 1 to 65536"), "{message}");
@@ -236,6 +285,11 @@ fn generate_is_the_same_for_any_threads_and_executor_and_obeys_its_limits() {
     assert_ne!(text_of(&["--repetition-penalty", "1.5"]), first);
     let none = run(&["generate", "--model", &path, "--max-tokens", "0", "hello"]);
     assert_eq!((none.status.code(), text(&none.stdout).as_str()), (Some(0), "\n"));
+    assert!(
+        text(&none.stderr).contains("prefill 0 tokens, -; decode 0 tokens, -;"),
+        "{}",
+        text(&none.stderr)
+    );
     let told = run(&["generate", "--model", &path, "--context", "12", "hello"]);
     assert!(text(&told.stderr).contains("the context is full"), "{}", text(&told.stderr));
 }
@@ -273,16 +327,20 @@ fn chat_without_a_usable_line_or_template_is_one_line() {
     let without = folder.path().join("without.gguf");
     std::fs::write(&without, bytes).unwrap();
     assert!(fail(&["chat", "--model", without.to_str().unwrap()]).contains("chat template"));
-    let mut child = command(&["chat", "--model", &path])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    child.stdin.take().unwrap().write_all(b"\xff\xfe\n").unwrap();
-    let output = child.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(1));
-    assert!(text(&output.stderr).contains("not UTF-8"));
+    for (extra, line, said) in
+        [(&[][..], &b"\xff\xfe\n"[..], "not UTF-8"), (&["--context", "4"], b"hello\n", "longer --context")]
+    {
+        let mut child = command(&[&["chat", "--model", &path], extra].concat())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(line).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        assert!(text(&output.stderr).contains(said), "{}", text(&output.stderr));
+    }
 }
 
 #[test]
@@ -314,6 +372,53 @@ fn ctrl_c_ends_a_generation_with_130_after_its_token() {
     let mut message = String::new();
     child.stderr.take().unwrap().read_to_string(&mut message).unwrap();
     assert!(message.contains("ended: interrupted"), "{message}");
+}
+
+#[test]
+fn a_request_to_end_or_a_hang_up_ends_a_generation_after_its_token() {
+    let (_folder, path) = model();
+    for (signal, code) in [("-TERM", 143), ("-HUP", 129)] {
+        let (mut child, mut out) = long_generation(&path);
+        send(signal, &child);
+        let drain = std::thread::spawn(move || out.read_to_end(&mut Vec::new()));
+        assert_eq!(exit_code_within(&mut child, Duration::from_secs(60)), Some(code), "{signal}");
+        drain.join().unwrap().unwrap();
+        let mut message = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut message).unwrap();
+        assert!(message.contains("ended: interrupted"), "{signal}: {message}");
+    }
+}
+
+#[test]
+fn a_second_ctrl_c_ends_a_generation_that_cannot_end_by_itself() {
+    let (_folder, path) = model();
+    // Nobody reads on, so the text soon fills the pipe and holds the generation in mid-token.
+    let (mut child, _out) = long_generation(&path);
+    std::thread::sleep(Duration::from_secs(2));
+    interrupt(&child);
+    std::thread::sleep(Duration::from_millis(500));
+    interrupt(&child);
+    assert_eq!(exit_code_within(&mut child, Duration::from_secs(60)), Some(130));
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_behind_stdout_is_one_line() {
+    let (_folder, path) = model();
+    let file = |name: &str| std::fs::OpenOptions::new().write(true).open(name).unwrap();
+    for args in [
+        &["generate", "--model", &path, "hello"][..],
+        &["inspect", &path],
+        &["inspect", "--json", &path],
+        &["devices"],
+        &["bench", "--model", &path, "--prompt", "4", "--generate", "2", "--repeat", "1"],
+    ] {
+        let output = command(args).stdout(file("/dev/full")).stderr(Stdio::piped()).output().unwrap();
+        let message = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {message}");
+        let error = message.lines().last().unwrap_or_default();
+        assert!(error.starts_with("error: ") && error.contains("No space left"), "{args:?}: {message}");
+    }
 }
 
 #[test]

@@ -1,8 +1,9 @@
 //! Conversations in the form a model was trained on, by the template its own file carries.
 //! The template is Jinja, rendered as the Python `transformers` library does, but within limits (`limit.rs`).
-//! The result is text with special tokens spelled out: encode it with `Tokenizer::encode_with_special`.
+//! The result is text with special tokens spelled out (`render`), or tokens (`encode`).
 
 mod calendar;
+mod encode;
 mod error;
 mod json;
 mod limit;

@@ -5,6 +5,7 @@
 mod error;
 mod pip;
 
+use std::ffi::OsStr;
 use std::ffi::OsString;
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Write};
@@ -112,7 +113,8 @@ pub fn cache_folder(explicit: Option<&Path>) -> Result<PathBuf> {
 ///
 /// # Errors
 /// [`FetchError::NotFetched`] and [`FetchError::NotFound`] say what to run or to give.
-pub fn resolve_model(name_or_path: &str, options: &FetchOptions) -> Result<PathBuf> {
+pub fn resolve_model(name_or_path: impl AsRef<OsStr>, options: &FetchOptions) -> Result<PathBuf> {
+    let name_or_path = name_or_path.as_ref();
     if let Some(model) = KNOWN_MODELS.iter().find(|model| model.name == name_or_path) {
         let cache = cache_folder(options.cache.as_deref())?;
         let path = cache.join(model.file);
@@ -124,10 +126,11 @@ pub fn resolve_model(name_or_path: &str, options: &FetchOptions) -> Result<PathB
         };
     }
     let path = Path::new(name_or_path);
-    if path.exists() {
-        return Ok(path.to_owned());
+    match path.try_exists() {
+        Ok(false) => Err(FetchError::NotFound { name: path.display().to_string(), known: known_names() }),
+        // What cannot be looked at, opening it will say why.
+        Ok(true) | Err(_) => Ok(path.to_owned()),
     }
-    Err(FetchError::NotFound { name: name_or_path.to_owned(), known: known_names() })
 }
 
 /// Fetches a known model by name and returns its path in the cache; at once if it is there and intact.

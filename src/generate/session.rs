@@ -8,7 +8,7 @@ use crate::generate::{Finish, GenerateOptions, Generated, Timing};
 use crate::models::Llama;
 use crate::nn::{Batch, KvCache};
 use portolan_core::{Graph, Lens, Stream, Tensor, call};
-use portolan_ops::kernel::{BinaryKind, RandomKind, ScatterMode};
+use portolan_ops::kernel::{BinaryKind, RandomKind, ReduceKind, ReduceSpec, ScatterMode};
 use portolan_ops::{DType, Shape, TensorSpec};
 use std::ops::ControlFlow;
 use std::time::Instant;
@@ -60,7 +60,8 @@ impl<'m> Session<'m> {
     /// again. `on_token` sees every token as it is made and may end generation.
     ///
     /// # Errors
-    /// `Prompt` for an empty prompt or one that does not fit, and whatever the device reports.
+    /// `Prompt` for an empty prompt or one that does not fit, `NotFinite` for weights that compute no numbers, and
+    /// whatever the device reports.
     pub fn generate(
         &mut self,
         prompt: &[u32],
@@ -77,11 +78,12 @@ impl<'m> Session<'m> {
         self.cached.truncate(shared);
         let mut generated =
             Generated { tokens: Vec::new(), finish: Finish::Length, timing: Timing::default() };
-        generated.timing.prompt_tokens = prompt.len() - shared;
         if options.max_tokens == 0 {
             return Ok(generated);
         }
+        generated.timing.prompt_tokens = prompt.len() - shared;
         let logits = self.prefill(prompt)?;
+        self.expect_finite(&logits)?;
         let mut step = self.first_step(prompt, options)?;
         self.choose(&logits, options, &mut step)?;
         let graph = self.capture(options, &mut step)?;
@@ -142,6 +144,15 @@ impl<'m> Session<'m> {
             self.cached.extend_from_slice(chunk);
         }
         logits.ok_or(Error::Prompt { tokens: 0, max: self.cache.max_len() })
+    }
+
+    /// Fails where the model no longer computes: what is drawn from NaN would look like an answer.
+    fn expect_finite(&self, logits: &Tensor) -> Result<(), Error> {
+        let spec = ReduceSpec::out_spec(ReduceKind::Sum, logits.spec(), &[0, 1], false)?;
+        let mut sum = self.stream.empty(&spec)?;
+        self.stream.run(call::Reduce::new(ReduceKind::Sum, logits, &[0, 1], false, &mut sum)?)?;
+        let sums = self.stream.download::<f32>(&sum)?.wait()?;
+        if sums.iter().all(|sum| sum.is_finite()) { Ok(()) } else { Err(Error::NotFinite) }
     }
 
     /// The device's side of decoding, for the token behind the prompt.

@@ -2,6 +2,8 @@
 //! Special ones are matched only when the caller asks, so that a user's text cannot end a turn by spelling a token.
 //! What happens to the text between them is `mod.rs`'s business.
 
+use std::ops::Range;
+
 use aho_corasick::{AhoCorasick, MatchKind};
 
 use super::error::TokenizerError;
@@ -44,6 +46,19 @@ impl AddedTokens {
         let all = automaton(tokens.iter().map(|token| &token.text))?;
         let plain = automaton(plain.iter().map(|&at| &tokens[at].text))?.map(|found| (found, plain));
         Ok(Self { tokens, all, plain })
+    }
+
+    /// Where `text` spells a special token, overlapping ones too: breaking them all leaves none to be found.
+    pub(crate) fn find_special<'t>(&'t self, text: &'t str) -> impl Iterator<Item = Range<usize>> {
+        let mut from = 0;
+        std::iter::from_fn(move || {
+            let found = self.all.as_ref()?.find(aho_corasick::Input::new(text).range(from..))?;
+            // The next may begin inside this one.
+            from = found.start() + text[found.start()..].chars().next().map_or(1, char::len_utf8);
+            Some(found)
+        })
+        .filter(|found| self.tokens[found.pattern().as_usize()].special)
+        .map(|found| found.range())
     }
 
     /// Cuts `text` at the tokens it spells; special tokens only when `special`.

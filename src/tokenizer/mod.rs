@@ -106,7 +106,7 @@ impl Tokenizer {
     /// [`TokenizerError::Unencodable`] where the vocabulary has no token for a character and none for unknown ones;
     /// [`TokenizerError::Pattern`] where the file's splitting pattern gives up.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, TokenizerError> {
-        self.encode_parts(text, add_special, false)
+        self.encode_parts(text, add_special, false, None)
     }
 
     /// Encodes `text` with the special tokens spelled in it taken as those tokens, as a rendered chat needs.
@@ -114,10 +114,42 @@ impl Tokenizer {
     /// # Errors
     /// As [`encode`](Self::encode).
     pub fn encode_with_special(&self, text: &str, add_special: bool) -> Result<Vec<u32>, TokenizerError> {
-        self.encode_parts(text, add_special, true)
+        self.encode_parts(text, add_special, true, None)
     }
 
-    fn encode_parts(&self, text: &str, add_special: bool, special: bool) -> Result<Vec<u32>, TokenizerError> {
+    /// As [`encode_with_special`](Self::encode_with_special), where a special token with `mark` inside is text;
+    /// the marks themselves are not encoded.
+    pub(crate) fn encode_marked(&self, text: &str, mark: char) -> Result<Vec<u32>, TokenizerError> {
+        self.encode_parts(text, false, true, Some(mark))
+    }
+
+    /// `text` with `mark` inside every special token that it spells.
+    pub(crate) fn mark_special(&self, text: &str, mark: char) -> String {
+        let normal = self.normalize.iter().fold(text.to_owned(), |text, step| step.apply(text));
+        if self.normalized_added.find_special(&normal).next().is_some() {
+            // Where in the text it came from cannot be told: normal forms move and join characters.
+            return text.chars().flat_map(|character| [character, mark]).collect();
+        }
+        let mut marked = String::with_capacity(text.len());
+        let mut from = 0;
+        for token in self.raw_added.find_special(text) {
+            let first = text[token.start..].chars().next().map_or(0, char::len_utf8);
+            marked.push_str(&text[from..token.start + first]);
+            marked.push(mark);
+            from = token.start + first;
+        }
+        marked.push_str(&text[from..]);
+        marked
+    }
+
+    fn encode_parts(
+        &self,
+        text: &str,
+        add_special: bool,
+        special: bool,
+        mark: Option<char>,
+    ) -> Result<Vec<u32>, TokenizerError> {
+        let unmarked = |text: &str| mark.map(|mark| text.replace(mark, ""));
         let mut ids = if add_special { self.prefix.clone() } else { Vec::new() };
         let mut first = true;
         for part in self.raw_added.find(text, special) {
@@ -128,7 +160,9 @@ impl Tokenizer {
                     for part in self.normalized_added.find(&text, special) {
                         match part {
                             Part::Token(id) => ids.push(id),
-                            Part::Text(text) => self.encode_text(text, first, &mut ids)?,
+                            Part::Text(text) => {
+                                self.encode_text(unmarked(text).as_deref().unwrap_or(text), first, &mut ids)?;
+                            }
                         }
                         first = false;
                     }

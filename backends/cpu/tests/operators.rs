@@ -1,7 +1,7 @@
 //! Every operator's cases on every executor and instruction-set path, against the f64 oracles.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-use portolan_conformance::{Outcome, Subject, check_operator, compare_streams};
+use portolan_conformance::{Outcome, Subject, check_operator, check_round_trips, compare_streams};
 use portolan_core::{OpKind, Registry, StreamOptions};
 use portolan_cpu::{CpuBackend, CpuOptions, Executor, Isa};
 
@@ -10,6 +10,10 @@ fn run_all(options: CpuOptions, every: usize) {
     let registry = Registry::new().with(CpuBackend::new(options).unwrap());
     let device = registry.open("cpu:0").unwrap();
     let mut failed = Vec::new();
+    let stream = device.stream(StreamOptions::default()).unwrap();
+    let packed = check_round_trips(&stream, every).unwrap();
+    assert_eq!(packed.unsupported, 0, "{label}: a weight has no packed form");
+    failed.extend(packed.failures.into_iter().take(5).map(|f| f.to_string()));
     for &kind in OpKind::ALL {
         let stream = device.stream(StreamOptions::default()).unwrap();
         let Outcome { passed, unsupported, failures } =

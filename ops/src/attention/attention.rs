@@ -18,7 +18,8 @@ const NAME: &str = "attention";
 /// The tokens of the sequences follow one another in q: first `q_lens[0]` rows of sequence 0, then those of
 /// sequence 1, and so on. Row t of a sequence sits at position `kv_len − q_len + t`; its mask says which of
 /// the keys `0..kv_len` it sees. A row without a visible key gives 0 (lse −∞), and so does a row past the
-/// last sequence.
+/// last sequence. A key that a row does not see contributes nothing to it, not even where the key or its value
+/// is infinite or not a number.
 ///
 /// # Shapes
 /// q `[tokens, num_heads, head_dim]`, k `[batch, max_len, num_kv_heads, head_dim]`, v
@@ -225,6 +226,38 @@ impl Cases for AttentionSpec {
                     .fill("q_lens", crate::Fill::Values(vec![7.0]))
                     .fill("kv_lens", crate::Fill::Values(vec![tokens as f64])),
             );
+        }
+        // What is not finite stays with the rows that see it.
+        for dtype in [DType::F32, DType::BF16] {
+            for (name, mask, q_len, kv_len) in [
+                ("causal", AttentionMask::Causal, 70, 70),
+                ("window", AttentionMask::Window(9), 70, 70),
+                ("few_rows", AttentionMask::Causal, 3, 60),
+                ("few_rows_window", AttentionMask::Window(5), 2, 60),
+            ] {
+                let (heads, kv_heads, d) = (4, 2, 24);
+                let q = TensorSpec::of(dtype, &[q_len, heads, d])?;
+                let k = TensorSpec::of(dtype, &[1, kv_len, kv_heads, d])?;
+                let lens = TensorSpec::of(DType::I32, &[1])?;
+                let lens = |arg| LensSpec::new(NAME, arg, &lens, kv_len as u32);
+                let spec = Self::new(&q, &k, &k, &lens("q_lens")?, &lens("kv_lens")?, &q)?.with_mask(mask)?;
+                let at = |key: usize, head: usize, i: usize| (key * kv_heads + head) * d + i;
+                let plain = |i: usize| ((i * 37 + i / 11) % 61) as f64 / 32.0 - 0.95;
+                let (mut keys, mut values): (Vec<f64>, Vec<f64>) =
+                    (0..kv_len * kv_heads * d).map(|i| (plain(i), plain(i + 17))).unzip();
+                keys[at(kv_len - 1, 1, 5)] = f64::NAN;
+                values[at(kv_len - 2, 0, 3)] = f64::INFINITY;
+                values[at(kv_len - 1, 0, 3)] = f64::NEG_INFINITY;
+                values[at(kv_len / 2, 1, 23)] = f64::NAN;
+                values[at(kv_len - 8, 0, 7)] = f64::NEG_INFINITY;
+                cases.push(
+                    Case::new(format!("{NAME}/{dtype}/unseen_{name}"), spec)
+                        .fill("k", crate::Fill::Values(keys))
+                        .fill("v", crate::Fill::Values(values))
+                        .fill("q_lens", crate::Fill::Values(vec![q_len as f64]))
+                        .fill("kv_lens", crate::Fill::Values(vec![kv_len as f64])),
+                );
+            }
         }
         Ok(cases)
     }

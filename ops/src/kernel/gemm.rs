@@ -1,7 +1,7 @@
 //! Matrix product, plain and batched, with scaling, accumulation, bias and activation in its epilogue.
 
 use crate::{
-    Access, Case, Cases, Contract, Cost, DType, OpError, Operand, Result, Shape, TensorSpec, Tolerance,
+    Access, Case, Cases, Contract, Cost, DType, Fill, OpError, Operand, Result, Shape, TensorSpec, Tolerance,
     expect_dims, expect_dtype, expect_writable, streaming_cost,
 };
 
@@ -37,6 +37,8 @@ impl Activation {
     pub fn apply(self, x: f64) -> f64 {
         match self {
             Activation::Identity => x,
+            // Not f64::max, which would turn a NaN into 0.
+            Activation::Relu if x.is_nan() => x,
             Activation::Relu => x.max(0.0),
             Activation::Silu => x / (1.0 + (-x).exp()),
             Activation::Gelu => 0.5 * x * (1.0 + erf(x / core::f64::consts::SQRT_2)),
@@ -405,6 +407,14 @@ impl Cases for GemmSpec {
                         .with_accumulate(&c, 2.0)?
                         .with_bias(&bias)?
                         .with_activation(activation)?;
+                    // One row of the first factor, or one column of the result, is not a number.
+                    let mut values: Vec<f64> = (0..9 * 31).map(|i| f64::from(i % 17) / 8.0 - 1.0).collect();
+                    values[40] = f64::NAN;
+                    let faulty = Case::new(format!("{name}/nan_{activation:?}"), full.clone());
+                    cases.push(faulty.fill("a", Fill::Values(values)));
+                    let bias: Vec<f64> = (0..20).map(|i| if i == 13 { f64::NAN } else { 0.25 }).collect();
+                    let faulty = Case::new(format!("{name}/nan_bias_{activation:?}"), full.clone());
+                    cases.push(faulty.fill("bias", Fill::Values(bias)));
                     cases.push(Case::new(format!("{name}/epilogue_{activation:?}"), full));
                 }
                 cases.push(Case::new(format!("{name}/alpha_zero"), spec.clone().with_alpha(0.0)?));

@@ -144,7 +144,6 @@ impl UnaryKind {
             UnaryKind::Tanh => x.tanh(),
             UnaryKind::Erf => gemm::erf(x),
             UnaryKind::Sigmoid => 1.0 / (1.0 + (-x).exp()),
-            UnaryKind::Relu if x.is_nan() => x,
             UnaryKind::Relu => Activation::Relu.apply(x),
             UnaryKind::Silu => Activation::Silu.apply(x),
             UnaryKind::Gelu => Activation::Gelu.apply(x),

@@ -6,7 +6,7 @@ use super::weight::{PackedContent, QuantSpec, WeightSpec};
 use super::{Offset, QuantScheme, ScaleKind};
 use crate::kernel::Activation;
 use crate::{
-    Access, Case, Cases, Contract, Cost, DType, OpError, Operand, Result, Shape, TensorSpec, Tolerance,
+    Access, Case, Cases, Contract, Cost, DType, Fill, OpError, Operand, Result, Shape, TensorSpec, Tolerance,
     expect_dims, expect_dtype, expect_writable, streaming_cost,
 };
 
@@ -328,6 +328,16 @@ impl Cases for LinearSpec {
                 cases.push(filled(format!("linear/{x}_{w}_{out}/{edge}"), plain(&weight, x, out, m)?));
             }
         }
+        for activation in [Activation::Relu, Activation::Silu, Activation::Gelu, Activation::GeluTanh] {
+            let weight = WeightSpec::dense(&TensorSpec::of(DType::F32, &[21, 33])?)?;
+            let spec = plain(&weight, DType::F32, DType::F32, 5)?
+                .with_bias(&TensorSpec::of(DType::F32, &[21])?)?
+                .with_activation(activation);
+            let mut x: Vec<f64> = (0..5 * 33).map(|i| f64::from(i % 13) / 8.0 - 0.75).collect();
+            x[70] = f64::NAN;
+            let faulty = filled(format!("linear/f32_f32_f32/nan_{activation:?}"), spec);
+            cases.push(faulty.fill("x", Fill::Values(x)));
+        }
         // Every epilogue and type of result, three-dimensional x, and rows with gaps on every side.
         for (name, scheme) in [("q4_1", QuantScheme::Q4_1), ("q6_k", QuantScheme::Q6_K)] {
             let weight = WeightSpec::from(QuantSpec::of(scheme, 21, 288)?);
@@ -342,7 +352,11 @@ impl Cases for LinearSpec {
                         .with_bias(&TensorSpec::of(DType::F32, &[21])?)?
                         .with_activation(activation)
                         .with_act_quant(act_quant)?;
-                    cases.push(filled(format!("linear/{name}/epilogue_{activation:?}_{act_quant:?}"), spec));
+                    let label = format!("linear/{name}/{{}}_{activation:?}_{act_quant:?}");
+                    let bias = (0..21).map(|i| if i == 17 { f64::NAN } else { -0.25 }).collect();
+                    let faulty = filled(label.replace("{}", "nan_bias"), spec.clone());
+                    cases.push(faulty.fill("bias", Fill::Values(bias)));
+                    cases.push(filled(label.replace("{}", "epilogue"), spec));
                 }
             }
             let x = TensorSpec::of(DType::F32, &[4, 3, 300])?.transpose(0, 1)?.narrow(2, 5, 288)?;

@@ -10,6 +10,6 @@ pub mod weight;
 
 pub use dequantize::DequantizeSpec;
 pub use linear::{ActQuant, LinearSpec};
-pub use prepack::{PrepackSpec, UnpackSpec};
+pub use prepack::{PrepackSpec, RoundTrip, UnpackSpec};
 pub use scheme::{Offset, QuantScheme, ScaleKind};
 pub use weight::{PackedContent, PackedSpec, QuantSpec, WeightSpec};

@@ -2,9 +2,12 @@
 //!
 //! What the bytes mean is the backend's affair; the contract is that `unpack ∘ prepack` changes no bit.
 
-use super::weight::{PackedSpec, WeightSpec};
+use super::linear::{LinearSpec, case_schemes};
+use super::scheme::{Offset, QuantScheme, ScaleKind};
+use super::weight::{PackedSpec, QuantSpec, WeightSpec};
 use crate::{
-    Access, Case, Cases, Contract, Cost, OpError, Operand, Result, Tolerance, expect_writable, streaming_cost,
+    Access, Case, Cases, Contract, Cost, DType, OpError, Operand, Result, Tolerance, expect_writable,
+    streaming_cost,
 };
 
 /// Fails unless `packed` is a form of `weight`.
@@ -167,9 +170,60 @@ impl Contract for UnpackSpec {
     }
 }
 
+/// A weight that a backend packs and unpacks again.
+#[derive(Clone, Debug)]
+pub struct RoundTrip {
+    /// Content and extents.
+    pub name: String,
+    /// What is packed.
+    pub weight: WeightSpec,
+}
+
+impl RoundTrip {
+    /// The weights of every case of a linear layer, strided ones included; every scheme at extents that fill no
+    /// tile; and blocks of rows shorter than, as long as, longer than and across any usual tile.
+    ///
+    /// # Errors
+    /// None, unless the list itself is not legal.
+    pub fn cases() -> Result<Vec<Self>> {
+        let mut cases: Vec<Self> = Vec::new();
+        for case in LinearSpec::cases()? {
+            let weight = case.contract.weight().clone();
+            if !cases.iter().any(|seen| seen.weight == weight) {
+                cases.push(Self { name: case.name.replacen("linear", "round_trip", 1), weight });
+            }
+        }
+        let mut add = |name: &str, scheme: QuantScheme, [n, k]: [usize; 2]| -> Result<()> {
+            let weight = QuantSpec::of(scheme, n, k)?.into();
+            cases.push(Self { name: format!("round_trip/{name}/{n}x{k}"), weight });
+            Ok(())
+        };
+        for dims in [[15, 31], [16, 33], [31, 257], [100, 65]] {
+            for (name, scheme) in case_schemes(dims[1])? {
+                add(name, scheme, dims)?;
+            }
+        }
+        for rows in [3, 16, 17, 20, 24, 32, 40, 128] {
+            for (code, offset) in
+                [(DType::U4, Offset::Min), (DType::I8, Offset::ZeroPoint), (DType::I4, Offset::None)]
+            {
+                let name = format!("{code}_{offset:?}_rows_{rows}");
+                for dims in [[15, 32], [47, 83], [129, 64]] {
+                    let scheme = |columns, scale| QuantScheme::new(code, [rows, columns], scale, offset);
+                    add(&name, scheme(32, ScaleKind::F32)?, dims)?;
+                    add(&format!("{name}_of_5"), scheme(5, ScaleKind::F16)?, dims)?;
+                }
+            }
+            let scale = ScaleKind::TwoLevel { inner: DType::U8, outer: DType::F16, outer_block: 64 };
+            let two_level = QuantScheme::new(DType::U4, [rows, 16], scale, Offset::Min)?;
+            add(&format!("two_level_rows_{rows}"), two_level, [47, 83])?;
+        }
+        Ok(cases)
+    }
+}
+
 impl Cases for PrepackSpec {
-    /// None: what a backend packs into is its own. Conformance packs the weights of every scheme and unpacks
-    /// them again.
+    /// None: what a backend packs into is its own. Conformance runs [`RoundTrip::cases`] instead.
     fn cases() -> Result<Vec<Case<Self>>> {
         Ok(Vec::new())
     }
@@ -184,7 +238,6 @@ impl Cases for UnpackSpec {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{QuantScheme, QuantSpec};
     use super::*;
 
     #[test]
@@ -201,5 +254,18 @@ mod tests {
         assert!(PrepackSpec::new(&weight, &form(QuantScheme::Q4_1, 4)).is_err());
         assert!(PrepackSpec::new(&weight, &form(QuantScheme::Q4_0, 3)).is_err());
         assert!(PrepackSpec::new(&WeightSpec::Packed(packed.clone()), &packed).is_err());
+    }
+
+    #[test]
+    fn round_trips_have_names_of_their_own_and_can_be_unpacked() {
+        let cases = RoundTrip::cases().unwrap();
+        let mut names: Vec<&str> = cases.iter().map(|case| case.name.as_str()).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), cases.len());
+        for RoundTrip { name, weight } in &cases {
+            let packed = PackedSpec::new(weight.content(), weight.n(), weight.k(), "test", 1).unwrap();
+            assert!(UnpackSpec::new(&packed, weight).is_ok(), "{name}");
+        }
     }
 }

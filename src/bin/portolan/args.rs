@@ -4,6 +4,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use portolan::cpu::{Executor, Isa};
 use portolan::generate::GenerateOptions;
 use portolan::nn::Precision;
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 /// Language models on every device this machine has, through one backend contract.
@@ -64,7 +65,7 @@ pub(crate) struct FetchArgs {
 )]
 pub(crate) struct InspectArgs {
     /// A .gguf or .safetensors file, a folder with config.json and safetensors, or a fetched model's name
-    pub(crate) file: String,
+    pub(crate) file: OsString,
     /// Cache folder of fetched models
     #[arg(long, value_name = "DIR")]
     pub(crate) cache: Option<PathBuf>,
@@ -142,7 +143,7 @@ pub(crate) struct BenchArgs {
 pub(crate) struct ModelArgs {
     /// A .gguf file, a safetensors folder, or a fetched model's name (smollm2)
     #[arg(long, value_name = "NAME|PATH")]
-    pub(crate) model: String,
+    pub(crate) model: OsString,
     /// Cache folder of fetched models [default: $PORTOLAN_CACHE, $XDG_CACHE_HOME/portolan or ~/.cache/portolan]
     #[arg(long, value_name = "DIR")]
     pub(crate) cache: Option<PathBuf>,
@@ -167,25 +168,25 @@ pub(crate) struct ModelArgs {
 #[derive(Args)]
 pub(crate) struct SamplingArgs {
     /// Tokens to generate at most
-    #[arg(long, value_name = "N", default_value = "256")]
+    #[arg(long, value_name = "N", default_value = "256", allow_negative_numbers = true)]
     pub(crate) max_tokens: u32,
     /// 0 always takes the likeliest token; higher is more varied
-    #[arg(long, value_name = "T", default_value = "0", value_parser = at_least_zero)]
+    #[arg(long, value_name = "T", default_value = "0", allow_negative_numbers = true, value_parser = at_least_zero)]
     pub(crate) temperature: f32,
     /// Choose among the K likeliest tokens; 0: among all
     #[arg(long, value_name = "K", default_value = "0")]
     pub(crate) top_k: u32,
     /// Choose among the fewest likeliest tokens that together have probability P
-    #[arg(long, value_name = "P", default_value = "1", value_parser = probability)]
+    #[arg(long, value_name = "P", default_value = "1", allow_negative_numbers = true, value_parser = probability)]
     pub(crate) top_p: f32,
     /// Choose among tokens at least P times as likely as the likeliest
-    #[arg(long, value_name = "P", default_value = "0", value_parser = probability)]
+    #[arg(long, value_name = "P", default_value = "0", allow_negative_numbers = true, value_parser = probability)]
     pub(crate) min_p: f32,
     /// Above 1: makes tokens that occurred less likely
-    #[arg(long, value_name = "R", default_value = "1", value_parser = above_zero)]
+    #[arg(long, value_name = "R", default_value = "1", allow_negative_numbers = true, value_parser = above_zero)]
     pub(crate) repetition_penalty: f32,
     /// Chooses the random numbers; the same seed gives the same text
-    #[arg(long, value_name = "N", default_value = "0")]
+    #[arg(long, value_name = "N", default_value = "0", allow_negative_numbers = true)]
     pub(crate) seed: u64,
 }
 

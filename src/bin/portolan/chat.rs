@@ -37,6 +37,19 @@ pub(crate) fn run(args: &ChatArgs) -> Result<(), Failure> {
             text => messages.push(ChatMessage::new("user", text)),
         }
         let prompt = model.chat(&messages)?;
+        if prompt.len() > session.max_len() {
+            let full = format!(
+                "the conversation has {} tokens, the context holds {}; shorten it, or start with a longer --context",
+                prompt.len(),
+                session.max_len()
+            );
+            if !talking {
+                return Err(Failure::Message(full));
+            }
+            progress::say(&format!("{full}; /reset forgets it"));
+            messages.pop();
+            continue;
+        }
         let (generated, written) = write(&model, &mut session, &prompt, &options)?;
         messages.push(ChatMessage::new("assistant", written?));
         writeln!(io::stdout())?;

@@ -1,6 +1,6 @@
 //! How a subcommand ends when it does not end well, and the exit code of each way.
 
-use crate::progress;
+use crate::{interrupt, progress};
 use std::io;
 use std::process::ExitCode;
 
@@ -11,7 +11,7 @@ pub(crate) enum Failure {
     Message(String),
     /// The arguments contradict each other or the model. Exit code 2.
     Usage(String),
-    /// Ctrl-C. Exit code 130, as shells expect.
+    /// Ctrl-C or another signal. Exit code 128 and its number, as shells expect.
     Interrupted,
     /// Whoever read our output has seen enough. Exit code 0.
     ReaderGone,
@@ -23,18 +23,13 @@ impl Failure {
         let (code, message) = match self {
             Failure::Message(message) => (1, message),
             Failure::Usage(message) => (2, message),
-            Failure::Interrupted => return ExitCode::from(interrupted_code()),
+            Failure::Interrupted => return ExitCode::from(interrupt::exit_code()),
             Failure::ReaderGone => return ExitCode::SUCCESS,
         };
         let one_line: Vec<&str> = message.split_whitespace().collect();
         progress::say(&format!("error: {}", one_line.join(" ")));
         ExitCode::from(code)
     }
-}
-
-/// 128 and the number of SIGINT.
-pub(crate) const fn interrupted_code() -> u8 {
-    130
 }
 
 impl From<portolan::Error> for Failure {

@@ -44,6 +44,8 @@ fn main() -> ExitCode {
     });
     match done {
         Ok(()) => ExitCode::SUCCESS,
+        // A terminal that hung up can be neither read nor written; why the work ended is the signal.
+        Err(_) if interrupt::asked() => failure::Failure::Interrupted.report(),
         Err(failure) => failure.report(),
     }
 }

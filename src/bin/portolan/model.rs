@@ -55,14 +55,15 @@ pub(crate) fn summary(generated: &Generated) -> String {
         Finish::Context => "the context is full (--context)",
         Finish::Cancelled => "interrupted",
     };
-    let decode = match timing.decoded_tokens {
+    let speed = |tokens: usize, rate: f64| match tokens {
         0 => "-".into(),
-        _ => format!("{:.1} tokens/s", timing.decode_rate()),
+        _ => format!("{rate:.1} tokens/s"),
     };
     format!(
-        "prefill {} tokens, {:.1} tokens/s; decode {} tokens, {decode}; ended: {finish}",
+        "prefill {} tokens, {}; decode {} tokens, {}; ended: {finish}",
         timing.prompt_tokens,
-        timing.prefill_rate(),
+        speed(timing.prompt_tokens, timing.prefill_rate()),
         timing.decoded_tokens,
+        speed(timing.decoded_tokens, timing.decode_rate()),
     )
 }

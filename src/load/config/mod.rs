@@ -6,6 +6,7 @@ mod from_gguf;
 mod from_json;
 
 use super::error::{LoadError, Result};
+use super::names::LLAMA;
 use super::weights::{SourceMetadata, WeightSource};
 use portolan_ops::rope::{RopeScaling, RopeStyle};
 use std::path::Path;
@@ -69,7 +70,7 @@ impl LlamaConfig {
     /// `Key` and `MissingKey` for entries that are missing, of another type, implausible or of a model of
     /// another family; `Tensor` for weights that contradict them.
     pub fn from_source(source: &dyn WeightSource) -> Result<Self> {
-        match source.metadata() {
+        let config = match source.metadata() {
             SourceMetadata::Gguf(metadata) => from_gguf::read(metadata, source),
             SourceMetadata::Config(path, json) => from_json::read(path, json),
             SourceMetadata::None => Err(LoadError::missing_key(
@@ -77,7 +78,31 @@ impl LlamaConfig {
                 "config.json",
                 "the model's configuration beside the weights",
             )),
+        }?;
+        config.check_tensors(source)?;
+        Ok(config)
+    }
+
+    /// Refuses weights that this configuration would leave out: without them the model would talk, and wrongly.
+    fn check_tensors(&self, source: &dyn WeightSource) -> Result<()> {
+        for name in source.names() {
+            let Some((tensor, layer)) = LLAMA.find(source.naming(), name) else { continue };
+            let used = match tensor.canonical {
+                "layers.{i}.q.bias" | "layers.{i}.k.bias" | "layers.{i}.v.bias" => self.qkv_bias,
+                "layers.{i}.o.bias" => self.o_bias,
+                bias if bias.ends_with(".bias") => self.mlp_bias,
+                _ => true,
+            };
+            if let Some(layer) = layer.filter(|&layer| layer >= self.layers) {
+                let what = format!("is of layer {layer}, the configuration has {}", self.layers);
+                return Err(LoadError::tensor(source.path(), name, what));
+            }
+            if !used {
+                let what = "is a bias, the configuration has none there";
+                return Err(LoadError::tensor(source.path(), name, what));
+            }
         }
+        Ok(())
     }
 
     /// The configuration in the text of a `config.json`; `path` stands in messages.

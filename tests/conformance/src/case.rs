@@ -5,9 +5,9 @@ use portolan_core::{Buffer, Call, Dispatch, HostBuffer, Stream, Support, Tensor}
 use portolan_ops::{Access, Case, Contract, DType, HostTensor, OpError, Shape, TensorSpec};
 
 /// Fills gaps between elements and the band behind each buffer; no element type reads it as a plain value.
-const GUARD: u8 = 0xA5;
+pub(crate) const GUARD: u8 = 0xA5;
 /// Length of the band behind each buffer.
-const BAND: usize = 64;
+pub(crate) const BAND: usize = 64;
 
 /// What a case is run on, and how far from the contract's tolerance it may be.
 pub struct Subject<'a> {
@@ -174,12 +174,12 @@ fn bind_operands<C: Contract>(stream: &Stream, case: &Case<C>) -> Result<Vec<Bou
     Ok(bound)
 }
 
-fn download(stream: &Stream, buffer: &Buffer) -> Result<Vec<u8>, OpError> {
+pub(crate) fn download(stream: &Stream, buffer: &Buffer) -> Result<Vec<u8>, OpError> {
     stream.download_bytes(buffer)?.wait()
 }
 
 /// FNV-1a of the case's name, so that a case draws the same values wherever it stands in the list.
-fn seed(case: &str, operand: usize) -> u64 {
+pub(crate) fn seed(case: &str, operand: usize) -> u64 {
     let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
     step(case.bytes().fold(0xcbf2_9ce4_8422_2325, step), operand as u8)
 }

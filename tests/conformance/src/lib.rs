@@ -4,11 +4,13 @@
 mod case;
 mod core_only;
 mod failure;
+mod packing;
 mod reference;
 mod suite;
 
 pub use case::{Subject, check_case, written_bytes};
 pub use core_only::CoreOnly;
 pub use failure::Failure;
+pub use packing::check_round_trips;
 pub use reference::ReferenceBackend;
 pub use suite::{Outcome, check_operator, compare_streams};

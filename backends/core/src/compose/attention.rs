@@ -147,12 +147,37 @@ impl Group<'_, '_, '_> {
             seen = p.binary(BinaryKind::And, &seen, &p.compare(CompareKind::Ge, &self.key, &start)?)?;
         }
         let v = p.select_or(&seen.reshape(&[count, keys, 1, 1])?, v, 0.0)?;
-        let mut values = p.scratch(DType::F32, &[count, kv_heads, rows, dv])?;
         let weights = scores.reshape(&[count, kv_heads, rows, keys])?;
-        p.run(Gemm::nn(&weights, &v.transpose(1, 2)?, &mut values)?)?;
-        let values = values.reshape(&[count, heads, max_q, dv])?;
+        let values = self.weigh(&weights, &v.transpose(1, 2)?)?.reshape(&[count, heads, max_q, dv])?;
         p.binary_in_place(BinaryKind::Div, &values, &p.replace(&blind, 1.0, &sum)?)?;
         p.scatter_in_place(out, &token, &p.cast(&values, out.dtype())?.transpose(1, 2)?)
+    }
+
+    /// Weights times values, where a value that is not finite reaches only the rows that see its key: 0 · ∞ is
+    /// NaN, so it takes no part in the product and is put in where its key has a weight.
+    fn weigh(&self, weights: &Tensor, v: &Tensor) -> Result<Tensor> {
+        let p = self.p;
+        let product = |v: &Tensor| {
+            let dims = [&weights.dims()[..3], &[self.query.v_head_dim()]].concat();
+            let mut out = p.scratch(DType::F32, &dims)?;
+            p.run(Gemm::nn(weights, v, &mut out)?)?;
+            Ok::<_, portolan_ops::OpError>(out)
+        };
+        if self.query.mask() == AttentionMask::Full {
+            return product(v);
+        }
+        let values = product(&p.select_or(&p.unary(UnaryKind::IsFinite, v)?, v, 0.0)?)?;
+        let nothing = p.full(DType::F32, &[], 0.0)?;
+        for (found, value) in [
+            (p.compare_scalar(CompareKind::Eq, v, f64::INFINITY)?, f64::INFINITY),
+            (p.compare_scalar(CompareKind::Eq, v, f64::NEG_INFINITY)?, f64::NEG_INFINITY),
+            (p.unary(UnaryKind::IsNan, v)?, f64::NAN),
+        ] {
+            let seen = p.compare_scalar(CompareKind::Gt, &product(&p.cast(&found, v.dtype())?)?, 0.0)?;
+            // A sum, so that both infinities give NaN.
+            p.binary_in_place(BinaryKind::Add, &values, &p.replace(&seen, value, &nothing)?)?;
+        }
+        Ok(values)
     }
 
     /// Which keys each query of the group sees: `[count, 1, max_q or 1, keys]`.

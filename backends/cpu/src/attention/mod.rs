@@ -20,6 +20,7 @@ mod task;
 mod tests;
 mod tile;
 mod unit;
+mod unseen;
 mod view;
 
 pub(crate) use cache_write::{CacheWriteTask, kv_cache_write};

@@ -11,6 +11,7 @@ use super::sequences::Sequence;
 use super::softmax::{State, merge, normalize, weights};
 use super::task::AttentionTask;
 use super::tile::Tile;
+use super::unseen;
 use super::view::{read_row, write_row};
 use crate::Isa;
 use crate::pool::scratch;
@@ -362,6 +363,7 @@ impl Work<'_> {
         let (dk, dv, width) = (task.padded_k(), task.padded_v(), F::width::<L>());
         let count = BLOCK.min(end - start);
         let mut loaded = None;
+        let mut finite = None;
         for panel in 0..self.panels {
             let first = panel * F::rows::<L>();
             let last = (first + F::rows::<L>()).min(unit.rows) - 1;
@@ -383,6 +385,18 @@ impl Work<'_> {
                 let values = loaded.get_or_insert_with(|| {
                     values.load::<L>(start, end, [task.v_head_dim, dv], F::PACKED, room.values, values_ahead)
                 });
+                if !all {
+                    let finite = match finite {
+                        Some(known) => known,
+                        None => *finite.insert(unseen::are_finite::<L>(values, count, dv, room.row)),
+                    };
+                    if !finite {
+                        let weights = [room.scores, room.correction].map(<*mut f32>::cast_const);
+                        let rows = last - first + 1;
+                        unseen::weigh::<L, F>(room.bounds, rows, weights, values, dv, state.result);
+                        continue;
+                    }
+                }
                 F::weigh::<L>(room.scores, room.correction, values, dv, count, state.result);
             }
         }

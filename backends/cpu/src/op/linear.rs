@@ -31,7 +31,7 @@ fn run(exec: &Exec, spec: &LinearSpec, args: &Args) -> Result<()> {
     };
     // SAFETY: the contract checked extents, strides and overlap; core, that every operand lies within a live
     // block which stream order protects until this call has run.
-    unsafe { quant::linear(&exec.team, exec.isa, spec, x, weight, bias, out) }
+    unsafe { quant::linear(&exec.team, exec.threads, exec.isa, spec, x, weight, bias, out) }
 }
 
 fn mat(spec: &TensorSpec, base: *const u8, row_stride: usize, col_stride: usize) -> Mat {

@@ -69,6 +69,6 @@ fn run(exec: &Exec, spec: &PrepackSpec, args: &Args) -> Result<()> {
             Ok(())
         }
         // SAFETY: as above; the kernel checks the packed form.
-        _ => unsafe { quant::prepack(&exec.team, spec, args.quant_parts(), packed) },
+        _ => unsafe { quant::prepack(&exec.team, exec.threads, spec, args.quant_parts(), packed) },
     }
 }

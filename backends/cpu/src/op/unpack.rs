@@ -25,6 +25,6 @@ fn run(exec: &Exec, spec: &UnpackSpec, args: &Args) -> Result<()> {
             Ok(())
         }
         // SAFETY: as above; the kernel checks the packed form.
-        _ => unsafe { quant::unpack(&exec.team, spec, packed, args.quant_parts()) },
+        _ => unsafe { quant::unpack(&exec.team, exec.threads, spec, packed, args.quant_parts()) },
     }
 }

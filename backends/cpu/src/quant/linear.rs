@@ -95,6 +95,7 @@ fn layout_of(op: &'static str, packed: &PackedSpec) -> Result<StripLayout> {
 /// `parts` are the tensors of the spec's weight, `packed` the start of its packed bytes.
 pub(crate) unsafe fn prepack(
     team: &Team,
+    max_threads: usize,
     spec: &PrepackSpec,
     parts: QuantParts,
     packed: *mut u8,
@@ -103,7 +104,7 @@ pub(crate) unsafe fn prepack(
     let layout = layout_of("prepack", spec.packed())?;
     let shared = Shared((parts, packed));
     let fault = Mutex::new(None);
-    team.run(layout.strips(), &|strip| {
+    team.run_with(layout.strips(), max_threads, &|strip| {
         let (parts, packed) = shared.get();
         // SAFETY: strips are disjoint in the packed bytes.
         let done =
@@ -122,6 +123,7 @@ pub(crate) unsafe fn prepack(
 /// `packed` is the start of the packed bytes, `parts` the writable tensors of the spec's weight.
 pub(crate) unsafe fn unpack(
     team: &Team,
+    max_threads: usize,
     spec: &UnpackSpec,
     packed: *const u8,
     parts: QuantParts,
@@ -133,7 +135,7 @@ pub(crate) unsafe fn unpack(
     let strips = layout.scheme.block[0].div_ceil(ROWS).max(1);
     let aligned = layout.scheme.block[0].is_multiple_of(ROWS) || ROWS.is_multiple_of(layout.scheme.block[0]);
     let per_task = if aligned { strips } else { layout.strips().max(1) };
-    team.run(layout.strips().div_ceil(per_task), &|task| {
+    team.run_with(layout.strips().div_ceil(per_task), max_threads, &|task| {
         let (parts, packed) = shared.get();
         for strip in task * per_task..((task + 1) * per_task).min(layout.strips()) {
             // SAFETY: strips are disjoint in the codes, tasks in the scales.
@@ -159,6 +161,7 @@ fn taken(fault: Mutex<Option<OpError>>) -> Result<()> {
 
 /// What all tasks of a call see.
 struct Call<'a> {
+    max_threads: usize,
     isa: Isa,
     spec: &'a LinearSpec,
     layout: StripLayout,
@@ -184,8 +187,10 @@ unsafe impl Sync for Call<'_> {}
 /// # Safety
 /// The pointers are the base addresses of the spec's operands, `bias` null where there is none, and the weight
 /// has the form the spec says; the result overlaps no operand; `isa` is available.
+#[allow(clippy::too_many_arguments, reason = "the operands of the operator, one each")]
 pub(crate) unsafe fn linear(
     team: &Team,
+    max_threads: usize,
     isa: Isa,
     spec: &LinearSpec,
     x: *const u8,
@@ -205,7 +210,8 @@ pub(crate) unsafe fn linear(
         ActQuant::Int8 { .. } => Kernels::new(isa, &layout),
     };
     let direct = direct_stride(spec);
-    let call = Call { isa, spec, layout, quant, weight, x, bias, out, direct, fault: Mutex::new(None) };
+    let call =
+        Call { max_threads, isa, spec, layout, quant, weight, x, bias, out, direct, fault: Mutex::new(None) };
     let rows = spec.rows();
     // Whole tiles of 12 rows, at least one, as many as the cache holds.
     let chunk = (CHUNK_ELEMENTS / layout.k.max(1) / 12).max(1) * 12;
@@ -226,7 +232,7 @@ impl Call<'_> {
     fn prepare(&self, team: &Team, first: usize, count: usize, body: &(dyn Fn(usize, *mut f32) + Sync)) {
         let columns = self.layout.blocks * BLOCK;
         let per_task = if count * columns >= PARALLEL_ELEMENTS { 8 } else { count };
-        team.run(count.div_ceil(per_task), &|task| {
+        team.run_with(count.div_ceil(per_task), self.max_threads, &|task| {
             scratch::with(columns * 4, |memory| {
                 let line = memory.cast::<f32>();
                 for row in task * per_task..((task + 1) * per_task).min(count) {
@@ -298,7 +304,7 @@ impl Call<'_> {
             let per_task = self.strips_per_task(count);
             let joined = kernels.joined.filter(|_| count == 1);
             let panel_floats = panel_len(&self.layout);
-            team.run(self.layout.strips().div_ceil(per_task), &|task| {
+            team.run_with(self.layout.strips().div_ceil(per_task), self.max_threads, &|task| {
                 let rows = rows.get();
                 let bytes = (panel_floats * 2 + 12 * ROWS) * 4 + self.strip_scratch();
                 scratch::with(bytes, |memory| {
@@ -353,7 +359,7 @@ impl Call<'_> {
             let group = if count < 4 { SINGLE_STRIPS } else { 1 };
             let per_task = self.strips_per_task(count).next_multiple_of(group);
             let strips = self.layout.strips();
-            team.run(strips.div_ceil(per_task), &|task| {
+            team.run_with(strips.div_ceil(per_task), self.max_threads, &|task| {
                 let end = ((task + 1) * per_task).min(strips);
                 for strip in (task * per_task..end).step_by(group) {
                     // SAFETY: rows and strips are in range.

@@ -56,7 +56,8 @@ impl Drawn {
         let mut out = self.out.clone();
         let (x, bias) = (self.pointer("x"), self.pointer("bias"));
         // SAFETY: every pointer is the storage of the operand the spec describes.
-        unsafe { linear(team, isa, spec, x, weight, bias, out.bytes_mut().as_mut_ptr()) }.unwrap();
+        unsafe { linear(team, usize::MAX, isa, spec, x, weight, bias, out.bytes_mut().as_mut_ptr()) }
+            .unwrap();
         assert_eq!(out.overstepped(GUARD), None, "{spec:?}");
         out
     }
@@ -69,7 +70,7 @@ fn packed(team: &Team, weight: &WeightSpec, parts: QuantParts) -> (PackedSpec, V
     let mut memory = vec![GUARD; bytes + 1];
     let prepack_spec = PrepackSpec::new(weight, &spec).unwrap();
     // SAFETY: `parts` are the weight's tensors, the memory holds the packed bytes.
-    unsafe { prepack(team, &prepack_spec, parts, memory.as_mut_ptr().add(1)) }.unwrap();
+    unsafe { prepack(team, usize::MAX, &prepack_spec, parts, memory.as_mut_ptr().add(1)) }.unwrap();
     (spec, memory)
 }
 
@@ -139,7 +140,7 @@ fn unpacking_gives_back_every_bit() {
         };
         let spec = UnpackSpec::new(&packed_spec, &weight).unwrap();
         // SAFETY: the bytes were packed from this content, the tensors are the spec's.
-        unsafe { unpack(&team, &spec, bytes[1..].as_ptr(), parts) }.unwrap();
+        unsafe { unpack(&team, usize::MAX, &spec, bytes[1..].as_ptr(), parts) }.unwrap();
         for (name, tensor) in &tensors {
             let (_, original) = drawn.operands.iter().find(|(n, _)| n == name).unwrap();
             assert_eq!(tensor.to_f64(), original.to_f64(), "{} {name}", case.name);
@@ -215,7 +216,8 @@ fn a_row_has_the_same_bits_in_every_batch() {
                     let weight = WeightData::Quant(drawn.parts());
                     let (x, to) = (drawn.pointer("x"), part.bytes_mut().as_mut_ptr());
                     // SAFETY: views of the drawn tensors.
-                    unsafe { linear(&team, isa, &spec, x, weight, core::ptr::null(), to) }.unwrap();
+                    unsafe { linear(&team, usize::MAX, isa, &spec, x, weight, core::ptr::null(), to) }
+                        .unwrap();
                     let tail = (most - m) * n * 4;
                     assert!(
                         part.bytes()[tail..] == all.bytes()[tail..],
@@ -275,7 +277,10 @@ fn power_of_two_scales_are_exact() {
             let (x, to) = (x.as_ptr().cast(), (&raw mut out).cast());
             let team = Team::new(1).unwrap();
             // SAFETY: the arrays are the spec's operands.
-            unsafe { linear(&team, isa, &spec, x, WeightData::Quant(parts), core::ptr::null(), to) }.unwrap();
+            unsafe {
+                linear(&team, usize::MAX, isa, &spec, x, WeightData::Quant(parts), core::ptr::null(), to)
+            }
+            .unwrap();
             // 16 ones and 16 twos, doubled in the first group and halved in the second.
             assert!((out - 120.0).abs() < 1e-4, "{isa:?} {act_quant:?}: {out}");
         }
@@ -299,7 +304,7 @@ fn a_code_out_of_its_range_is_a_data_error() {
     let spec = PrepackSpec::new(&weight, &packed).unwrap();
     let team = Team::new(1).unwrap();
     // SAFETY: the arrays are the weight's tensors, the memory holds the packed bytes.
-    let e = unsafe { prepack(&team, &spec, parts, memory.as_mut_ptr()) }.unwrap_err();
+    let e = unsafe { prepack(&team, usize::MAX, &spec, parts, memory.as_mut_ptr()) }.unwrap_err();
     assert!(e.to_string().contains("code 40 at [0, 0], the scheme promises -32 to 31"), "{e}");
 }
 
