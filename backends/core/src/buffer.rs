@@ -1,7 +1,8 @@
 //! Device memory that is owned, and host memory that a copy may use while it is in flight.
 
 use crate::device::DeviceInner;
-use crate::pool::{Block, ReturnList, Returned};
+use crate::pool::{Block, Returned};
+use crate::returns::{Node, ReturnList};
 use crate::stream::StreamInner;
 use crate::sync::{Mutex, lock};
 use portolan_ops::{OpError, Result};
@@ -46,8 +47,8 @@ pub struct Buffer(Arc<BufferInner>);
 pub(crate) struct BufferInner {
     block: Block,
     home: Arc<StreamInner>,
-    returns: Arc<ReturnList>,
-    node: Option<Box<Returned>>,
+    returns: Arc<ReturnList<Returned>>,
+    node: Option<Box<Node<Returned>>>,
     pub(crate) usage: Mutex<Usage>,
 }
 
@@ -55,11 +56,11 @@ impl Buffer {
     pub(crate) fn new(
         block: Block,
         home: Arc<StreamInner>,
-        returns: Arc<ReturnList>,
+        returns: Arc<ReturnList<Returned>>,
         label: Arc<str>,
     ) -> Self {
         // The node is made now so that dropping allocates nothing and cannot fail.
-        let node = (block.bytes != 0).then(|| Box::new(Returned::new(block, home.id(), label)));
+        let node = (block.bytes != 0).then(|| Box::new(Node::new(Returned::new(block, home.id(), label))));
         Buffer(Arc::new(BufferInner { block, home, returns, node, usage: Mutex::new(Usage::default()) }))
     }
 
@@ -95,7 +96,7 @@ impl Drop for BufferInner {
     fn drop(&mut self) {
         if let Some(mut node) = self.node.take() {
             let usage = self.usage.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner);
-            node.uses = core::mem::take(&mut usage.uses);
+            node.value.uses = core::mem::take(&mut usage.uses);
             self.returns.push(node);
         }
     }

@@ -3,10 +3,11 @@
 use crate::backend::{Backend, Ordinal, RawEvent, RawStream, Support};
 use crate::op::OpQuery;
 use crate::order::Slots;
-use crate::pool::{Block, Pool, PoolContext, PoolStats, ReturnList};
+use crate::pool::{Block, Pool, PoolContext, PoolStats, Returned};
+use crate::returns::ReturnList;
 use crate::stream::{Stream, StreamInner, StreamOptions};
 use crate::sync::atomic::{AtomicBool, Ordering};
-use crate::sync::{Mutex, MutexGuard, lock};
+use crate::sync::{Mutex, MutexGuard, lock, thread};
 use core::fmt;
 use core::mem::ManuallyDrop;
 use portolan_ops::{DeviceId, OpError, Result};
@@ -53,7 +54,7 @@ impl Submission {
         bytes: usize,
         label: &Arc<str>,
         cx: &PoolContext<'_>,
-    ) -> Result<(Block, Arc<ReturnList>)> {
+    ) -> Result<(Block, Arc<ReturnList<Returned>>)> {
         let graph = private.is_some();
         let pool = private.as_deref_mut().unwrap_or(&mut self.pool);
         let first = pool.allocate(stream, bytes, label, &mut self.slots, cx);
@@ -196,7 +197,7 @@ impl Drop for DeviceInner {
         } else {
             // The last handle may be dropped anywhere, by a kernel's own closure too: nobody waits here. Where
             // no thread can be had the memory is leaked.
-            let _ = std::thread::Builder::new().name("portolan-estate".into()).spawn(|| estate.settle());
+            let _ = thread::Builder::new().name("portolan-estate".into()).spawn(|| estate.settle());
         }
     }
 }

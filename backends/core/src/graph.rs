@@ -10,20 +10,21 @@ use crate::launch::{Held, Hold, book_replay, order_operands, submit};
 use crate::op::Op;
 use crate::pool::Pool;
 use crate::stream::{Fallback, Stream, StreamInner};
-use crate::sync::{Mutex, lock};
+use crate::sync::thread::{self, ThreadId};
+use crate::sync::{Mutex, lock, thread_local};
 use portolan_ops::{Access, Cost, OpError, Result};
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
-use std::thread::ThreadId;
 
 thread_local! {
     /// The stream this thread is capturing, as [`StreamInner::key`]; 0 when none.
-    static CAPTURING: Cell<usize> = const { Cell::new(0) };
+    #[allow(clippy::missing_const_for_thread_local, reason = "loom's macro takes no const block")]
+    static CAPTURING: Cell<usize> = Cell::new(0);
 }
 
 /// `Capture` when this thread is inside a capture of another stream.
 pub(crate) fn refuse_foreign_capture(stream: &StreamInner) -> Result<()> {
-    let captured = CAPTURING.get();
+    let captured = CAPTURING.with(Cell::get);
     if captured == 0 || captured == stream.key() {
         return Ok(());
     }
@@ -75,7 +76,7 @@ impl Capture {
     }
 
     fn check_thread(&self, stream: &StreamInner) -> Result<()> {
-        if std::thread::current().id() == self.thread {
+        if thread::current().id() == self.thread {
             return Ok(());
         }
         let what = format!("another thread used stream {} while it is captured", stream.id());
@@ -139,7 +140,7 @@ impl Ending<'_> {
     fn take(&mut self) -> Option<Capture> {
         // Once only: afterwards somebody else may be capturing the stream.
         let stream = self.0.take()?;
-        CAPTURING.set(0);
+        CAPTURING.with(|capturing| capturing.set(0));
         lock(&stream.capture).take()
     }
 }
@@ -170,10 +171,10 @@ impl Stream {
                 });
             }
             let private = PrivatePool::new(inner.device());
-            *slot = Some(Capture { thread: std::thread::current().id(), ops: Vec::new(), private });
+            *slot = Some(Capture { thread: thread::current().id(), ops: Vec::new(), private });
         }
         let mut ending = Ending(Some(inner));
-        CAPTURING.set(inner.key());
+        CAPTURING.with(|capturing| capturing.set(inner.key()));
         let result = record(self);
         let capture = ending.take();
         result?;

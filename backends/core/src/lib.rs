@@ -21,6 +21,7 @@ mod order;
 mod pool;
 mod registry;
 mod report;
+mod returns;
 mod stream;
 pub mod sync;
 mod tensor;

@@ -7,7 +7,7 @@
 use crate::backend::{Backend, MemoryTraits, Ordinal, RawEvent, Segment};
 use crate::buffer::Point;
 use crate::order::Slots;
-use crate::sync::atomic::{AtomicPtr, Ordering};
+use crate::returns::ReturnList;
 use portolan_ops::{DeviceId, Holder, OpError, Result};
 use smallvec::SmallVec;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -46,61 +46,11 @@ pub(crate) struct Returned {
     home: u64,
     label: Arc<str>,
     pub(crate) uses: SmallVec<[Point; 2]>,
-    next: *mut Returned,
 }
 
 impl Returned {
     pub(crate) fn new(block: Block, home: u64, label: Arc<str>) -> Self {
-        Self { block, home, label, uses: SmallVec::new(), next: std::ptr::null_mut() }
-    }
-}
-
-/// Where dropped buffers leave their blocks: a lock-free stack, so that `Drop` never waits and cannot fail.
-pub(crate) struct ReturnList {
-    head: AtomicPtr<Returned>,
-}
-
-// SAFETY: nodes are owned by the list from `push` until `take`, which hands each to exactly one caller.
-unsafe impl Send for Returned {}
-// SAFETY: a shared `Returned` is never mutated; its link is touched only by the owner of the node.
-unsafe impl Sync for Returned {}
-
-impl ReturnList {
-    fn new() -> Self {
-        Self { head: AtomicPtr::new(std::ptr::null_mut()) }
-    }
-
-    pub(crate) fn push(&self, node: Box<Returned>) {
-        let node = Box::into_raw(node);
-        let mut head = self.head.load(Ordering::Relaxed);
-        loop {
-            // SAFETY: the node came from a box above and is not yet shared.
-            unsafe { (*node).next = head };
-            match self.head.compare_exchange_weak(head, node, Ordering::Release, Ordering::Relaxed) {
-                Ok(_) => return,
-                Err(now) => head = now,
-            }
-        }
-    }
-
-    /// Takes everything, oldest first.
-    fn take(&self) -> Vec<Returned> {
-        let mut node = self.head.swap(std::ptr::null_mut(), Ordering::Acquire);
-        let mut out = Vec::new();
-        while !node.is_null() {
-            // SAFETY: the swap made this thread the only owner of the whole chain; each node was a box.
-            let owned = unsafe { Box::from_raw(node) };
-            node = owned.next;
-            out.push(*owned);
-        }
-        out.reverse();
-        out
-    }
-}
-
-impl Drop for ReturnList {
-    fn drop(&mut self) {
-        drop(self.take());
+        Self { block, home, label, uses: SmallVec::new() }
     }
 }
 
@@ -133,7 +83,7 @@ pub(crate) struct Pool {
     segments: Vec<Option<SegmentState>>,
     free: HashMap<u64, BTreeSet<(usize, usize, usize)>>,
     parked: Vec<Parked>,
-    returns: Arc<ReturnList>,
+    returns: Arc<ReturnList<Returned>>,
     holders: HashMap<Arc<str>, usize>,
     traits: MemoryTraits,
     in_use: usize,
@@ -171,7 +121,7 @@ impl Pool {
         }
     }
 
-    pub(crate) fn returns(&self) -> Arc<ReturnList> {
+    pub(crate) fn returns(&self) -> Arc<ReturnList<Returned>> {
         self.returns.clone()
     }
 

@@ -4,7 +4,7 @@ use super::block::{BLOCK, Value, with_value};
 use super::walk::{Base, Exec, Run, Walk};
 use crate::simd::{Kernel, Lanes, dispatch};
 use core::marker::PhantomData;
-use core::sync::atomic::{AtomicBool, Ordering};
+use portolan_core::sync::atomic::{AtomicBool, Ordering};
 use portolan_ops::kernel::{BinaryKind, BinarySpec, Rhs};
 use portolan_ops::{Contract, DType, OpError, Result};
 

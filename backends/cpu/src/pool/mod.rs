@@ -4,7 +4,6 @@
 
 #[allow(dead_code, reason = "taken by kernels as they arrive")]
 pub(crate) mod scratch;
-mod sync;
 mod team;
 
 pub use team::Team;

@@ -3,12 +3,16 @@
 //! Work is handed out by index, and what an index computes never depends on who runs it or on how many
 //! threads there are: that is what makes results independent of the thread count.
 
-use super::sync::{Arc, AtomicBool, AtomicUsize, Condvar, Mutex, Ordering, lock};
+use portolan_core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use portolan_core::sync::{
+    Condvar, Mutex, Patience, UnsafeCell, hint, lock, thread, thread_local, wait, write_before_read,
+};
 use portolan_ops::{OpError, Result};
 use std::any::Any;
-use std::cell::{Cell, UnsafeCell};
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 /// How long an idle worker looks for the next region before it parks: several times the gap between two
 /// kernels of one decode step, and about the price of one futex wake-up, so that parking never costs much
@@ -20,7 +24,8 @@ const CLOSED: usize = 1 << (usize::BITS - 1);
 
 thread_local! {
     /// Whether this thread is executing a task; a region started from inside one runs inline.
-    static IN_TASK: Cell<bool> = const { Cell::new(false) };
+    #[allow(clippy::missing_const_for_thread_local, reason = "loom's macro takes no const block")]
+    static IN_TASK: Cell<bool> = Cell::new(false);
 }
 
 /// What a region does; read only by threads that are inside the gate.
@@ -59,7 +64,7 @@ unsafe impl Sync for Shared {}
 /// A team of worker threads; the caller of [`Team::run`] is one of them.
 pub struct Team {
     shared: Arc<Shared>,
-    workers: Vec<std::thread::JoinHandle<()>>,
+    workers: Vec<thread::JoinHandle<()>>,
     region: Mutex<()>,
 }
 
@@ -91,9 +96,8 @@ impl Team {
         let mut team = Self { shared, workers: Vec::new(), region: Mutex::new(()) };
         for index in 1..threads {
             let shared = Arc::clone(&team.shared);
-            let spawned = std::thread::Builder::new()
-                .name(format!("portolan-cpu-{index}"))
-                .spawn(move || shared.work());
+            let spawned =
+                thread::Builder::new().name(format!("portolan-cpu-{index}")).spawn(move || shared.work());
             match spawned {
                 Ok(handle) => team.workers.push(handle),
                 Err(error) => {
@@ -127,7 +131,7 @@ impl Team {
     /// As [`Team::run`], on at most `max_threads` threads, the caller included.
     pub fn run_with(&self, tasks: usize, max_threads: usize, task: &(dyn Fn(usize) + Sync)) {
         let threads = self.threads().min(max_threads).min(tasks);
-        if threads <= 1 || IN_TASK.get() {
+        if threads <= 1 || IN_TASK.with(Cell::get) {
             let mut first = None;
             for index in 0..tasks {
                 call(task, index, |payload| keep_first(&mut first, payload));
@@ -166,9 +170,9 @@ fn keep_first(slot: &mut Option<Box<dyn Any + Send>>, payload: Box<dyn Any + Sen
 
 /// Calls `task(index)` with nested regions inline, and hands a panic to `panicked`.
 fn call(task: &(dyn Fn(usize) + Sync), index: usize, panicked: impl FnOnce(Box<dyn Any + Send>)) {
-    let before = IN_TASK.replace(true);
+    let before = IN_TASK.with(|inside| inside.replace(true));
     let outcome = catch_unwind(AssertUnwindSafe(|| task(index)));
-    IN_TASK.set(before);
+    IN_TASK.with(|inside| inside.set(before));
     if let Err(payload) = outcome {
         panicked(payload);
     }
@@ -185,13 +189,12 @@ impl Shared {
         // SAFETY: only the lifetime changes; the pointer is not followed after this function returns, as
         // the gate is closed and empty by then.
         let task: &'static (dyn Fn(usize) + Sync) = unsafe { std::mem::transmute(task) };
+        let region = Region { task, tasks, seats: AtomicUsize::new(threads - 1), next: AtomicUsize::new(0) };
         // SAFETY: the gate is closed and whoever was inside has left, so nobody reads the region.
-        unsafe {
-            *self.region.get() =
-                Region { task, tasks, seats: AtomicUsize::new(threads - 1), next: AtomicUsize::new(0) };
-        }
+        self.region.with_mut(|slot| unsafe { *slot = region });
         self.gate.fetch_and(!CLOSED, Ordering::Release);
         self.generation.fetch_add(1, Ordering::SeqCst);
+        write_before_read();
         let sleeping = self.sleeping.load(Ordering::SeqCst);
         if sleeping > 0 {
             drop(lock(&self.park));
@@ -200,15 +203,15 @@ impl Shared {
             }
         }
         // SAFETY: nobody writes the region before this function returns.
-        self.claim(unsafe { &*self.region.get() });
+        self.region.with(|region| self.claim(unsafe { &*region }));
         self.gate.fetch_or(CLOSED, Ordering::Relaxed);
         let mut spins = 0u32;
         while self.gate.load(Ordering::Acquire) != CLOSED {
             spins = spins.saturating_add(1);
             if self.crowded || spins > 200 {
-                std::thread::yield_now();
+                thread::yield_now();
             } else {
-                std::hint::spin_loop();
+                hint::spin_loop();
             }
         }
         lock(&self.panic).take()
@@ -236,13 +239,15 @@ impl Shared {
                 return;
             }
             if self.gate.fetch_add(1, Ordering::Acquire) & CLOSED == 0 {
-                // SAFETY: inside an open gate: nobody writes the region until we leave.
-                let region = unsafe { &*self.region.get() };
-                let seated =
-                    region.seats.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |s| s.checked_sub(1));
-                if seated.is_ok() {
-                    self.claim(region);
-                }
+                self.region.with(|region| {
+                    // SAFETY: inside an open gate: nobody writes the region until we leave.
+                    let region = unsafe { &*region };
+                    let seated =
+                        region.seats.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |s| s.checked_sub(1));
+                    if seated.is_ok() {
+                        self.claim(region);
+                    }
+                });
             }
             self.gate.fetch_sub(1, Ordering::Release);
         }
@@ -250,40 +255,38 @@ impl Shared {
 
     /// Waits until the generation differs from `seen`, first spinning, then parked; returns the new one.
     fn await_region(&self, seen: usize) -> usize {
-        let start = Instant::now();
-        loop {
+        let patience = Patience::new(SPIN);
+        while !patience.is_over() {
             for _ in 0..32 {
                 let now = self.generation.load(Ordering::Acquire);
                 if now != seen {
                     return now;
                 }
                 if self.crowded {
-                    std::thread::yield_now();
+                    thread::yield_now();
                 } else {
-                    std::hint::spin_loop();
+                    hint::spin_loop();
                 }
-            }
-            if start.elapsed() > SPIN {
-                break;
             }
         }
         let mut guard = lock(&self.park);
         // The leader changes the generation and then reads `sleeping`; we do it the other way round, so one
         // of us sees the other.
         self.sleeping.fetch_add(1, Ordering::SeqCst);
+        write_before_read();
         let now = loop {
             let now = self.generation.load(Ordering::SeqCst);
             if now != seen {
                 break now;
             }
-            guard = self.wake.wait(guard).unwrap_or_else(super::sync::PoisonError::into_inner);
+            guard = wait(&self.wake, guard);
         };
         self.sleeping.fetch_sub(1, Ordering::SeqCst);
         now
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 

@@ -11,12 +11,12 @@ use super::strip::{BLOCK, QuantParts, ROWS, StripLayout, TAG, pack_strip, unpack
 use crate::pool::scratch;
 use crate::{Isa, Team};
 use half::{bf16, f16};
+use portolan_core::sync::{Mutex, lock};
 use portolan_ops::kernel::Activation;
 use portolan_ops::{
     ActQuant, DType, LinearSpec, Offset, OpError, PackedContent, PackedSpec, PrepackSpec, QuantSpec, Result,
     UnpackSpec, WeightSpec,
 };
-use std::sync::Mutex;
 
 /// Where a weight's bytes are.
 #[derive(Clone, Copy)]
@@ -147,13 +147,12 @@ pub(crate) unsafe fn unpack(
 
 fn report(fault: &Mutex<Option<OpError>>, done: Result<()>) {
     if let Err(error) = done {
-        let mut slot = fault.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        slot.get_or_insert(error);
+        lock(fault).get_or_insert(error);
     }
 }
 
 fn taken(fault: Mutex<Option<OpError>>) -> Result<()> {
-    match fault.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
+    match lock(&fault).take() {
         Some(error) => Err(error),
         None => Ok(()),
     }

@@ -7,7 +7,7 @@ use crate::movement::copy::copy_run;
 use crate::simd::{Kernel, Lanes, dispatch};
 use core::cmp::Reverse;
 use core::marker::PhantomData;
-use core::sync::atomic::{AtomicBool, Ordering};
+use portolan_core::sync::atomic::{AtomicBool, Ordering};
 use portolan_ops::kernel::TopKSpec;
 use portolan_ops::{Contract, DType, MAX_RANK, OpError, Result, TensorSpec};
 
