@@ -7,6 +7,7 @@ pub use crate::call::compare::{compare, select};
 pub use crate::call::copy::{cast, contiguous, full};
 pub use crate::call::embedding::embedding;
 pub use crate::call::gather::gather_rows;
+pub use crate::call::geglu::geglu;
 pub use crate::call::gemm::{gemm_nn, gemm_nt, gemm_tn};
 pub use crate::call::linear::linear;
 pub use crate::call::reduce::{reduce, top_k};

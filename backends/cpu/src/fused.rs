@@ -32,6 +32,9 @@ impl FusedOps for CpuBackend {
     fn swiglu(&self, launch: &Launch<'_>, op: &call::Swiglu) -> Result<()> {
         op::swiglu::launch(launch, op)
     }
+    fn geglu(&self, launch: &Launch<'_>, op: &call::Geglu) -> Result<()> {
+        op::geglu::launch(launch, op)
+    }
     fn sample(&self, launch: &Launch<'_>, op: &call::Sample) -> Result<()> {
         op::sample::launch(launch, op)
     }

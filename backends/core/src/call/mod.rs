@@ -60,6 +60,8 @@ macro_rules! for_each_op {
                 Softmax, portolan_ops::norm::SoftmaxSpec, softmax;
                 /// Gated unit with SiLU.
                 Swiglu, portolan_ops::activation::SwigluSpec, swiglu;
+                /// Gated unit with GELU.
+                Geglu, portolan_ops::activation::GegluSpec, geglu;
                 /// Attention over a contiguous cache.
                 Attention, portolan_ops::attention::AttentionSpec, attention;
                 /// Attention over a paged cache.
@@ -80,6 +82,7 @@ pub(crate) mod compare;
 pub(crate) mod copy;
 pub(crate) mod embedding;
 pub(crate) mod gather;
+pub(crate) mod geglu;
 pub(crate) mod gemm;
 pub(crate) mod linear;
 mod random;

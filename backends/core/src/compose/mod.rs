@@ -5,6 +5,7 @@ mod add_rms_norm;
 mod attention;
 mod dequantize;
 mod embedding;
+mod geglu;
 mod kv_cache_write;
 mod linear;
 mod packed;
@@ -21,6 +22,7 @@ pub use add_rms_norm::add_rms_norm;
 pub use attention::attention;
 pub use dequantize::dequantize;
 pub use embedding::embedding;
+pub use geglu::geglu;
 pub use kv_cache_write::kv_cache_write;
 pub use linear::linear;
 pub use packed::{prepack, unpack};
@@ -66,7 +68,8 @@ fn limit(spec: &SpecRef<'_>) -> Option<Unsupported> {
         | SpecRef::RmsNorm(_)
         | SpecRef::AddRmsNorm(_)
         | SpecRef::Softmax(_)
-        | SpecRef::Swiglu(_) => None,
+        | SpecRef::Swiglu(_)
+        | SpecRef::Geglu(_) => None,
         // Packed forms are a backend's own, and the kernel core is what compositions are made of.
         _ => Some(Unsupported::NotImplemented),
     }

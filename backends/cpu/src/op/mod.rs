@@ -12,6 +12,7 @@ pub(crate) mod dequantize;
 pub(crate) mod embedding;
 pub(crate) mod fill;
 pub(crate) mod gather;
+pub(crate) mod geglu;
 pub(crate) mod gemm;
 pub(crate) mod kv_cache_write;
 pub(crate) mod linear;
