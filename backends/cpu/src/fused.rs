@@ -23,11 +23,17 @@ impl FusedOps for CpuBackend {
     fn rms_norm(&self, launch: &Launch<'_>, op: &call::RmsNorm) -> Result<()> {
         op::rms_norm::launch(launch, op)
     }
+    fn layer_norm(&self, launch: &Launch<'_>, op: &call::LayerNorm) -> Result<()> {
+        op::layer_norm::launch(launch, op)
+    }
     fn add_rms_norm(&self, launch: &Launch<'_>, op: &call::AddRmsNorm) -> Result<()> {
         op::add_rms_norm::launch(launch, op)
     }
     fn softmax(&self, launch: &Launch<'_>, op: &call::Softmax) -> Result<()> {
         op::softmax::launch(launch, op)
+    }
+    fn log_softmax(&self, launch: &Launch<'_>, op: &call::LogSoftmax) -> Result<()> {
+        op::log_softmax::launch(launch, op)
     }
     fn swiglu(&self, launch: &Launch<'_>, op: &call::Swiglu) -> Result<()> {
         op::swiglu::launch(launch, op)

@@ -7,7 +7,9 @@ mod dequantize;
 mod embedding;
 mod geglu;
 mod kv_cache_write;
+mod layer_norm;
 mod linear;
+mod log_softmax;
 mod packed;
 mod paged_attention;
 mod parts;
@@ -24,7 +26,9 @@ pub use dequantize::dequantize;
 pub use embedding::embedding;
 pub use geglu::geglu;
 pub use kv_cache_write::kv_cache_write;
+pub use layer_norm::layer_norm;
 pub use linear::linear;
+pub use log_softmax::log_softmax;
 pub use packed::{prepack, unpack};
 pub use paged_attention::paged_attention;
 pub use rms_norm::rms_norm;
@@ -66,8 +70,10 @@ fn limit(spec: &SpecRef<'_>) -> Option<Unsupported> {
         SpecRef::Sample(op) => beyond(op.logits().numel()),
         SpecRef::Rope(_)
         | SpecRef::RmsNorm(_)
+        | SpecRef::LayerNorm(_)
         | SpecRef::AddRmsNorm(_)
         | SpecRef::Softmax(_)
+        | SpecRef::LogSoftmax(_)
         | SpecRef::Swiglu(_)
         | SpecRef::Geglu(_) => None,
         // Packed forms are a backend's own, and the kernel core is what compositions are made of.
