@@ -24,6 +24,7 @@ pub mod norm;
 pub mod quant;
 pub mod rope;
 pub mod sample;
+pub mod sort;
 
 pub use contract::{
     Access, Case, Cases, Contract, Fill, Operand, expect_dims, expect_dtype, expect_rank, expect_writable,

@@ -15,5 +15,6 @@ pub use crate::call::log_softmax::log_softmax;
 pub use crate::call::reduce::{reduce, top_k};
 pub use crate::call::rms_norm::{add_rms_norm, group_rms_norm, rms_norm};
 pub use crate::call::softmax::softmax;
+pub use crate::call::sort::{argsort, sort};
 pub use crate::call::swiglu::swiglu;
 pub use crate::call::unary::unary;

@@ -41,6 +41,9 @@ impl FusedOps for CpuBackend {
     fn geglu(&self, launch: &Launch<'_>, op: &call::Geglu) -> Result<()> {
         op::geglu::launch(launch, op)
     }
+    fn sort(&self, launch: &Launch<'_>, op: &call::Sort) -> Result<()> {
+        op::sort::launch(launch, op)
+    }
     fn sample(&self, launch: &Launch<'_>, op: &call::Sample) -> Result<()> {
         op::sample::launch(launch, op)
     }

@@ -66,6 +66,8 @@ macro_rules! for_each_op {
                 Swiglu, portolan_ops::activation::SwigluSpec, swiglu;
                 /// Gated unit with GELU.
                 Geglu, portolan_ops::activation::GegluSpec, geglu;
+                /// Stable sort of every row.
+                Sort, portolan_ops::sort::SortSpec, sort;
                 /// Attention over a contiguous cache.
                 Attention, portolan_ops::attention::AttentionSpec, attention;
                 /// Attention over a paged cache.
@@ -97,6 +99,7 @@ pub(crate) mod rms_norm;
 mod rope;
 mod sample;
 pub(crate) mod softmax;
+pub(crate) mod sort;
 pub(crate) mod swiglu;
 pub(crate) mod unary;
 

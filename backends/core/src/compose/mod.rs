@@ -18,6 +18,7 @@ mod rms_norm;
 mod rope;
 mod sample;
 mod softmax;
+mod sort;
 mod swiglu;
 
 pub use add_rms_norm::add_rms_norm;
@@ -35,6 +36,7 @@ pub use rms_norm::rms_norm;
 pub use rope::rope;
 pub use sample::sample;
 pub use softmax::softmax;
+pub use sort::sort;
 pub use swiglu::swiglu;
 
 use crate::backend::Support;
@@ -75,7 +77,8 @@ fn limit(spec: &SpecRef<'_>) -> Option<Unsupported> {
         | SpecRef::Softmax(_)
         | SpecRef::LogSoftmax(_)
         | SpecRef::Swiglu(_)
-        | SpecRef::Geglu(_) => None,
+        | SpecRef::Geglu(_)
+        | SpecRef::Sort(_) => None,
         // Packed forms are a backend's own, and the kernel core is what compositions are made of.
         _ => Some(Unsupported::NotImplemented),
     }

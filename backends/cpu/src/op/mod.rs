@@ -30,6 +30,7 @@ pub(crate) mod scan;
 pub(crate) mod scatter;
 pub(crate) mod select;
 pub(crate) mod softmax;
+pub(crate) mod sort;
 pub(crate) mod swiglu;
 pub(crate) mod top_k;
 pub(crate) mod unary;
