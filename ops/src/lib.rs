@@ -17,6 +17,7 @@ mod spec;
 mod tolerance;
 
 pub mod activation;
+pub mod arrange;
 pub mod attention;
 pub mod embedding;
 pub mod kernel;

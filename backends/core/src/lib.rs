@@ -5,6 +5,7 @@
 //! implements [`Backend`]; everything that makes the library safe (ordering between streams, lifetime of
 //! memory in flight, overlap checks, error propagation) lives here, once.
 
+mod arrange;
 mod backend;
 mod buffer;
 pub mod call;
@@ -14,6 +15,7 @@ mod custom;
 mod device;
 mod event;
 mod graph;
+mod index;
 mod launch;
 mod op;
 pub mod ops;
