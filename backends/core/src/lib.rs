@@ -41,7 +41,7 @@ pub use device::{Device, DeviceInfo};
 pub use event::Event;
 pub use graph::Graph;
 pub use launch::Launch;
-pub use op::{Arg, Call, CustomKernel, CustomOp, Dispatch, Op, OpKind, OpQuery};
+pub use op::{Arg, Bind, Call, CustomKernel, CustomOp, CustomSpec, Dispatch, Op, OpKind, OpQuery};
 pub use pool::PoolStats;
 pub use registry::Registry;
 pub use report::StreamReport;

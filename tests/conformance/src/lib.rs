@@ -3,12 +3,14 @@
 
 mod case;
 mod core_only;
+mod custom;
 mod failure;
 mod reference;
 mod suite;
 
 pub use case::{Subject, check_case, written_bytes};
 pub use core_only::CoreOnly;
+pub use custom::{check_custom, compare_custom};
 pub use failure::Failure;
 pub use reference::ReferenceBackend;
 pub use suite::{Outcome, check_operator, compare_streams};
