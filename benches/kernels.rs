@@ -8,13 +8,15 @@ mod report;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use limits::{Limit, Limits};
-use portolan::call::{Attention, Gemm, Linear, RmsNorm, Softmax, Swiglu};
+use portolan::call::{Attention, Geglu, Gemm, LayerNorm, Linear, LogSoftmax, RmsNorm, Softmax, Sort, Swiglu};
 use portolan::cpu::{CpuBackend, CpuOptions};
 use portolan::{
     DType, Fallback, HostBuffer, Lens, OpError, OpKind, QuantTensor, Registry, Shape, Stream, StreamOptions,
     Tensor, TensorSpec, Weight, ops,
 };
 use portolan_core::Op;
+use portolan_ops::activation::GeluKind;
+use portolan_ops::sort::SortOrder;
 use portolan_ops::{ActQuant, Cost, HostTensor, QuantScheme, QuantSpec};
 use report::{Goal, Job, measure};
 
@@ -202,13 +204,27 @@ fn rows(c: &mut Criterion) {
     const N: usize = 4096;
     let limits = &mut Limits::new();
     let threads = all_threads();
-    let goal = Goal { limit: Limit::Copy, threads, floor: None };
+    let goal = Goal { limit: Limit::Copy, threads, floor: Some(0.5) };
     measure(c, limits, "rms_norm_8192x4096", goal, || {
         let s = stream(threads)?;
         let (x, weight) = (floats(&s, &[ROWS, N])?, floats(&s, &[N])?);
         let op = RmsNorm::new(&x, &mut empty(&s, DType::F32, &[ROWS, N])?, 1e-5)?.weight(&weight)?;
         rotate(s, vec![op], moved)
     });
+    measure(c, limits, "rms_norm_groups_8192x32x128", goal, || {
+        let s = stream(threads)?;
+        let (dims, weight) = ([ROWS, N / 128, 128], floats(&s, &[N / 128, 128])?);
+        let x = floats(&s, &dims)?;
+        let op = RmsNorm::new(&x, &mut empty(&s, DType::F32, &dims)?, 1e-5)?.weight(&weight)?;
+        rotate(s, vec![op], moved)
+    });
+    measure(c, limits, "layer_norm_8192x4096", goal, || {
+        let s = stream(threads)?;
+        let (x, weight, bias) = (floats(&s, &[ROWS, N])?, floats(&s, &[N])?, floats(&s, &[N])?);
+        let op = LayerNorm::new(&x, &mut empty(&s, DType::F32, &[ROWS, N])?, 1e-5)?;
+        rotate(s, vec![op.weight(&weight)?.bias(&bias)?], moved)
+    });
+    let goal = Goal { floor: None, ..goal };
     measure(c, limits, "softmax_8192x4096", goal, || {
         let s = stream(threads)?;
         let x = floats(&s, &[ROWS, N])?;
@@ -221,6 +237,36 @@ fn rows(c: &mut Criterion) {
         let op = Swiglu::new(&gate, &up, &mut empty(&s, DType::F32, &[ROWS, N])?)?;
         rotate(s, vec![op], moved)
     });
+    measure(c, limits, "swiglu_limit_interleaved_8192x4096", goal, || {
+        let s = stream(threads)?;
+        let both = floats(&s, &[ROWS, 2 * N])?;
+        let op = Swiglu::interleaved(&both, &mut empty(&s, DType::F32, &[ROWS, N])?)?;
+        rotate(s, vec![op.limit(7.0)?.alpha(1.702)?.up_offset(1.0)?], moved)
+    });
+    for (id, kind) in [("geglu_8192x4096", GeluKind::Erf), ("geglu_tanh_8192x4096", GeluKind::Tanh)] {
+        measure(c, limits, id, goal, || {
+            let s = stream(threads)?;
+            let (gate, up) = (floats(&s, &[ROWS, N])?, floats(&s, &[ROWS, N])?);
+            let op = Geglu::new(kind, &gate, &up, &mut empty(&s, DType::F32, &[ROWS, N])?)?;
+            rotate(s, vec![op], moved)
+        });
+    }
+    measure(c, limits, "log_softmax_8192x4096", goal, || {
+        let s = stream(threads)?;
+        let x = floats(&s, &[ROWS, N])?;
+        let op = LogSoftmax::new(&x, &mut empty(&s, DType::F32, &[ROWS, N])?)?;
+        rotate(s, vec![op], moved)
+    });
+    for (id, rows, n) in [("sort_8192x4096", ROWS, N), ("sort_1x1048576", 1, 1 << 20)] {
+        measure(c, limits, id, goal, || {
+            let s = stream(threads)?;
+            let x = floats(&s, &[rows, n])?;
+            let (mut values, mut indices) =
+                (empty(&s, DType::F32, &[rows, n])?, empty(&s, DType::I32, &[rows, n])?);
+            let op = Sort::new(SortOrder::Descending, &x, &mut values, &mut indices)?;
+            rotate(s, vec![op], moved)
+        });
+    }
 }
 
 criterion_group!(kernels, products, single_token, attention, rows);

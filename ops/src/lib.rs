@@ -17,6 +17,7 @@ mod spec;
 mod tolerance;
 
 pub mod activation;
+pub mod arrange;
 pub mod attention;
 pub mod embedding;
 pub mod kernel;
@@ -24,6 +25,7 @@ pub mod norm;
 pub mod quant;
 pub mod rope;
 pub mod sample;
+pub mod sort;
 
 pub use contract::{
     Access, Case, Cases, Contract, Fill, Operand, expect_dims, expect_dtype, expect_rank, expect_writable,

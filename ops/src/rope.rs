@@ -64,7 +64,7 @@ pub enum RopeScaling {
 /// `inv_freq[i] = theta^(−2i / rotary_dim)`, scaled, is computed in f64 and rounded to f32. The angle is the
 /// f32 product of the position (rounded to f32) and that; cosine and sine are those of this f32 angle. The
 /// rounding of the angle is part of the contract, as models are trained with it. Elements from rotary_dim on
-/// are copied.
+/// are copied. The inverse rotates by `−φ`; it undoes a rotation whose mscale is 1.
 ///
 /// # Shapes
 /// x and out `[tokens, heads, head_dim]`, positions `[tokens]`; rotary_dim even and at most head_dim. Any
@@ -96,6 +96,7 @@ pub struct RopeSpec {
     rotary_dim: usize,
     theta: f64,
     scaling: RopeScaling,
+    inverse: bool,
 }
 
 impl RopeSpec {
@@ -125,6 +126,7 @@ impl RopeSpec {
             rotary_dim: x.dims()[2],
             theta,
             scaling: RopeScaling::None,
+            inverse: false,
         };
         spec.with_rotary_dim(x.dims()[2] / 2 * 2)
     }
@@ -175,6 +177,12 @@ impl RopeSpec {
         Ok(self)
     }
 
+    /// Rotates backwards, by the negated angles.
+    pub fn inverse(mut self) -> Self {
+        self.inverse = true;
+        self
+    }
+
     /// Input.
     pub fn x(&self) -> &TensorSpec {
         &self.x
@@ -202,6 +210,10 @@ impl RopeSpec {
     /// How frequencies are stretched.
     pub fn scaling(&self) -> RopeScaling {
         self.scaling
+    }
+    /// Whether it rotates backwards.
+    pub fn is_inverse(&self) -> bool {
+        self.inverse
     }
     /// Length of a head.
     pub fn head_dim(&self) -> usize {
@@ -294,7 +306,8 @@ impl Contract for RopeSpec {
             let position = positions[row / heads] as f32;
             for (i, &freq) in freq.iter().enumerate() {
                 let (a, b) = self.pair(i);
-                let (sin, cos) = f64::from(position * freq).sin_cos();
+                let angle = f64::from(position * freq);
+                let (sin, cos) = if self.inverse { -angle } else { angle }.sin_cos();
                 let (x_a, x_b) = (head[a], head[b]);
                 head[a] = mscale * (x_a * cos - x_b * sin);
                 head[b] = mscale * (x_b * cos + x_a * sin);
@@ -377,6 +390,19 @@ impl Cases for RopeSpec {
                     );
                 }
             }
+            for (name, tokens, heads, head_dim, rotary_dim) in edges {
+                let spec = plain(style, DType::BF16, [tokens, heads, head_dim], 1e4)?;
+                let case = Case::new(
+                    format!("{NAME}/{style:?}/inverse/{name}"),
+                    spec.with_rotary_dim(rotary_dim)?.inverse(),
+                );
+                cases.push(case.fill("positions", positions.clone()));
+            }
+            for (name, scaling) in scalings {
+                let spec = plain(style, DType::F32, [6, 2, 64], 5e5)?.with_scaling(scaling)?.inverse();
+                let case = Case::new(format!("{NAME}/{style:?}/inverse/{name}"), spec);
+                cases.push(case.fill("positions", positions.clone()));
+            }
             // Heads of a fused projection, and head_dim not innermost in the result.
             let x = TensorSpec::of(DType::F32, &[5, 6, 16])?.narrow(1, 2, 3)?;
             let out = TensorSpec::of(DType::F32, &[5, 16, 3])?.transpose(1, 2)?;
@@ -416,6 +442,18 @@ mod tests {
         };
         assert!((dot(5.0, 2.0) - dot(13.0, 10.0)).abs() < 1e-5);
         assert!((dot(5.0, 2.0) - dot(5.0, 3.0)).abs() > 1e-2);
+    }
+
+    #[test]
+    fn the_inverse_undoes_a_rotation() {
+        let forward = spec(RopeStyle::Interleaved, 6).with_rotary_dim(4).unwrap();
+        let x = [0.3, -1.0, 0.5, 0.2, 0.9, -0.4];
+        let turned = forward.reference(&[&x, &[77.0]]).remove(0);
+        let back = forward.clone().inverse().reference(&[&turned, &[77.0]]).remove(0);
+        assert!(x.iter().zip(&back).all(|(x, b)| (x - b).abs() < 1e-15), "{back:?}");
+        assert!((turned[0] - x[0]).abs() > 0.1);
+        let ahead = forward.inverse().reference(&[&x, &[77.0]]).remove(0);
+        assert!((turned[0] - ahead[0]).abs() > 0.1);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! implements [`Backend`]; everything that makes the library safe (ordering between streams, lifetime of
 //! memory in flight, overlap checks, error propagation) lives here, once.
 
+mod arrange;
 mod backend;
 mod buffer;
 pub mod call;
@@ -14,6 +15,7 @@ mod custom;
 mod device;
 mod event;
 mod graph;
+mod index;
 mod launch;
 mod op;
 pub mod ops;
@@ -40,7 +42,7 @@ pub use device::{Device, DeviceInfo};
 pub use event::Event;
 pub use graph::Graph;
 pub use launch::Launch;
-pub use op::{Arg, Call, CustomKernel, CustomOp, Dispatch, Op, OpKind, OpQuery};
+pub use op::{Arg, Bind, Call, CustomKernel, CustomOp, CustomSpec, Dispatch, Op, OpKind, OpQuery};
 pub use pool::PoolStats;
 pub use registry::Registry;
 pub use report::StreamReport;

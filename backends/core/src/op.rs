@@ -10,7 +10,7 @@ use portolan_ops::{Access, Contract, Cost, Determinism, OpError, OpName, Result,
 use smallvec::SmallVec;
 
 pub use crate::call::OpKind;
-pub use crate::custom::{CustomKernel, CustomOp};
+pub use crate::custom::{CustomKernel, CustomOp, CustomSpec};
 
 pub(crate) mod sealed {
     /// Only operators of this crate may be launched: a foreign one could hide an operand and race.
@@ -63,6 +63,26 @@ pub trait Dispatch: Contract + sealed::Sealed {
     fn spec_ref(&self) -> SpecRef<'_>;
     /// Calls the backend's method.
     fn dispatch(backend: &dyn Backend, launch: &Launch<'_>, op: &Call<Self>) -> Result<()>;
+}
+
+/// A contract that can be paired with tensors: those of the operator table, and users' own.
+pub trait Bind: Contract {
+    /// The pair.
+    type Bound: Op;
+
+    /// Pairs it with tensors, in the order of [`Contract::operands`].
+    ///
+    /// # Errors
+    /// As [`Call::bind`].
+    fn bind(&self, tensors: &[&Tensor]) -> Result<Self::Bound>;
+}
+
+impl<C: Dispatch> Bind for C {
+    type Bound = Call<C>;
+
+    fn bind(&self, tensors: &[&Tensor]) -> Result<Call<C>> {
+        Call::bind(self.clone(), tensors)
+    }
 }
 
 /// A contract together with the tensors it speaks of.

@@ -6,7 +6,7 @@
 use crate::queue::CpuStream;
 use core::fmt;
 use portolan_core::{CustomKernel, CustomOp, Launch};
-use portolan_ops::{Access, DType, Element, OpError, Result, TensorSpec, Unsupported};
+use portolan_ops::{Access, Contract, DType, Element, OpError, Result, TensorSpec, Unsupported};
 use std::marker::PhantomData;
 use std::sync::Arc;
 
@@ -70,7 +70,7 @@ impl fmt::Debug for CpuKernel {
 /// for a strided operand, element `[i, j]` is at `i · strides[0] + j · strides[1]` of [`CpuOperand::spec`].
 #[derive(Debug)]
 pub struct CpuOperand<'a> {
-    name: String,
+    name: &'static str,
     spec: TensorSpec,
     access: Access,
     /// The first byte of the first element.
@@ -111,7 +111,7 @@ impl CpuOperand<'_> {
             // Fresh memory need not hold booleans; all of it is the operand's own to overwrite.
             self.bytes_mut()?.fill(0);
         }
-        let name = self.name.clone();
+        let name = self.name;
         let bytes = self.bytes_mut()?;
         bytemuck::checked::try_cast_slice_mut(bytes).map_err(|e| invalid(name, dtype, &e))
     }
@@ -131,7 +131,7 @@ impl CpuOperand<'_> {
     pub fn bytes_mut(&mut self) -> Result<&mut [u8]> {
         if !self.access.writes() {
             let what = "was declared to be only read; declare it Write or ReadWrite";
-            return Err(OpError::attribute("custom", self.name.clone(), what));
+            return Err(OpError::attribute("custom", self.name, what));
         }
         // SAFETY: as in `bytes`; this operand is written, so no other operand shares a byte with it, and
         // `self` is borrowed exclusively.
@@ -141,16 +141,16 @@ impl CpuOperand<'_> {
     fn check<T: Element>(&self) -> Result<()> {
         match self.spec.dtype() == T::DTYPE {
             true => Ok(()),
-            false => Err(OpError::dtype("custom", self.name.clone(), self.spec.dtype(), T::DTYPE.name())),
+            false => Err(OpError::dtype("custom", self.name, self.spec.dtype(), T::DTYPE.name())),
         }
     }
 
     fn invalid(&self, dtype: DType, error: &bytemuck::checked::CheckedCastError) -> OpError {
-        invalid(self.name.clone(), dtype, error)
+        invalid(self.name, dtype, error)
     }
 }
 
-fn invalid(name: String, dtype: DType, error: &bytemuck::checked::CheckedCastError) -> OpError {
+fn invalid(name: &str, dtype: DType, error: &bytemuck::checked::CheckedCastError) -> OpError {
     OpError::Data {
         op: "custom".into(),
         what: format!("{name} holds a byte pattern that is no {dtype}: {error}"),
@@ -188,20 +188,20 @@ pub(crate) fn launch(launch: &Launch<'_>, op: &CustomOp) -> Result<()> {
         Ok(kernel) => kernel.clone(),
         Err((why, hint)) => return Err(launch.unsupported(op.op_name(), why, hint)),
     };
-    let operands: Vec<(TensorSpec, Access, usize, usize)> = op
-        .tensors()
-        .iter()
-        .map(|(tensor, access)| {
+    let mut operands: Vec<(&'static str, TensorSpec, Access, usize, usize)> = Vec::new();
+    let mut tensors = op.tensors().iter();
+    op.spec().operands(&mut |operand| {
+        if let Some((tensor, access)) = tensors.next() {
             let (start, end) = tensor.spec().byte_range();
-            (*tensor.spec(), *access, tensor.buffer().address() + start, end - start)
-        })
-        .collect();
+            let address = tensor.buffer().address() + start;
+            operands.push((operand.name, *tensor.spec(), *access, address, end - start));
+        }
+    });
     CpuStream::enqueue(launch, move |_| {
         let mut operands: Vec<CpuOperand<'_>> = operands
             .iter()
-            .enumerate()
-            .map(|(i, &(spec, access, address, bytes))| CpuOperand {
-                name: format!("operand {i}"),
+            .map(|&(name, spec, access, address, bytes)| CpuOperand {
+                name,
                 spec,
                 access,
                 start: address as *mut u8,

@@ -23,14 +23,26 @@ impl FusedOps for CpuBackend {
     fn rms_norm(&self, launch: &Launch<'_>, op: &call::RmsNorm) -> Result<()> {
         op::rms_norm::launch(launch, op)
     }
+    fn layer_norm(&self, launch: &Launch<'_>, op: &call::LayerNorm) -> Result<()> {
+        op::layer_norm::launch(launch, op)
+    }
     fn add_rms_norm(&self, launch: &Launch<'_>, op: &call::AddRmsNorm) -> Result<()> {
         op::add_rms_norm::launch(launch, op)
     }
     fn softmax(&self, launch: &Launch<'_>, op: &call::Softmax) -> Result<()> {
         op::softmax::launch(launch, op)
     }
+    fn log_softmax(&self, launch: &Launch<'_>, op: &call::LogSoftmax) -> Result<()> {
+        op::log_softmax::launch(launch, op)
+    }
     fn swiglu(&self, launch: &Launch<'_>, op: &call::Swiglu) -> Result<()> {
         op::swiglu::launch(launch, op)
+    }
+    fn geglu(&self, launch: &Launch<'_>, op: &call::Geglu) -> Result<()> {
+        op::geglu::launch(launch, op)
+    }
+    fn sort(&self, launch: &Launch<'_>, op: &call::Sort) -> Result<()> {
+        op::sort::launch(launch, op)
     }
     fn sample(&self, launch: &Launch<'_>, op: &call::Sample) -> Result<()> {
         op::sample::launch(launch, op)

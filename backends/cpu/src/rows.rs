@@ -143,6 +143,19 @@ impl<T: Stored, const UNIT: bool> Row<'_, T, UNIT> {
         L::select(lane.lt(L::splat(count as f32)), loaded, L::splat(fill))
     }
 
+    /// Elements `2i, 2i + 2, …` and `2i + 1, 2i + 3, …`, `count ≤ LEN` of each; the other lanes are 0.
+    ///
+    /// # Safety
+    /// They are within the row, and readable.
+    #[inline(always)]
+    pub(crate) unsafe fn load_pairs<L: Lanes>(&self, i: usize, count: usize) -> (L, L) {
+        let first = L::LEN.min(2 * count);
+        // SAFETY: the caller's promise.
+        let (a, b) =
+            unsafe { (self.load::<L>(2 * i, first), self.load::<L>(2 * i + first, 2 * count - first)) };
+        a.deinterleave(b)
+    }
+
     /// Writes lanes `0..count` to elements `i..i + count`, rounded to nearest even.
     ///
     /// # Safety

@@ -1,22 +1,21 @@
-//! SwiGLU: the gate of a feed-forward block, over two tensors or the two halves of one.
+//! SwiGLU: the gate of a feed-forward block, over two tensors or within one, with the clamps some models add.
 
-use crate::kernel::Activation;
-use crate::norm::{EDGES, FLOATS, expect_rows, strided_pairs};
-use crate::{
-    Access, Case, Cases, Contract, Cost, DType, Fill, OpError, Operand, Result, Shape, TensorSpec, Tolerance,
-    expect_dims, expect_dtype, expect_writable, streaming_cost,
-};
+use super::gate::{Arrangement, Gated, cases};
+use crate::{Case, Cases, Contract, Cost, OpError, Operand, Result, TensorSpec, Tolerance, streaming_cost};
 
 /// Multiplies by the sigmoid-weighted gate.
 ///
-/// `out = gate / (1 + e^−gate) · up`
+/// `out = g / (1 + e^(−alpha·g)) · (u + up_offset)`, where `g = min(gate, limit)` and
+/// `u = min(max(up, −limit), limit)`; without a limit `g = gate` and `u = up`
 ///
 /// # Shapes
 /// [`SwigluSpec::new`]: gate, up and out `[.., n]`. [`SwigluSpec::fused`]: gate_up `[.., 2n]`, the gate in
-/// the first half of the last dimension and up in the second, out `[.., n]`. Any extent may be zero.
+/// the first half of the last dimension and up in the second, out `[.., n]`. [`SwigluSpec::interleaved`]: the
+/// gate at even places, up at odd ones. Any extent may be zero.
 ///
 /// # DTypes
-/// All of one type out of f32, f16, bf16. Computed in f32, rounded once. A gate of −inf gives NaN.
+/// All of one type out of f32, f16, bf16. Computed in f32, rounded once. A gate of −inf gives NaN (a limit
+/// does not bound the gate from below); NaN stays NaN.
 ///
 /// # Layout
 /// Any strides. out may be gate or up (in place).
@@ -25,26 +24,26 @@ use crate::{
 /// `BatchInvariant`: an element depends on its own inputs only.
 ///
 /// # Cost
-/// `5·numel(out)` operations: negated exponential, sum, quotient, product (the exponential counts as two).
+/// `5·numel(out)` operations: negated exponential, sum, quotient, product (the exponential counts as two); 3 more
+/// with a limit, 1 more with an alpha other than 1, 1 more with an offset other than 0.
 ///
 /// # Errors
-/// `Shape` (an odd last extent of gate_up too), `DType`, `Layout` (out overlaps itself).
+/// `Shape` (an odd last extent of gate_up too), `DType`, `Layout` (out overlaps itself), `Attribute` (limit or
+/// alpha not a finite number above 0, offset not finite).
 ///
 /// # Composition
-/// unary silu of gate into scratch of f32, binary multiply by up, cast to out; the halves of gate_up are views.
+/// In f32 scratch: binary min and max with the limit, unary silu of the gate (with an alpha: sigmoid of the
+/// multiple, times the gate), binary add of the offset, binary multiply, cast to out; parts of gate_up are views.
 ///
 /// # Source
-/// Shazeer, GLU Variants Improve Transformer, 2020.
+/// Shazeer, GLU Variants Improve Transformer, 2020. The limit is that of DeepSeek-V4 (10) and GPT-OSS (7, with
+/// alpha 1.702, up_offset 1 and interleaved operands).
 #[derive(Clone, Debug, PartialEq)]
 pub struct SwigluSpec {
-    input: Input,
-    out: TensorSpec,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-enum Input {
-    Separate { gate: TensorSpec, up: TensorSpec },
-    Fused { gate_up: TensorSpec, gate: TensorSpec, up: TensorSpec },
+    gated: Gated,
+    limit: Option<f32>,
+    alpha: f32,
+    up_offset: f32,
 }
 
 const OP: &str = "swiglu";
@@ -52,63 +51,103 @@ const OP: &str = "swiglu";
 impl SwigluSpec {
     /// The form over two tensors.
     pub fn new(gate: &TensorSpec, up: &TensorSpec, out: &TensorSpec) -> Result<Self> {
-        expect_dtype(OP, "gate", gate, &FLOATS)?;
-        expect_rows(OP, "gate", gate)?;
-        expect_dims(OP, "up", up, gate.dims())?;
-        expect_dtype(OP, "up", up, &[gate.dtype()])?;
-        Self::with_out(Input::Separate { gate: *gate, up: *up }, gate, out)
+        Ok(Self::over(Gated::separate(OP, gate, up, out)?))
     }
 
     /// The form over the halves of one tensor.
     pub fn fused(gate_up: &TensorSpec, out: &TensorSpec) -> Result<Self> {
-        let want = Self::out_spec(gate_up)?;
-        let (n, last) = (want.shape().last(), want.rank() - 1);
-        let (gate, up) = (gate_up.narrow(last, 0, n)?, gate_up.narrow(last, n, n)?);
-        Self::with_out(Input::Fused { gate_up: *gate_up, gate, up }, &want, out)
+        Ok(Self::over(Gated::within(OP, Arrangement::Halves, gate_up, out)?))
     }
 
-    /// The result of the fused form: contiguous, half as wide as gate_up.
+    /// The form over the even and odd places of one tensor.
+    pub fn interleaved(gate_up: &TensorSpec, out: &TensorSpec) -> Result<Self> {
+        Ok(Self::over(Gated::within(OP, Arrangement::Interleaved, gate_up, out)?))
+    }
+
+    /// The result of the forms over one tensor: contiguous, half as wide as gate_up.
     pub fn out_spec(gate_up: &TensorSpec) -> Result<TensorSpec> {
-        expect_dtype(OP, "gate_up", gate_up, &FLOATS)?;
-        expect_rows(OP, "gate_up", gate_up)?;
-        let width = gate_up.shape().last();
-        if width & 1 == 1 {
-            let what = format!("gate_up is {}, expected an even last extent", gate_up.shape());
-            return Err(OpError::shape(OP, what));
-        }
-        let shape: Shape = gate_up.shape().with_dim(gate_up.rank() - 1, width / 2)?;
-        Ok(TensorSpec::new(gate_up.dtype(), shape))
+        Gated::out_spec(OP, gate_up)
     }
 
-    fn with_out(input: Input, like: &TensorSpec, out: &TensorSpec) -> Result<Self> {
-        expect_dims(OP, "out", out, like.dims())?;
-        expect_dtype(OP, "out", out, &[like.dtype()])?;
-        expect_writable(OP, "out", out)?;
-        Ok(Self { input, out: *out })
+    fn over(gated: Gated) -> Self {
+        Self { gated, limit: None, alpha: 1.0, up_offset: 0.0 }
+    }
+
+    /// Bounds the gate from above by `limit`, and up to `[−limit, limit]`.
+    pub fn with_limit(mut self, limit: f32) -> Result<Self> {
+        self.limit = Some(positive("limit", limit)?);
+        Ok(self)
+    }
+
+    /// Multiplies the gate by `alpha` inside the sigmoid.
+    pub fn with_alpha(mut self, alpha: f32) -> Result<Self> {
+        self.alpha = positive("alpha", alpha)?;
+        Ok(self)
+    }
+
+    /// Adds `up_offset` to up, after the limit.
+    pub fn with_up_offset(mut self, up_offset: f32) -> Result<Self> {
+        if !up_offset.is_finite() {
+            let what = format!("is {up_offset}, expected a finite number");
+            return Err(OpError::attribute(OP, "up_offset", what));
+        }
+        self.up_offset = up_offset;
+        Ok(self)
     }
 
     /// The gate: an operand, or a view of `gate_up`.
     pub fn gate(&self) -> &TensorSpec {
-        match &self.input {
-            Input::Separate { gate, .. } | Input::Fused { gate, .. } => gate,
-        }
+        self.gated.gate()
     }
     /// What is gated: an operand, or a view of `gate_up`.
     pub fn up(&self) -> &TensorSpec {
-        match &self.input {
-            Input::Separate { up, .. } | Input::Fused { up, .. } => up,
-        }
+        self.gated.up()
     }
-    /// The operand that holds both, in the fused form.
+    /// The operand that holds both, in the forms over one tensor.
     pub fn gate_up(&self) -> Option<&TensorSpec> {
-        match &self.input {
-            Input::Separate { .. } => None,
-            Input::Fused { gate_up, .. } => Some(gate_up),
-        }
+        self.gated.gate_up()
     }
     /// Result.
     pub fn out(&self) -> &TensorSpec {
-        &self.out
+        self.gated.out()
+    }
+    /// Bound of the gate from above and of up from both sides.
+    pub fn limit(&self) -> Option<f32> {
+        self.limit
+    }
+    /// Factor of the gate inside the sigmoid.
+    pub fn alpha(&self) -> f32 {
+        self.alpha
+    }
+    /// What is added to up.
+    pub fn up_offset(&self) -> f32 {
+        self.up_offset
+    }
+
+    /// The unit of one element, in f64.
+    fn apply(&self, gate: f64, up: f64) -> f64 {
+        // Comparisons, so that NaN stays.
+        let (gate, up) = match self.limit.map(f64::from) {
+            None => (gate, up),
+            Some(limit) => (
+                if gate > limit { limit } else { gate },
+                if up > limit {
+                    limit
+                } else if up < -limit {
+                    -limit
+                } else {
+                    up
+                },
+            ),
+        };
+        gate / (1.0 + (-f64::from(self.alpha) * gate).exp()) * (up + f64::from(self.up_offset))
+    }
+}
+
+fn positive(arg: &'static str, value: f32) -> Result<f32> {
+    match value.is_finite() && value > 0.0 {
+        true => Ok(value),
+        false => Err(OpError::attribute(OP, arg, format!("is {value}, expected a finite number above 0"))),
     }
 }
 
@@ -118,85 +157,55 @@ impl Contract for SwigluSpec {
     }
 
     fn operands<'a>(&'a self, visit: &mut dyn FnMut(Operand<'a>)) {
-        match &self.input {
-            Input::Separate { gate, up } => {
-                visit(Operand { name: "gate", spec: gate, access: Access::Read });
-                visit(Operand { name: "up", spec: up, access: Access::Read });
-            }
-            Input::Fused { gate_up, .. } => {
-                visit(Operand { name: "gate_up", spec: gate_up, access: Access::Read });
-            }
-        }
-        visit(Operand { name: "out", spec: &self.out, access: Access::Write });
+        self.gated.operands(visit);
     }
 
     fn in_place(&self) -> &'static [(&'static str, &'static str)] {
-        match self.input {
-            Input::Separate { .. } => &[("out", "gate"), ("out", "up")],
-            Input::Fused { .. } => &[],
-        }
+        self.gated.in_place()
     }
 
     fn cost(&self) -> Cost {
-        streaming_cost(self, (self.out.numel() as u64).saturating_mul(5))
+        let clamps = if self.limit.is_some() { 3 } else { 0 };
+        let each = 5 + clamps + u64::from(self.alpha != 1.0) + u64::from(self.up_offset != 0.0);
+        streaming_cost(self, (self.out().numel() as u64).saturating_mul(each))
     }
 
     fn reference(&self, inputs: &[&[f64]]) -> Vec<Vec<f64>> {
-        let gated = |gate: f64, up: f64| Activation::Silu.apply(gate) * up;
-        let n = self.out.shape().last();
-        vec![match &self.input {
-            Input::Separate { .. } => inputs[0].iter().zip(inputs[1]).map(|(&g, &u)| gated(g, u)).collect(),
-            Input::Fused { .. } => inputs[0]
-                .chunks(2 * n.max(1))
-                .flat_map(|row| (0..n).map(|i| gated(row[i], row[n + i])))
-                .collect(),
-        }]
+        vec![self.gated.map(inputs, |gate, up| self.apply(gate, up))]
     }
 
-    /// An exponential of 2 ulp, a sum, a quotient and two products: at most `16·u` in f32, relative. Then
-    /// one rounding to the result's type, which errs by half a spacing of denormals below its normal range.
+    /// An exponential of 2 ulp, two sums, a quotient and two products: at most `16·u` in f32, relative. The
+    /// product with an alpha is rounded at a magnitude of at most 36 in every case, which moves the exponent,
+    /// and so the sigmoid, by `36·u` more. Sums with the offset are of exact numbers.
     fn tolerance(&self) -> Vec<Tolerance> {
-        let computed = Tolerance { abs: 0.0, rel: 16.0 * DType::F32.unit_roundoff() };
-        let spacing = if self.out.dtype() == DType::F16 { 2f64.powi(-25) } else { 2f64.powi(-126) };
-        vec![Tolerance::rounded_to(self.out.dtype(), spacing).plus(computed)]
+        vec![self.gated.tolerance(if self.alpha == 1.0 { 16.0 } else { 52.0 }, 0.0)]
     }
 }
 
 impl Cases for SwigluSpec {
     fn cases() -> Result<Vec<Case<Self>>> {
-        let mut cases = Vec::new();
-        for dtype in FLOATS {
-            let wide = || Fill::Range(-20.0, 20.0);
-            for (name, dims) in EDGES {
-                let x = TensorSpec::of(dtype, dims)?;
-                let spec = Self::new(&x, &x, &x)?;
-                cases.push(Case::new(format!("{OP}/{dtype}/{name}"), spec).fill("gate", wide()));
-                let both = x.shape().with_dim(x.rank() - 1, 2 * x.shape().last())?;
-                let spec = Self::fused(&TensorSpec::new(dtype, both), &x)?;
-                cases.push(Case::new(format!("{OP}/{dtype}/fused_{name}"), spec).fill("gate_up", wide()));
-            }
-            for (name, gate, out) in strided_pairs(dtype)? {
-                let spec = Self::new(&gate, &out, &out)?;
-                cases.push(Case::new(format!("{OP}/{dtype}/{name}"), spec));
-            }
-            let gate_up = TensorSpec::of(dtype, &[5, 3, 70])?.narrow(2, 3, 66)?.transpose(0, 1)?;
-            let spec = Self::fused(&gate_up, &TensorSpec::of(dtype, &[3, 5, 33])?)?;
-            cases.push(Case::new(format!("{OP}/{dtype}/fused_strided"), spec));
-            let x = TensorSpec::of(dtype, &[37])?;
-            let edges = vec![f64::INFINITY, f64::NAN, -0.0, 1e4, -1e4, 80.0, -80.0, 1e-7];
-            let case = Case::new(format!("{OP}/{dtype}/not_finite"), Self::new(&x, &x, &x)?);
-            cases.push(case.fill("gate", Fill::Values(edges)).fill("up", Fill::Range(1.0, 2.0)));
-        }
-        Ok(cases)
+        let mut all = cases(OP, 20.0, 20.0, |gated| Ok(Self::over(gated)))?;
+        // Limits inside the ranges drawn, so that both sides of each are seen.
+        all.extend(cases("swiglu/limit", 20.0, 2.0, |gated| Self::over(gated).with_limit(0.75))?);
+        let gpt_oss = |gated| Self::over(gated).with_limit(7.0)?.with_alpha(1.702)?.with_up_offset(1.0);
+        all.extend(cases("swiglu/gpt_oss", 20.0, 20.0, gpt_oss)?);
+        Ok(all)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::DType;
+    use proptest::prelude::*;
 
     fn spec(dims: &[usize]) -> TensorSpec {
         TensorSpec::of(DType::F32, dims).unwrap()
+    }
+
+    fn unit() -> SwigluSpec {
+        let x = spec(&[1]);
+        SwigluSpec::new(&x, &x, &x).unwrap()
     }
 
     #[test]
@@ -210,28 +219,53 @@ mod tests {
     }
 
     #[test]
-    fn both_forms_agree() {
-        let x = spec(&[2, 2]);
-        let separate = SwigluSpec::new(&x, &x, &x).unwrap();
-        let fused = SwigluSpec::fused(&spec(&[2, 4]), &x).unwrap();
-        assert_eq!(
-            separate.reference(&[&[1.0, 2.0, 3.0, 4.0], &[5.0, 6.0, 7.0, 8.0]]),
-            fused.reference(&[&[1.0, 2.0, 5.0, 6.0, 3.0, 4.0, 7.0, 8.0]]),
-        );
-        assert_eq!((fused.gate().strides(), fused.up().layout().offset()), (&[4usize, 1][..], 2));
-        assert_eq!(separate.cost(), fused.cost());
+    fn a_limit_bounds_the_gate_from_above_and_up_from_both_sides() {
+        let limited = unit().with_limit(10.0).unwrap();
+        let at = |gate: f64, up: f64| limited.reference(&[&[gate], &[up]])[0][0];
+        let free = |gate: f64, up: f64| unit().reference(&[&[gate], &[up]])[0][0];
+        assert_eq!(at(50.0, 3.0), free(10.0, 3.0));
+        assert_eq!(at(2.0, 50.0), free(2.0, 10.0));
+        assert_eq!(at(2.0, -50.0), free(2.0, -10.0));
+        // No lower bound on the gate.
+        assert_eq!(at(-50.0, 3.0), free(-50.0, 3.0));
+        assert!(at(f64::NAN, 1.0).is_nan() && at(1.0, f64::NAN).is_nan());
+    }
+
+    #[test]
+    fn the_gpt_oss_unit_by_hand() {
+        let unit = unit().with_limit(7.0).unwrap().with_alpha(2.0).unwrap().with_up_offset(1.0).unwrap();
+        // With alpha 2, the gate ½·ln 3 has a sigmoid of 3/4; up 1 counts as 2.
+        let got = unit.reference(&[&[0.5 * 3f64.ln()], &[1.0]])[0][0];
+        assert!((got - 0.75 * 3f64.ln()).abs() < 1e-15, "{got}");
+        assert_eq!(unit.cost().flops, 10);
     }
 
     #[test]
     fn an_odd_width_is_refused() {
         let e = SwigluSpec::fused(&spec(&[2, 5]), &spec(&[2, 2])).unwrap_err();
         assert_eq!(e.to_string(), "swiglu: gate_up is [2, 5], expected an even last extent");
+        assert!(SwigluSpec::interleaved(&spec(&[2, 5]), &spec(&[2, 2])).is_err());
         assert!(SwigluSpec::fused(&spec(&[]), &spec(&[])).is_err());
         assert!(SwigluSpec::new(&spec(&[2]), &spec(&[3]), &spec(&[2])).is_err());
     }
 
     #[test]
     fn every_case_is_legal() {
-        assert!(SwigluSpec::cases().unwrap().len() > 60);
+        assert!(SwigluSpec::cases().unwrap().len() > 300);
+    }
+
+    proptest! {
+        #[test]
+        fn attributes_are_legal_exactly_where_the_contract_says(value in any::<f32>()) {
+            prop_assert_eq!(unit().with_limit(value).is_ok(), value.is_finite() && value > 0.0);
+            prop_assert_eq!(unit().with_alpha(value).is_ok(), value.is_finite() && value > 0.0);
+            prop_assert_eq!(unit().with_up_offset(value).is_ok(), value.is_finite());
+        }
+
+        #[test]
+        fn a_limit_beyond_the_operands_changes_nothing(gate in -9.0..9.0f64, up in -9.0..9.0f64) {
+            let inputs: [&[f64]; 2] = [&[gate], &[up]];
+            prop_assert_eq!(unit().with_limit(9.0).unwrap().reference(&inputs), unit().reference(&inputs));
+        }
     }
 }

@@ -44,7 +44,7 @@ impl ScanKind {
 ///
 /// # DTypes
 /// f32, f16, bf16, f64, all of one type; the running value is f32 (f64 for f64) and rounded only when written.
-/// Sum, product and maximum also of i32 and i64, wrapping. initial and last may be f32.
+/// Sum, product and maximum also of i32 and i64, wrapping, the maximum of u8 too. initial and last may be f32.
 ///
 /// # Layout
 /// Any strides. out may be the very view x, or the very view b.
@@ -81,12 +81,7 @@ impl ScanSpec {
         if kind == ScanKind::Linear {
             return Err(OpError::attribute(kind.name(), "kind", "takes two operands, use the linear form"));
         }
-        expect_dtype(
-            kind.name(),
-            "x",
-            x,
-            &[DType::F32, DType::F16, DType::BF16, DType::F64, DType::I32, DType::I64],
-        )?;
+        expect_dtype(kind.name(), "x", x, cumulative_dtypes(kind))?;
         Self::checked(kind, x, None, dim, out)
     }
 
@@ -188,6 +183,16 @@ impl ScanSpec {
     /// Whether each sum leaves out its own element.
     pub fn is_exclusive(&self) -> bool {
         self.exclusive
+    }
+}
+
+/// The element types of the forms over one operand.
+const fn cumulative_dtypes(kind: ScanKind) -> &'static [DType] {
+    match kind {
+        ScanKind::Max => {
+            &[DType::F32, DType::F16, DType::BF16, DType::F64, DType::I32, DType::I64, DType::U8]
+        }
+        _ => &[DType::F32, DType::F16, DType::BF16, DType::F64, DType::I32, DType::I64],
     }
 }
 
@@ -299,7 +304,7 @@ impl Cases for ScanSpec {
             Ok(list)
         };
         for kind in [ScanKind::Sum, ScanKind::Prod, ScanKind::Max] {
-            for dtype in [DType::F32, DType::F16, DType::BF16, DType::F64, DType::I32, DType::I64] {
+            for &dtype in cumulative_dtypes(kind) {
                 let fill = |case: Case<Self>| match kind {
                     ScanKind::Prod if dtype.is_float() => case.fill("x", Fill::Range(0.98, 1.02)),
                     // Signed powers of two: exact in f64 at every step, also where they wrap.

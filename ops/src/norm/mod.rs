@@ -1,11 +1,15 @@
-//! Normalisations along the last dimension: root-mean-square norm, alone and with the residual sum, and
-//! softmax. Each row is computed on its own, accumulated in f32.
+//! Normalisations along the last dimension: layer norm, root-mean-square norm, alone and with the residual sum,
+//! softmax and its logarithm. Each row is computed on its own, accumulated in f32.
 
 pub mod add_rms_norm;
+pub mod layer_norm;
+pub mod log_softmax;
 pub mod rms_norm;
 pub mod softmax;
 
 pub use add_rms_norm::AddRmsNormSpec;
+pub use layer_norm::LayerNormSpec;
+pub use log_softmax::LogSoftmaxSpec;
 pub use rms_norm::RmsNormSpec;
 pub use softmax::SoftmaxSpec;
 

@@ -12,6 +12,8 @@ use crate::{
 ///
 /// # Shapes
 /// x and out `[.., n]`, weight `[n]`, absent for 1. Leading dimensions are rows. Any extent may be zero.
+/// Group-wise: x and out `[.., groups, n]`, weight `[groups, n]`; each group is normalised alone, and has a
+/// weight of its own.
 ///
 /// # DTypes
 /// x out of f32, f16, bf16; out of x's type; weight of x's type or f32. Squares accumulate in f32, the
@@ -64,9 +66,11 @@ impl RmsNormSpec {
         Ok(x.to_contiguous())
     }
 
-    /// Multiplies column i by `weight[i]`.
+    /// Multiplies column i by `weight[i]`, or of group g by `weight[g, i]`.
     pub fn with_weight(mut self, weight: &TensorSpec) -> Result<Self> {
-        expect_dims(OP, "weight", weight, &[self.n()])?;
+        let dims = self.x.dims();
+        let grouped = weight.rank() == 2 && dims.len() >= 2;
+        expect_dims(OP, "weight", weight, &dims[dims.len() - if grouped { 2 } else { 1 }..])?;
         expect_dtype(OP, "weight", weight, &[self.x.dtype(), DType::F32])?;
         self.weight = Some(*weight);
         Ok(self)
@@ -98,13 +102,16 @@ impl RmsNormSpec {
     }
 }
 
-/// The norm of one row after another, in f64.
+/// The norm of one row after another, in f64; weights of several rows repeat.
 pub(super) fn normalise(x: &[f64], n: usize, eps: f32, weight: Option<&[f64]>) -> Vec<f64> {
     let mut out = Vec::with_capacity(x.len());
     for row in x.chunks(n.max(1)) {
         let mean = row.iter().map(|x| x * x).sum::<f64>() / n as f64;
         let root = (mean + f64::from(eps)).sqrt();
-        out.extend(row.iter().enumerate().map(|(i, x)| x / root * weight.map_or(1.0, |w| w[i])));
+        for x in row {
+            let weight = weight.map_or(1.0, |w| w[out.len() % w.len()]);
+            out.push(x / root * weight);
+        }
     }
     out
 }
@@ -186,6 +193,20 @@ impl Cases for RmsNormSpec {
                 cases
                     .push(Case::new(named("no_eps"), build(&x, &x, 0.0)?).fill("x", Fill::Range(1.0, 100.0)));
                 cases.push(Case::new(named("nan"), build(&x, &x, 1e-6)?).fill("x", nan_in_the_first_row()));
+                if let Some(w) = weight {
+                    for (name, dims, groups) in
+                        [("one_group", &[5, 1, 9][..], [1, 9]), ("groups", &[2, 3, 4, 33], [4, 33])]
+                    {
+                        let x = TensorSpec::of(dtype, dims)?;
+                        let spec = Self::new(&x, &x, 1e-6)?.with_weight(&TensorSpec::of(w, &groups)?)?;
+                        cases.push(Case::new(named(name), spec));
+                    }
+                    for (name, x, out) in strided_pairs(dtype)? {
+                        let spec = Self::new(&x, &out, 1e-6)?;
+                        let spec = spec.with_weight(&TensorSpec::of(w, &[33, 5])?.transpose(0, 1)?)?;
+                        cases.push(Case::new(named(&format!("groups_{name}")), spec));
+                    }
+                }
                 let apart = TensorSpec::of(DType::F32, &[67, 2])?.select(1, 1)?;
                 if weight == Some(DType::F32) {
                     let spec = Self::new(&x, &x, 1e-6)?.with_weight(&apart)?;
@@ -224,6 +245,17 @@ mod tests {
     }
 
     #[test]
+    fn groups_are_normalised_alone_and_weighed_each_by_its_own() {
+        let x = spec(&[2, 2, 2]);
+        let norm = RmsNormSpec::new(&x, &x, 0.0).unwrap().with_weight(&spec(&[2, 2])).unwrap();
+        let values = [1.0, 1.0, 10.0, 10.0, -2.0, 2.0, 0.0, 3.0];
+        let got = norm.reference(&[&values, &[1.0, 2.0, 3.0, 4.0]]).remove(0);
+        let root = core::f64::consts::SQRT_2;
+        let want = [1.0, 2.0, 3.0, 4.0, -1.0, 2.0, 0.0, 4.0 * root];
+        assert!(got.iter().zip(want).all(|(g, w)| (g - w).abs() < 1e-14), "{got:?}");
+    }
+
+    #[test]
     fn the_result_does_not_change_with_the_scale_of_x() {
         let norm = RmsNormSpec::new(&spec(&[1, 5]), &spec(&[1, 5]), 0.0).unwrap();
         let x = [0.25, -1.0, 3.0, 0.5, -2.0];
@@ -240,6 +272,10 @@ mod tests {
         assert!(RmsNormSpec::new(&spec(&[]), &spec(&[]), 0.0).is_err());
         assert!(RmsNormSpec::new(&x, &spec(&[3, 2]), 0.0).is_err());
         assert!(RmsNormSpec::new(&x, &x, 0.0).unwrap().with_weight(&spec(&[2])).is_err());
+        assert!(RmsNormSpec::new(&x, &x, 0.0).unwrap().with_weight(&spec(&[3, 3])).is_err());
+        assert!(RmsNormSpec::new(&x, &x, 0.0).unwrap().with_weight(&spec(&[])).is_err());
+        let row = spec(&[3]);
+        assert!(RmsNormSpec::new(&row, &row, 0.0).unwrap().with_weight(&spec(&[1, 3])).is_err());
         let i32s = TensorSpec::of(DType::I32, &[2, 3]).unwrap();
         assert!(RmsNormSpec::new(&i32s, &i32s, 0.0).is_err());
         let repeated = spec(&[1, 3]).broadcast_to(x.shape()).unwrap();

@@ -1,7 +1,7 @@
 //! One case on one device: draw inputs, run, compare with the oracle, look for writes outside of the output.
 
 use crate::Failure;
-use portolan_core::{Buffer, Call, Dispatch, HostBuffer, Stream, Support, Tensor};
+use portolan_core::{Bind, Buffer, HostBuffer, Stream, Support, Tensor};
 use portolan_ops::{Access, Case, Contract, DType, HostTensor, OpError, Shape, TensorSpec};
 
 /// Fills gaps between elements and the band behind each buffer; no element type reads it as a plain value.
@@ -30,7 +30,7 @@ struct Bound {
 ///
 /// # Errors
 /// The [`Failure`], when the device is wrong, dishonest about its support, or writes where it must not.
-pub fn check_case<C: Contract + Dispatch>(subject: &Subject<'_>, case: &Case<C>) -> Result<bool, Failure> {
+pub fn check_case<C: Bind>(subject: &Subject<'_>, case: &Case<C>) -> Result<bool, Failure> {
     if !check_way(subject, case, None)? {
         return Ok(false);
     }
@@ -53,7 +53,7 @@ struct Shared {
     input: usize,
 }
 
-fn check_way<C: Contract + Dispatch>(
+fn check_way<C: Bind>(
     subject: &Subject<'_>,
     case: &Case<C>,
     shared: Option<Shared>,
@@ -70,7 +70,7 @@ fn check_way<C: Contract + Dispatch>(
         operands[out].tensor = operands[input].tensor.clone();
     }
     let tensors: Vec<&Tensor> = operands.iter().map(|o| &o.tensor).collect();
-    let call = Call::bind(case.contract.clone(), &tensors).map_err(|e| fail(format!("bind: {e}")))?;
+    let call = case.contract.bind(&tensors).map_err(|e| fail(format!("bind: {e}")))?;
 
     let query = portolan_core::Op::query(&call, stream.options().determinism);
     let promised = stream.device().support(&query);
@@ -96,6 +96,10 @@ fn check_way<C: Contract + Dispatch>(
     let inputs: Vec<&[f64]> =
         operands.iter().filter(|o| o.access.reads()).map(|o| o.values.as_slice()).collect();
     let want = case.contract.reference(&inputs);
+    let written = operands.iter().filter(|o| o.access.writes()).count();
+    if want.len() != written {
+        return Err(fail(format!("the oracle gave {} results for {written} written operands", want.len())));
+    }
     let tolerance = case.contract.tolerance();
     let mut outputs = want.iter().zip(&tolerance);
     for (place, operand) in operands.iter().enumerate() {
@@ -133,13 +137,10 @@ fn check_way<C: Contract + Dispatch>(
 ///
 /// # Errors
 /// Those of the run.
-pub fn written_bytes<C: Contract + Dispatch>(
-    stream: &Stream,
-    case: &Case<C>,
-) -> Result<Option<Vec<u8>>, OpError> {
+pub fn written_bytes<C: Bind>(stream: &Stream, case: &Case<C>) -> Result<Option<Vec<u8>>, OpError> {
     let operands = bind_operands(stream, case)?;
     let tensors: Vec<&Tensor> = operands.iter().map(|o| &o.tensor).collect();
-    match stream.run(Call::bind(case.contract.clone(), &tensors)?) {
+    match stream.run(case.contract.bind(&tensors)?) {
         Err(OpError::Unsupported { .. }) => return Ok(None),
         ran => ran?,
     }

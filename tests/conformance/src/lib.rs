@@ -3,6 +3,7 @@
 
 mod case;
 mod core_only;
+mod custom;
 mod failure;
 mod packing;
 mod reference;
@@ -10,6 +11,7 @@ mod suite;
 
 pub use case::{Subject, check_case, written_bytes};
 pub use core_only::CoreOnly;
+pub use custom::{check_custom, compare_custom};
 pub use failure::Failure;
 pub use packing::check_round_trips;
 pub use reference::ReferenceBackend;

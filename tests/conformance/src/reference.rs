@@ -4,12 +4,12 @@
 //! memory is a map of byte vectors under made-up addresses, so that every access is checked.
 
 use portolan_core::{
-    Backend, Call, Collectives, DeviceInfo, Dispatch, Fault, FusedOps, Kernels, Launch, Memory, MemoryInfo,
-    MemoryTraits, Op, OpKind, OpQuery, Ordinal, Queue, RawCopy, RawEvent, RawStream, Segment, SpecRef,
-    StreamOptions, Support, call, compose,
+    Backend, Collectives, CustomOp, DeviceInfo, Fault, FusedOps, Kernels, Launch, Memory, MemoryInfo,
+    MemoryTraits, Op, OpQuery, Ordinal, Queue, RawCopy, RawEvent, RawStream, Segment, SpecRef, StreamOptions,
+    Support, call, compose,
 };
 use portolan_ops::kernel::BinaryKind;
-use portolan_ops::{DeviceId, HostTensor, OpError, Result, TensorSpec, Unsupported};
+use portolan_ops::{Contract, DType, DeviceId, HostTensor, OpError, Result, TensorSpec, Unsupported};
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -44,12 +44,10 @@ impl ReferenceBackend {
     }
 
     /// Does the work of an operator by its oracle; a data fault is kept as the stream's.
-    fn evaluate<C: Dispatch>(&self, launch: &Launch<'_>, op: &Call<C>) -> Result<()> {
-        let mut specs: Vec<(&'static str, TensorSpec)> = Vec::new();
-        op.spec().operands(&mut |o| specs.push((o.name, *o.spec)));
-        if let Some((_, spec)) = specs.iter().find(|(_, s)| HostTensor::filled(&empty(s), 0).is_err()) {
+    fn evaluate<C: Contract>(&self, launch: &Launch<'_>, op: &dyn Op, contract: &C) -> Result<()> {
+        if let Some(dtype) = lacking(&op.query(launch.determinism()).spec) {
             let hint = "cast to a type with a host codec";
-            return Err(launch.unsupported(op.op_name(), Unsupported::DType(spec.dtype()), hint));
+            return Err(launch.unsupported(op.op_name(), Unsupported::DType(dtype), hint));
         }
         stream_of(launch)?.work(launch, || {
             let mut space = self.space();
@@ -71,12 +69,23 @@ impl ReferenceBackend {
             }
             let inputs: Vec<&[f64]> = inputs.iter().map(Vec::as_slice).collect();
             check_data(&op.query(launch.determinism()).spec, &inputs)?;
-            for ((address, spec), values) in outputs.iter().zip(op.spec().reference(&inputs)) {
+            for ((address, spec), values) in outputs.iter().zip(contract.reference(&inputs)) {
                 space.write(*address, spec, &values)?;
             }
             Ok(())
         })
     }
+}
+
+/// An operand's element type without a host codec, if there is one.
+fn lacking(spec: &SpecRef<'_>) -> Option<DType> {
+    let mut lacking = None;
+    spec.operands(&mut |_, spec, _| {
+        if HostTensor::filled(&empty(spec), 0).is_err() {
+            lacking = Some(spec.dtype());
+        }
+    });
+    lacking
 }
 
 /// A spec of the same type without elements: asks whether the type has a codec.
@@ -286,7 +295,7 @@ macro_rules! kernels {
         impl Kernels for ReferenceBackend {
             $(
                 fn $method(&self, launch: &Launch<'_>, op: &call::$kind) -> Result<()> {
-                    self.evaluate(launch, op)
+                    self.evaluate(launch, op, op.spec())
                 }
             )*
         }
@@ -294,7 +303,12 @@ macro_rules! kernels {
 }
 portolan_core::for_each_op!(kernels);
 
-impl FusedOps for ReferenceBackend {}
+impl FusedOps for ReferenceBackend {
+    /// Needs no kernel: the oracle is one.
+    fn custom(&self, launch: &Launch<'_>, op: &CustomOp) -> Result<()> {
+        self.evaluate(launch, op, op.spec())
+    }
+}
 
 impl Collectives for ReferenceBackend {}
 
@@ -313,15 +327,8 @@ impl Backend for ReferenceBackend {
     }
 
     fn support(&self, _device: Ordinal, query: &OpQuery<'_>) -> Support {
-        let mut lacking = None;
-        query.spec.operands(&mut |_, spec, _| {
-            if HostTensor::filled(&empty(spec), 0).is_err() {
-                lacking = Some(Unsupported::DType(spec.dtype()));
-            }
-        });
-        match (query.spec.kind(), lacking) {
-            (_, Some(lacking)) => Support::No(lacking),
-            (OpKind::Custom, _) => Support::No(Unsupported::NotImplemented),
+        match (query.spec.kind(), lacking(&query.spec)) {
+            (_, Some(lacking)) => Support::No(Unsupported::DType(lacking)),
             (kind, _) if kind.is_fused() => compose::support(query, Unsupported::NotImplemented),
             _ => Support::Native,
         }

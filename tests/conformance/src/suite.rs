@@ -1,8 +1,8 @@
 //! All cases of an operator, by kind: generated from the one table of operators.
 
 use crate::{Failure, Subject, check_case, written_bytes};
-use portolan_core::{Dispatch, OpKind, Stream};
-use portolan_ops::{Cases, Result};
+use portolan_core::{Bind, Dispatch, OpKind, Stream};
+use portolan_ops::{Case, Cases, Result};
 
 /// What became of an operator's cases.
 #[derive(Clone, Debug, Default)]
@@ -16,20 +16,34 @@ pub struct Outcome {
 }
 
 fn run<C: Cases + Dispatch>(subject: &Subject<'_>, every: usize) -> Result<Outcome> {
+    Ok(run_cases(subject, C::cases()?.iter().step_by(every.max(1))))
+}
+
+pub(crate) fn run_cases<'a, C: Bind>(
+    subject: &Subject<'_>,
+    cases: impl IntoIterator<Item = &'a Case<C>>,
+) -> Outcome {
     let mut outcome = Outcome::default();
-    for case in C::cases()?.iter().step_by(every.max(1)) {
+    for case in cases {
         match check_case(subject, case) {
             Ok(true) => outcome.passed += 1,
             Ok(false) => outcome.unsupported += 1,
             Err(failure) => outcome.failures.push(failure),
         }
     }
-    Ok(outcome)
+    outcome
 }
 
 fn compare<C: Cases + Dispatch>(streams: &[Stream], every: usize) -> Result<Outcome> {
+    compare_cases(streams, C::cases()?.iter().step_by(every.max(1)))
+}
+
+pub(crate) fn compare_cases<'a, C: Bind>(
+    streams: &[Stream],
+    cases: impl IntoIterator<Item = &'a Case<C>>,
+) -> Result<Outcome> {
     let mut outcome = Outcome::default();
-    for case in C::cases()?.iter().step_by(every.max(1)) {
+    for case in cases {
         let seen = streams.iter().map(|stream| written_bytes(stream, case)).collect::<Result<Vec<_>>>()?;
         match seen.split_first() {
             None | Some((None, _)) => outcome.unsupported += 1,
@@ -59,7 +73,7 @@ macro_rules! dispatch {
             match kind {
                 $( OpKind::$kind => run::<$spec>(subject, every), )*
                 $( OpKind::$fkind => run::<$fspec>(subject, every), )*
-                // A custom operator brings its own reference; whoever made it runs it.
+                // A custom operator has its own list of cases: see `check_custom`.
                 _ => Ok(Outcome::default()),
             }
         }

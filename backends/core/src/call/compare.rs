@@ -3,8 +3,8 @@
 use super::{Compare, Select};
 use crate::stream::Stream;
 use crate::tensor::Tensor;
-use portolan_ops::Result;
 use portolan_ops::kernel::{CompareKind, CompareSpec, SelectSpec};
+use portolan_ops::{OpError, Result, Shape};
 
 impl Compare {
     /// `out = a ∘ b`, bool.
@@ -52,4 +52,19 @@ pub fn select(stream: &Stream, cond: &Tensor, a: &Tensor, b: &Tensor) -> Result<
     let mut out = stream.empty(&SelectSpec::out_spec(cond.spec(), a.spec(), b.spec())?)?;
     stream.run(Select::new(cond, a, b, &mut out)?)?;
     Ok(out)
+}
+
+/// `value` where the mask holds, `x` elsewhere; the mask broadcasts to `x`. See [`SelectSpec`].
+///
+/// # Errors
+/// `Shape` when the mask does not broadcast to `x`; `Attribute` for a number that is not of `x`'s type; as
+/// [`Select::new`] and [`Stream::run`].
+pub fn masked_fill(stream: &Stream, x: &Tensor, mask: &Tensor, value: f64) -> Result<Tensor> {
+    let fits = mask.shape().broadcast(x.shape()).is_ok_and(|joint| joint == *x.shape());
+    if !fits {
+        let what = format!("x is {}, mask is {}: it does not broadcast to x", x.shape(), mask.shape());
+        return Err(OpError::shape("masked_fill", what));
+    }
+    let value = super::copy::full(stream, x.dtype(), &Shape::SCALAR, value)?;
+    select(stream, mask, &value, x)
 }

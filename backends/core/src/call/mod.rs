@@ -54,12 +54,20 @@ macro_rules! for_each_op {
                 Rope, portolan_ops::rope::RopeSpec, rope;
                 /// Root-mean-square normalisation.
                 RmsNorm, portolan_ops::norm::RmsNormSpec, rms_norm;
+                /// Layer normalisation.
+                LayerNorm, portolan_ops::norm::LayerNormSpec, layer_norm;
                 /// Residual sum and root-mean-square normalisation.
                 AddRmsNorm, portolan_ops::norm::AddRmsNormSpec, add_rms_norm;
                 /// Softmax of every row.
                 Softmax, portolan_ops::norm::SoftmaxSpec, softmax;
+                /// The logarithm of softmax of every row.
+                LogSoftmax, portolan_ops::norm::LogSoftmaxSpec, log_softmax;
                 /// Gated unit with SiLU.
                 Swiglu, portolan_ops::activation::SwigluSpec, swiglu;
+                /// Gated unit with GELU.
+                Geglu, portolan_ops::activation::GegluSpec, geglu;
+                /// Stable sort of every row.
+                Sort, portolan_ops::sort::SortSpec, sort;
                 /// Attention over a contiguous cache.
                 Attention, portolan_ops::attention::AttentionSpec, attention;
                 /// Attention over a paged cache.
@@ -80,14 +88,18 @@ pub(crate) mod compare;
 pub(crate) mod copy;
 pub(crate) mod embedding;
 pub(crate) mod gather;
+pub(crate) mod geglu;
 pub(crate) mod gemm;
+pub(crate) mod layer_norm;
 pub(crate) mod linear;
+pub(crate) mod log_softmax;
 mod random;
 pub(crate) mod reduce;
 pub(crate) mod rms_norm;
 mod rope;
 mod sample;
 pub(crate) mod softmax;
+pub(crate) mod sort;
 pub(crate) mod swiglu;
 pub(crate) mod unary;
 

@@ -100,3 +100,23 @@ pub fn top_k(stream: &Stream, x: &Tensor, k: usize) -> Result<(Tensor, Tensor)> 
     stream.run(TopK::new(x, &mut values, &mut indices)?)?;
     Ok((values, indices))
 }
+
+/// The running sum, product or maximum of `x` along `dim`; see [`ScanSpec`].
+///
+/// # Errors
+/// As [`Scan::cumulative`] and [`Stream::run`].
+pub fn cumulative(stream: &Stream, kind: ScanKind, x: &Tensor, dim: usize) -> Result<Tensor> {
+    let mut out = stream.empty(&x.spec().to_contiguous())?;
+    stream.run(Scan::cumulative(kind, x, dim, &mut out)?)?;
+    Ok(out)
+}
+
+/// The recurrence `h[t] = a[t] · h[t−1] + b[t]` along `dim` of `b`, from 0; see [`ScanSpec`].
+///
+/// # Errors
+/// As [`Scan::linear`] and [`Stream::run`].
+pub fn linear_scan(stream: &Stream, a: &Tensor, b: &Tensor, dim: usize) -> Result<Tensor> {
+    let mut out = stream.empty(&b.spec().to_contiguous())?;
+    stream.run(Scan::linear(a, b, dim, &mut out)?)?;
+    Ok(out)
+}

@@ -3,8 +3,8 @@
 use super::{AddRmsNorm, RmsNorm};
 use crate::stream::Stream;
 use crate::tensor::Tensor;
-use portolan_ops::Result;
 use portolan_ops::norm::{AddRmsNormSpec, RmsNormSpec};
+use portolan_ops::{OpError, Result, expect_dims};
 
 impl RmsNorm {
     /// `out = x / √(mean(x²) + eps)`; `out` may be `x` itself.
@@ -15,7 +15,7 @@ impl RmsNorm {
         Self::bind(RmsNormSpec::new(x.spec(), out.spec(), eps)?, &[x, out])
     }
 
-    /// Multiplies every row by `weight`.
+    /// Multiplies every row by `weight`, or each of the groups `[.., groups, n]` by its own.
     ///
     /// # Errors
     /// As [`RmsNormSpec::with_weight`] and [`crate::Call::bind`].
@@ -54,6 +54,35 @@ pub fn rms_norm(stream: &Stream, x: &Tensor, weight: Option<&Tensor>, eps: f32) 
         None => op,
     })?;
     Ok(out)
+}
+
+/// The norm of each of `groups` equal parts of every row, times a weight as long as the row; see [`RmsNormSpec`].
+///
+/// # Errors
+/// `Shape` when a row is not `groups` equal parts, or the weight not one row; as [`RmsNorm::new`] and [`Stream::run`].
+pub fn group_rms_norm(
+    stream: &Stream,
+    x: &Tensor,
+    groups: usize,
+    weight: Option<&Tensor>,
+    eps: f32,
+) -> Result<Tensor> {
+    let (n, lead) = match x.dims().split_last() {
+        Some((&n, lead)) if groups > 0 && n.is_multiple_of(groups) => (n, lead),
+        _ => {
+            let what = format!("x is {}, expected rows of {groups} equal groups", x.shape());
+            return Err(OpError::shape("group_rms_norm", what));
+        }
+    };
+    let weight = match weight {
+        Some(weight) => {
+            expect_dims("group_rms_norm", "weight", weight.spec(), &[n])?;
+            Some(weight.reshape(&[groups, n / groups])?)
+        }
+        None => None,
+    };
+    let grouped = [lead, &[groups, n / groups]].concat();
+    rms_norm(stream, &x.reshape(&grouped)?, weight.as_ref(), eps)?.reshape(x.dims())
 }
 
 /// `residual += x` in place, then `residual / √(mean(residual²) + eps) · weight`; see [`AddRmsNormSpec`].

@@ -37,4 +37,12 @@ impl Rope {
     pub fn scaling(self, scaling: RopeScaling) -> Result<Self> {
         self.rebind(self.spec().clone().with_scaling(scaling)?, &[])
     }
+
+    /// Rotates backwards, as [`RopeSpec::inverse`].
+    ///
+    /// # Errors
+    /// As [`crate::Call::bind`].
+    pub fn inverse(self) -> Result<Self> {
+        self.rebind(self.spec().clone().inverse(), &[])
+    }
 }

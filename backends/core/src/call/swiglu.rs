@@ -22,6 +22,38 @@ impl Swiglu {
     pub fn fused(gate_up: &Tensor, out: &mut Tensor) -> Result<Self> {
         Self::bind(SwigluSpec::fused(gate_up.spec(), out.spec())?, &[gate_up, out])
     }
+
+    /// The same over one tensor `[.., 2n]`: gate at even places, up at odd ones.
+    ///
+    /// # Errors
+    /// As [`SwigluSpec::interleaved`] and [`crate::Call::bind`].
+    pub fn interleaved(gate_up: &Tensor, out: &mut Tensor) -> Result<Self> {
+        Self::bind(SwigluSpec::interleaved(gate_up.spec(), out.spec())?, &[gate_up, out])
+    }
+
+    /// Bounds the gate from above by `limit`, and up to `[−limit, limit]`.
+    ///
+    /// # Errors
+    /// As [`SwigluSpec::with_limit`].
+    pub fn limit(self, limit: f32) -> Result<Self> {
+        self.rebind(self.spec().clone().with_limit(limit)?, &[])
+    }
+
+    /// Multiplies the gate by `alpha` inside the sigmoid.
+    ///
+    /// # Errors
+    /// As [`SwigluSpec::with_alpha`].
+    pub fn alpha(self, alpha: f32) -> Result<Self> {
+        self.rebind(self.spec().clone().with_alpha(alpha)?, &[])
+    }
+
+    /// Adds `up_offset` to up, after the limit.
+    ///
+    /// # Errors
+    /// As [`SwigluSpec::with_up_offset`].
+    pub fn up_offset(self, up_offset: f32) -> Result<Self> {
+        self.rebind(self.spec().clone().with_up_offset(up_offset)?, &[])
+    }
 }
 
 /// `silu(gate) · up` of one tensor `[.., 2n]`; see [`SwigluSpec`].

@@ -5,8 +5,11 @@ mod add_rms_norm;
 mod attention;
 mod dequantize;
 mod embedding;
+mod geglu;
 mod kv_cache_write;
+mod layer_norm;
 mod linear;
+mod log_softmax;
 mod packed;
 mod paged_attention;
 mod parts;
@@ -15,20 +18,25 @@ mod rms_norm;
 mod rope;
 mod sample;
 mod softmax;
+mod sort;
 mod swiglu;
 
 pub use add_rms_norm::add_rms_norm;
 pub use attention::attention;
 pub use dequantize::dequantize;
 pub use embedding::embedding;
+pub use geglu::geglu;
 pub use kv_cache_write::kv_cache_write;
+pub use layer_norm::layer_norm;
 pub use linear::linear;
+pub use log_softmax::log_softmax;
 pub use packed::{prepack, unpack};
 pub use paged_attention::paged_attention;
 pub use rms_norm::rms_norm;
 pub use rope::rope;
 pub use sample::sample;
 pub use softmax::softmax;
+pub use sort::sort;
 pub use swiglu::swiglu;
 
 use crate::backend::Support;
@@ -64,9 +72,13 @@ fn limit(spec: &SpecRef<'_>) -> Option<Unsupported> {
         SpecRef::Sample(op) => beyond(op.logits().numel()),
         SpecRef::Rope(_)
         | SpecRef::RmsNorm(_)
+        | SpecRef::LayerNorm(_)
         | SpecRef::AddRmsNorm(_)
         | SpecRef::Softmax(_)
-        | SpecRef::Swiglu(_) => None,
+        | SpecRef::LogSoftmax(_)
+        | SpecRef::Swiglu(_)
+        | SpecRef::Geglu(_)
+        | SpecRef::Sort(_) => None,
         // Packed forms are a backend's own, and the kernel core is what compositions are made of.
         _ => Some(Unsupported::NotImplemented),
     }

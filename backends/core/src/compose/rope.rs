@@ -31,14 +31,16 @@ pub fn rope(l: &Launch<'_>, op: &Rope, why: Unsupported) -> Result<()> {
     let frequencies = p.launch().constant(&TensorSpec::of(DType::F32, &[pairs])?, &bytes)?;
     let positions = p.f32(&op.require("positions")?)?.reshape(&[tokens, 1])?;
     let angles = p.binary(BinaryKind::Mul, &positions, &frequencies)?;
-    let table = |kind| {
+    let table = |kind, factor: f32| {
         let table = p.unary(kind, &angles)?;
-        if spec.mscale() != 1.0 {
-            p.scalar_in_place(BinaryKind::Mul, &table, f64::from(spec.mscale()))?;
+        if factor != 1.0 {
+            p.scalar_in_place(BinaryKind::Mul, &table, f64::from(factor))?;
         }
         table.reshape(&[tokens, 1, pairs])
     };
-    let (cos, sin) = (table(UnaryKind::Cos)?, table(UnaryKind::Sin)?);
+    let mscale = spec.mscale();
+    let cos = table(UnaryKind::Cos, mscale)?;
+    let sin = table(UnaryKind::Sin, if spec.is_inverse() { -mscale } else { mscale })?;
     let halves = |t: &Tensor| -> Result<[Tensor; 2]> {
         let rotated = t.narrow(2, 0, rotary)?;
         match spec.style() {

@@ -20,7 +20,8 @@ pub(crate) struct RopeTask {
     dims: [usize; 3],
     style: RopeStyle,
     inv_freq: Vec<f32>,
-    mscale: f32,
+    /// Factors of cosine and sine.
+    scales: [f32; 2],
 }
 
 impl RopeTask {
@@ -34,7 +35,8 @@ impl RopeTask {
             dims: [dims[0], dims[1], dims[2]],
             style: spec.style(),
             inv_freq: spec.inv_freq(),
-            mscale: spec.mscale(),
+            // A rotation backwards has the same cosines and negated sines.
+            scales: [spec.mscale(), if spec.is_inverse() { -spec.mscale() } else { spec.mscale() }],
         }
     }
 }
@@ -113,19 +115,19 @@ impl Kernel for Rotate<'_> {
     }
 }
 
-/// Cosine and sine of every pair's angle, times mscale.
+/// Cosine and sine of every pair's angle, times their factors.
 #[inline(always)]
 unsafe fn table<L: Lanes>(task: &RopeTask, position: f32, cos: *mut f32, sin: *mut f32) {
     let half = task.inv_freq.len();
-    let mscale = L::splat(task.mscale);
+    let scales = task.scales.map(L::splat);
     for i in (0..half).step_by(L::LEN) {
         let n = L::LEN.min(half - i);
         // SAFETY: n frequencies from i on exist; the tables have whole vectors.
         unsafe {
             let angle = L::load_partial(task.inv_freq.as_ptr().add(i), n).mul(L::splat(position));
             let (s, c) = math::sin_cos(angle);
-            c.mul(mscale).store(cos.add(i));
-            s.mul(mscale).store(sin.add(i));
+            c.mul(scales[0]).store(cos.add(i));
+            s.mul(scales[1]).store(sin.add(i));
         }
     }
 }

@@ -103,15 +103,8 @@ impl Apply for f32 {
             UnaryKind::Sigmoid => lanes::<L>(values, math::sigmoid),
             UnaryKind::Relu => each(values, |x| if x < 0.0 { 0.0 } else { x }),
             UnaryKind::Silu => lanes::<L>(values, math::silu),
-            UnaryKind::Gelu => lanes::<L>(values, |x| {
-                let t = math::erf(x.mul(L::splat(core::f32::consts::FRAC_1_SQRT_2)));
-                x.mul(L::splat(0.5)).mul(L::splat(1.0).add(t))
-            }),
-            UnaryKind::GeluTanh => lanes::<L>(values, |x| {
-                // √(2/π).
-                let inner = x.mul(x).mul(L::splat(0.044_715)).mul_add(x, x).mul(L::splat(0.797_884_6));
-                x.mul(L::splat(0.5)).mul(L::splat(1.0).add(math::tanh(inner)))
-            }),
+            UnaryKind::Gelu => lanes::<L>(values, math::gelu),
+            UnaryKind::GeluTanh => lanes::<L>(values, math::gelu_tanh),
             UnaryKind::Floor => each(values, f32::floor),
             UnaryKind::Ceil => each(values, f32::ceil),
             UnaryKind::Round => each(values, f32::round_ties_even),

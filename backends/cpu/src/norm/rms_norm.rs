@@ -130,8 +130,9 @@ impl<T: Stored, R: Stored, W: Stored, const UNIT: bool> Kernel for Norm<'_, T, R
     #[inline(always)]
     fn run<L: Lanes>(self) {
         let n = self.n;
-        let weight = self.weight.map(|w| w.row::<UNIT>(0));
         for index in self.rows {
+            // The only row, or one for each group, in turn.
+            let weight = self.weight.map(|w| w.row::<UNIT>(index));
             let (x, out) = (self.x.row::<UNIT>(index), self.out.row::<UNIT>(index));
             match self.residual {
                 Some(residual) => {

@@ -1,5 +1,6 @@
 //! A kernel call as it travels through the queue: the contract and the addresses of its operands.
 
+use crate::activation::GatePointers;
 use crate::quant::QuantParts;
 use crate::queue::{CpuStream, Exec};
 use portolan_core::{Call, Dispatch, Launch, Op};
@@ -30,6 +31,13 @@ impl Args {
     /// The operand's address, to read, if the operator has it.
     pub(crate) fn optional(&self, name: &str) -> Option<*const u8> {
         Some(self.read(name)).filter(|p| !p.is_null())
+    }
+
+    /// The tensors of a gated unit; one that holds both is gate and up, which are views of it.
+    pub(crate) fn gate_pointers(&self) -> GatePointers {
+        let both = self.optional("gate_up");
+        let part = |name| both.unwrap_or(self.read(name));
+        GatePointers { gate: part("gate"), up: part("up"), out: self.write("out") }
     }
 
     /// The tensors of a quantized weight.

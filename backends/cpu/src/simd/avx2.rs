@@ -98,6 +98,18 @@ impl Lanes for F32x8 {
     }
 
     #[inline(always)]
+    fn deinterleave(self, b: Self) -> (Self, Self) {
+        lanes! {
+            let low = _mm256_permute2f128_ps::<0x20>(self.0, b.0);
+            let high = _mm256_permute2f128_ps::<0x31>(self.0, b.0);
+            (
+                F32x8(_mm256_shuffle_ps::<0b10_00_10_00>(low, high)),
+                F32x8(_mm256_shuffle_ps::<0b11_01_11_01>(low, high)),
+            )
+        }
+    }
+
+    #[inline(always)]
     fn add(self, b: Self) -> Self {
         lanes!(F32x8(_mm256_add_ps(self.0, b.0)))
     }

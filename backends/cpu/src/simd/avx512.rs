@@ -98,6 +98,18 @@ impl Lanes for F32x16 {
     }
 
     #[inline(always)]
+    fn deinterleave(self, b: Self) -> (Self, Self) {
+        lanes! {
+            let even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+            let odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+            (
+                F32x16(_mm512_permutex2var_ps(self.0, even, b.0)),
+                F32x16(_mm512_permutex2var_ps(self.0, odd, b.0)),
+            )
+        }
+    }
+
+    #[inline(always)]
     fn add(self, b: Self) -> Self {
         lanes!(F32x16(_mm512_add_ps(self.0, b.0)))
     }

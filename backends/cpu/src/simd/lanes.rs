@@ -84,6 +84,9 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
     /// The sum of each group of 4 lanes, in all 4 of them: `(x0 + x1) + (x2 + x3)`.
     fn sum_quads(self) -> Self;
 
+    /// The even and the odd places of `self` followed by `b`.
+    fn deinterleave(self, b: Self) -> (Self, Self);
+
     /// `self + b`.
     fn add(self, b: Self) -> Self;
     /// `self − b`.

@@ -94,6 +94,21 @@ pub(crate) fn silu<L: Lanes>(x: L) -> L {
     x.mul(sigmoid(x))
 }
 
+/// `x / 2 · (1 + erf(x / √2))`; −inf gives NaN, as the formula does.
+#[inline(always)]
+pub(crate) fn gelu<L: Lanes>(x: L) -> L {
+    let t = erf(x.mul(L::splat(core::f32::consts::FRAC_1_SQRT_2)));
+    x.mul(L::splat(0.5)).mul(L::splat(1.0).add(t))
+}
+
+/// `x / 2 · (1 + tanh(√(2/π) (x + 0.044715 x³)))`; −inf gives NaN, as the formula does.
+#[inline(always)]
+pub(crate) fn gelu_tanh<L: Lanes>(x: L) -> L {
+    // √(2/π).
+    let inner = x.mul(x).mul(L::splat(0.044_715)).mul_add(x, x).mul(L::splat(0.797_884_6));
+    x.mul(L::splat(0.5)).mul(L::splat(1.0).add(tanh(inner)))
+}
+
 /// The error function, within 3 ulp; ±1 at ±inf.
 #[inline(always)]
 pub(crate) fn erf<L: Lanes>(x: L) -> L {
@@ -430,6 +445,29 @@ mod tests {
         converts_like_the_scalar(half::f16::ZERO);
         converts_like_the_scalar(half::bf16::ZERO);
         converts_like_the_scalar(0f32);
+    }
+
+    struct Deinterleave<'a>(&'a [f32]);
+    impl Kernel for Deinterleave<'_> {
+        type Output = (Vec<f32>, Vec<f32>);
+        #[inline(always)]
+        fn run<L: Lanes>(self) -> Self::Output {
+            // SAFETY: the slice has 32 values, two vectors at most.
+            let (a, b) = unsafe { (L::load(self.0.as_ptr()), L::load(self.0.as_ptr().add(L::LEN))) };
+            let (even, odd) = a.deinterleave(b);
+            (even.to_array()[..L::LEN].to_vec(), odd.to_array()[..L::LEN].to_vec())
+        }
+    }
+
+    #[test]
+    fn pairs_come_apart_in_order() {
+        let values: Vec<f32> = (0..32).map(|i| i as f32).collect();
+        for isa in available() {
+            let (even, odd) = dispatch(isa, Deinterleave(&values));
+            let want: Vec<f32> = (0..even.len()).map(|i| 2.0 * i as f32).collect();
+            assert_eq!(even, want, "{isa:?}");
+            assert_eq!(odd, want.iter().map(|x| x + 1.0).collect::<Vec<_>>(), "{isa:?}");
+        }
     }
 
     struct Sum<'a>(&'a [f32]);

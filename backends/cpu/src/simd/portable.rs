@@ -98,6 +98,17 @@ impl Lanes for Plain8 {
     }
 
     #[inline(always)]
+    fn deinterleave(self, b: Self) -> (Self, Self) {
+        let every_other = |first: usize| {
+            core::array::from_fn(|i| {
+                let at = 2 * i + first;
+                if at < 8 { self.0[at] } else { b.0[at - 8] }
+            })
+        };
+        (Plain8(every_other(0)), Plain8(every_other(1)))
+    }
+
+    #[inline(always)]
     fn add(self, b: Self) -> Self {
         Plain8(each(self.0, b.0, |a, b| a + b))
     }

@@ -54,7 +54,7 @@ pub(crate) fn down(stream: &Stream, x: &Tensor) -> Vec<f32> {
 
 /// A custom operator with a kernel for the CPU; the reference is never asked.
 pub(crate) fn custom(
-    name: &str,
+    name: &'static str,
     operands: Vec<(Tensor, Access)>,
     kernel: impl Fn(&mut [CpuOperand<'_>]) -> Result<()> + Send + Sync + 'static,
 ) -> CustomOp {

@@ -1,0 +1,243 @@
+//! The logarithm of softmax along the last dimension.
+
+use super::{EDGES, FLOATS, expect_rows, strided_pairs};
+use crate::{
+    Access, Case, Cases, Contract, Cost, DType, Fill, OpError, Operand, Result, TensorSpec, Tolerance,
+    expect_dims, expect_dtype, expect_writable, streaming_cost,
+};
+
+/// Turns each row into the logarithms of a distribution.
+///
+/// `out[.., i] = scale·x[.., i] − m − ln Σ_j e^(scale·x[.., j] − m)` with `m = max_j scale·x[.., j]`
+///
+/// # Shapes
+/// x and out `[.., n]`. Any extent may be zero.
+///
+/// # DTypes
+/// x out of f32, f16, bf16; out of x's type or f32. Computed in f32. A value of −inf gives −inf; a row of
+/// nothing but −inf gives −inf everywhere, the logarithms of softmax's zeros; a row that holds NaN or +inf gives
+/// NaN everywhere.
+///
+/// # Layout
+/// Any strides. out may be x (in place), where the types are equal.
+///
+/// # Determinism
+/// `BatchInvariant`: a row depends on nothing but itself.
+///
+/// # Cost
+/// `6·numel + rows` operations: scale, maximum, two differences, exponential, sum; one logarithm a row.
+///
+/// # Errors
+/// `Shape`, `DType`, `Layout` (out overlaps itself), `Attribute` (scale not finite, or not above 0).
+///
+/// # Composition
+/// In f32 scratch: cast x, unary scale, reduce max, binary subtract with the maximum broadcast (select 0 for
+/// it where it is −inf), unary exp, reduce sum (select 1 where the maximum is −inf), unary log, binary subtract,
+/// cast to out.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LogSoftmaxSpec {
+    x: TensorSpec,
+    out: TensorSpec,
+    scale: f32,
+}
+
+const OP: &str = "log_softmax";
+
+impl LogSoftmaxSpec {
+    /// The logarithm of softmax of x itself.
+    pub fn new(x: &TensorSpec, out: &TensorSpec) -> Result<Self> {
+        let want = Self::out_spec(x)?;
+        expect_dims(OP, "out", out, want.dims())?;
+        expect_dtype(OP, "out", out, &[want.dtype(), DType::F32])?;
+        expect_writable(OP, "out", out)?;
+        Ok(Self { x: *x, out: *out, scale: 1.0 })
+    }
+
+    /// The result: contiguous, of x's extents and type.
+    pub fn out_spec(x: &TensorSpec) -> Result<TensorSpec> {
+        expect_rows(OP, "x", x)?;
+        expect_dtype(OP, "x", x, &FLOATS)?;
+        Ok(x.to_contiguous())
+    }
+
+    /// Multiplies x first: one over a temperature.
+    pub fn with_scale(mut self, scale: f32) -> Result<Self> {
+        if !(scale.is_finite() && scale > 0.0) {
+            let what = format!("is {scale}, expected a finite number above 0");
+            return Err(OpError::attribute(OP, "scale", what));
+        }
+        self.scale = scale;
+        Ok(self)
+    }
+
+    /// Logarithms of the weights.
+    pub fn x(&self) -> &TensorSpec {
+        &self.x
+    }
+    /// Result.
+    pub fn out(&self) -> &TensorSpec {
+        &self.out
+    }
+    /// Factor of x.
+    pub fn scale(&self) -> f32 {
+        self.scale
+    }
+    /// Length of a row.
+    pub fn n(&self) -> usize {
+        self.x.shape().last()
+    }
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.x.shape().rows()
+    }
+}
+
+impl Contract for LogSoftmaxSpec {
+    fn name(&self) -> &'static str {
+        OP
+    }
+
+    fn operands<'a>(&'a self, visit: &mut dyn FnMut(Operand<'a>)) {
+        visit(Operand { name: "x", spec: &self.x, access: Access::Read });
+        visit(Operand { name: "out", spec: &self.out, access: Access::Write });
+    }
+
+    fn in_place(&self) -> &'static [(&'static str, &'static str)] {
+        if self.x.dtype() == self.out.dtype() { &[("out", "x")] } else { &[] }
+    }
+
+    fn cost(&self) -> Cost {
+        let flops = (self.x.numel() as u64).saturating_mul(6).saturating_add(self.rows() as u64);
+        streaming_cost(self, flops)
+    }
+
+    fn reference(&self, inputs: &[&[f64]]) -> Vec<Vec<f64>> {
+        let scale = f64::from(self.scale);
+        let mut out = Vec::with_capacity(inputs[0].len());
+        for row in inputs[0].chunks(self.n().max(1)) {
+            if row.iter().all(|&x| x == f64::NEG_INFINITY) {
+                out.extend_from_slice(row);
+                continue;
+            }
+            let largest = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let sum: f64 = row.iter().map(|x| (scale * (x - largest)).exp()).sum();
+            out.extend(row.iter().map(|x| scale * (x - largest) - sum.ln()));
+        }
+        vec![out]
+    }
+
+    /// For `|scale·x| ≤ 32`, as in every case: the product and the difference are each rounded at a magnitude of
+    /// at most 64, which moves the exponent by at most `96·u`, and so each weight and their sum, relative to
+    /// themselves; the sum of n positive terms adds `√n·u`, exp `4·u`. All of that is absolute in the logarithm,
+    /// which adds `4·u` of itself, at most 16. The result is another such exponent, `96·u`, less the logarithm,
+    /// rounded at a magnitude of at most 80: `(96 + √n + 4 + 64 + 96 + 80)·u`. Then one rounding to the result's
+    /// type.
+    fn tolerance(&self) -> Vec<Tolerance> {
+        let u = DType::F32.unit_roundoff();
+        let accumulated = (340.0 + (self.n() as f64).sqrt()) * u;
+        let spacing = if self.out.dtype() == DType::F16 { 2f64.powi(-25) } else { 0.0 };
+        vec![Tolerance::rounded_to(self.out.dtype(), accumulated + spacing)]
+    }
+}
+
+impl Cases for LogSoftmaxSpec {
+    fn cases() -> Result<Vec<Case<Self>>> {
+        let mut cases = Vec::new();
+        let inf = f64::INFINITY;
+        for (dtype, result) in [
+            (DType::F32, DType::F32),
+            (DType::F16, DType::F16),
+            (DType::BF16, DType::BF16),
+            (DType::F16, DType::F32),
+            (DType::BF16, DType::F32),
+        ] {
+            let named = |name: &str| format!("{OP}/{dtype}_{result}/{name}");
+            for (name, dims) in EDGES {
+                let spec = Self::new(&TensorSpec::of(dtype, dims)?, &TensorSpec::of(result, dims)?)?;
+                cases.push(Case::new(named(name), spec).fill("x", Fill::Range(-8.0, 8.0)));
+            }
+            for ((name, x, _), (_, _, out)) in strided_pairs(dtype)?.into_iter().zip(strided_pairs(result)?) {
+                cases.push(Case::new(named(name), Self::new(&x, &out)?.with_scale(0.125)?));
+            }
+            let x = TensorSpec::of(dtype, &[4, 37])?;
+            let spec = Self::new(&x, &TensorSpec::of(result, &[4, 37])?)?;
+            // Largest first, last and in the middle; without subtracting the maximum, f16 overflows.
+            let wide = Fill::Range(-32.0, 32.0);
+            cases.push(Case::new(named("wide"), spec.clone()).fill("x", wide));
+            let steep = spec.clone().with_scale(4.0)?;
+            cases.push(Case::new(named("steep"), steep).fill("x", Fill::Range(-8.0, 8.0)));
+            let equal = Fill::Range(3.0, 3.0);
+            cases.push(Case::new(named("equal"), spec.clone()).fill("x", equal));
+            let masked = (0..4 * 37).map(|i| if i % 3 == 0 { -inf } else { f64::from(i % 7) }).collect();
+            cases.push(Case::new(named("masked"), spec.clone()).fill("x", Fill::Values(masked)));
+            // Rows: all masked, one visible, a NaN, an infinity.
+            let mut rows = vec![-inf; 4 * 37];
+            rows[37 + 20] = 1.0;
+            rows[74..].fill(1.0);
+            rows[74 + 36] = f64::NAN;
+            rows[111 + 3] = inf;
+            cases.push(Case::new(named("not_finite"), spec).fill("x", Fill::Values(rows)));
+        }
+        let x = TensorSpec::of(DType::F32, &[2, 49_152])?;
+        let spec = Self::new(&x, &x)?;
+        cases.push(Case::new("log_softmax/f32_f32/vocabulary", spec).fill("x", Fill::Range(-9.0, 9.0)));
+        Ok(cases)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::norm::SoftmaxSpec;
+    use proptest::prelude::*;
+
+    fn log_softmax(x: &[f64], scale: f32) -> Vec<f64> {
+        let spec = TensorSpec::of(DType::F32, &[x.len()]).unwrap();
+        LogSoftmaxSpec::new(&spec, &spec).unwrap().with_scale(scale).unwrap().reference(&[x]).remove(0)
+    }
+
+    #[test]
+    fn logarithms_of_probabilities_stay_themselves() {
+        let p = [0.5f64, 0.25, 0.125, 0.125].map(f64::ln);
+        let got = log_softmax(&p, 1.0);
+        assert!(got.iter().zip(p).all(|(g, p)| (g - p).abs() < 1e-15), "{got:?}");
+    }
+
+    #[test]
+    fn rows_that_are_not_finite_follow_the_contract() {
+        let inf = f64::INFINITY;
+        assert_eq!(log_softmax(&[-inf, -inf], 1.0), [-inf, -inf]);
+        assert_eq!(log_softmax(&[-inf, 7.0], 1.0), [-inf, 0.0]);
+        assert!(log_softmax(&[-inf, f64::NAN], 1.0).iter().all(|x| x.is_nan()));
+        assert!(log_softmax(&[1.0, inf], 1.0).iter().all(|x| x.is_nan()));
+    }
+
+    #[test]
+    fn every_case_is_legal() {
+        assert!(LogSoftmaxSpec::cases().unwrap().len() > 80);
+    }
+
+    proptest! {
+        #[test]
+        fn it_is_the_logarithm_of_softmax(x in prop::collection::vec(-20.0..20.0f64, 1..50), scale in 0.1f32..4.0) {
+            let spec = TensorSpec::of(DType::F32, &[x.len()]).unwrap();
+            let softmax = SoftmaxSpec::new(&spec, &spec).unwrap().with_scale(scale).unwrap();
+            for (l, p) in log_softmax(&x, scale).iter().zip(&softmax.reference(&[&x])[0]) {
+                prop_assert!((l.exp() - p).abs() < 1e-12);
+            }
+        }
+
+        #[test]
+        fn arguments_are_legal_exactly_where_the_contract_says(
+            dims in prop::collection::vec(0usize..5, 0..4), scale in any::<f32>(),
+        ) {
+            let x = TensorSpec::of(DType::F16, &dims).unwrap();
+            let made = LogSoftmaxSpec::new(&x, &x);
+            prop_assert_eq!(made.is_ok(), !dims.is_empty());
+            prop_assert!(LogSoftmaxSpec::new(&x, &TensorSpec::of(DType::BF16, &dims).unwrap()).is_err());
+            if let Ok(spec) = made {
+                prop_assert_eq!(spec.with_scale(scale).is_ok(), scale.is_finite() && scale > 0.0);
+            }
+        }
+    }
+}
