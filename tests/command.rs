@@ -236,7 +236,6 @@ fn a_prompt_longer_than_the_context_is_refused() {
     let (_folder, path) = model();
     let message = fail(&["generate", "--model", &path, "--context", "4", "a prompt of many tokens"]);
     assert!(message.contains("expected 1 to 4"), "{message}");
-    assert!(fail(&["generate", "--model", &path, ""]).contains("give some text"));
     let longest = "x".repeat(70_000);
     let message = fail(&["generate", "--model", &path, &longest]);
     assert!(message.contains("expected 1 to 65536"), "{message}");
