@@ -14,10 +14,10 @@ pub fn concat_spec(parts: &[&TensorSpec], dim: usize) -> Result<TensorSpec> {
     let Some((first, rest)) = parts.split_first() else {
         return Err(OpError::shape(OP, "no tensors were given, expected at least one"));
     };
-    let mut joined = *extent_of(OP, first, dim)?;
+    let mut joined = extent_of(OP, first, dim)?;
     for part in rest {
         expect_dtype(OP, "a later part", part, &[first.dtype()])?;
-        let extent = *extent_of(OP, part, dim)?;
+        let extent = extent_of(OP, part, dim)?;
         // Alike but for the joined dimension; the message shows what would have fitted.
         if part.rank() != first.rank() || part.shape().with_dim(dim, first.dims()[dim])? != *first.shape() {
             expect_dims(OP, "a later part", part, first.shape().with_dim(dim, extent)?.dims())?;
@@ -35,7 +35,7 @@ pub fn concat_spec(parts: &[&TensorSpec], dim: usize) -> Result<TensorSpec> {
 /// `Shape` without that dimension, or when the pieces do not add up to it.
 pub fn split_specs(x: &TensorSpec, dim: usize, lens: &[usize]) -> Result<Vec<TensorSpec>> {
     const OP: &str = "split";
-    let extent = *extent_of(OP, x, dim)?;
+    let extent = extent_of(OP, x, dim)?;
     let total = lens.iter().try_fold(0usize, |sum, &len| sum.checked_add(len));
     if total != Some(extent) {
         let what = format!("x is {}, pieces of {lens:?} do not add up to its dimension {dim}", x.shape());
@@ -80,9 +80,9 @@ pub fn rolled(extent: usize, shift: isize) -> usize {
 ///
 /// # Errors
 /// `Shape` when there is none.
-pub fn extent_of<'a>(op: &'static str, x: &'a TensorSpec, dim: usize) -> Result<&'a usize> {
+pub fn extent_of(op: &'static str, x: &TensorSpec, dim: usize) -> Result<usize> {
     let missing = || OpError::shape(op, format!("{} has no dimension {dim}", x.shape()));
-    x.dims().get(dim).ok_or_else(missing)
+    x.dims().get(dim).copied().ok_or_else(missing)
 }
 
 #[cfg(test)]

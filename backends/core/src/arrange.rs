@@ -89,7 +89,7 @@ pub fn pad(stream: &Stream, x: &Tensor, padding: &[(usize, usize)], value: f64) 
 /// # Errors
 /// `Shape` without that dimension; as [`Copy::new`] and [`Stream::run`].
 pub fn roll(stream: &Stream, x: &Tensor, dim: usize, shift: isize) -> Result<Tensor> {
-    let extent = *extent_of("roll", x.spec(), dim)?;
+    let extent = extent_of("roll", x.spec(), dim)?;
     let start = rolled(extent, shift);
     let out = stream.empty(&x.spec().to_contiguous())?;
     let sources = split(x, dim, &[extent - start, start])?;
@@ -120,7 +120,7 @@ pub fn roll(stream: &Stream, x: &Tensor, dim: usize, shift: isize) -> Result<Ten
 /// # Errors
 /// `Shape` without that dimension; as [`Gather::slices`] and [`Stream::run`].
 pub fn flip(stream: &Stream, x: &Tensor, dim: usize) -> Result<Tensor> {
-    let extent = *extent_of("flip", x.spec(), dim)?;
+    let extent = extent_of("flip", x.spec(), dim)?;
     let mut out = stream.empty(&x.spec().to_contiguous())?;
     let backwards = countdown(stream, extent)?;
     stream.run(Gather::slices(x, dim, &backwards, &mut out)?)?;
