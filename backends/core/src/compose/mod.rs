@@ -44,8 +44,8 @@ use crate::call::SpecRef;
 use crate::launch::Launch;
 use crate::op::{Op, OpQuery};
 use parts::Parts;
-use portolan_ops::quant::{ScaleKind, WeightSpec};
-use portolan_ops::{DType, Result, Unsupported};
+use portolan_ops::quant::WeightSpec;
+use portolan_ops::{Result, Unsupported};
 
 /// What a backend that leaves an operator to its default body answers for it, `why` being its reason;
 /// `Support::No` for the few calls that have no composition.
@@ -87,9 +87,6 @@ fn limit(spec: &SpecRef<'_>) -> Option<Unsupported> {
 fn weight_limit(weight: &WeightSpec) -> Option<Unsupported> {
     match weight {
         WeightSpec::Dense(_) => None,
-        WeightSpec::Quant(quant) if quant.scheme().scale == ScaleKind::E8M0 => {
-            Some(Unsupported::DType(DType::E8M0))
-        }
         WeightSpec::Quant(_) => None,
         _ => Some(Unsupported::NotImplemented),
     }

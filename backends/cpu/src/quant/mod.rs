@@ -1,7 +1,8 @@
 //! Products with quantized weights: strips of 16 rows are packed so that one vector holds 16 rows by 4 columns.
 //!
 //! `strip` is the packed form, `panel` its scales as f32, `activation` the other factor, `int8` and `float` the
-//! tile kernels, `linear` the loops around them. A weight that was not packed is packed strip by strip on the fly.
+//! tile kernels, `small_float_x86` what takes f8 and f4 codes apart, `linear` the loops around them. A weight that
+//! was not packed is packed strip by strip on the fly.
 
 mod activation;
 mod dequantize;
@@ -15,6 +16,8 @@ mod int8_avx2;
 mod int8_avx512;
 mod linear;
 mod panel;
+#[cfg(target_arch = "x86_64")]
+mod small_float_x86;
 mod strip;
 #[cfg(test)]
 mod tests;
