@@ -4,14 +4,20 @@
 
 pub mod act_quant;
 pub mod dequantize;
+pub mod dynamic_quantize;
+pub mod hadamard;
 pub mod linear;
 pub mod prepack;
+pub mod quantize;
 pub mod scheme;
 pub mod weight;
 
 pub use act_quant::ActQuant;
 pub use dequantize::DequantizeSpec;
+pub use dynamic_quantize::DynamicQuantizeSpec;
+pub use hadamard::HadamardSpec;
 pub use linear::LinearSpec;
 pub use prepack::{PrepackSpec, RoundTrip, UnpackSpec};
+pub use quantize::QuantizeSpec;
 pub use scheme::{Offset, QuantScheme, ScaleKind};
 pub use weight::{PackedContent, PackedSpec, QuantSpec, WeightSpec};
