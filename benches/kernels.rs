@@ -8,7 +8,10 @@ mod report;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use limits::{Limit, Limits};
-use portolan::call::{Attention, Geglu, Gemm, LayerNorm, Linear, LogSoftmax, RmsNorm, Softmax, Sort, Swiglu};
+use portolan::call::{
+    Attention, Dequantize, DynamicQuantize, Geglu, Gemm, Hadamard, LayerNorm, Linear, LogSoftmax, Quantize,
+    RmsNorm, Softmax, Sort, Swiglu,
+};
 use portolan::cpu::{CpuBackend, CpuOptions};
 use portolan::{
     DType, Fallback, HostBuffer, Lens, OpError, OpKind, QuantTensor, Registry, Shape, Stream, StreamOptions,
@@ -58,8 +61,8 @@ fn empty(stream: &Stream, dtype: DType, dims: &[usize]) -> Result<Tensor> {
     stream.empty(&TensorSpec::of(dtype, dims)?)
 }
 
-/// A random weight of the scheme, in the form the backend computes on.
-fn quantized(stream: &Stream, scheme: QuantScheme, n: usize, k: usize) -> Result<Weight> {
+/// A random weight of the scheme, in ordinary tensors.
+fn codes(stream: &Stream, scheme: QuantScheme, n: usize, k: usize) -> Result<QuantTensor> {
     let spec = QuantSpec::of(scheme, n, k)?;
     let fills = spec.fills();
     let upload = |name: &str, part: &TensorSpec| -> Result<Tensor> {
@@ -73,7 +76,11 @@ fn quantized(stream: &Stream, scheme: QuantScheme, n: usize, k: usize) -> Result
     let codes = upload("weight.codes", spec.codes())?;
     let scale = upload("weight.scale", spec.scale())?;
     let offset = spec.offset().map(|part| upload("weight.offset", part)).transpose()?;
-    Ok(QuantTensor::new(scheme, codes, scale, offset, None, None)?.into())
+    QuantTensor::new(scheme, codes, scale, offset, None, None)
+}
+
+fn quantized(stream: &Stream, scheme: QuantScheme, n: usize, k: usize) -> Result<Weight> {
+    Ok(codes(stream, scheme, n, k)?.into())
 }
 
 /// Runs operators in turn.
@@ -131,15 +138,42 @@ fn products(c: &mut Criterion) {
         let op = Gemm::nt(&a, &b, &mut empty(&s, DType::I32, &[N, N])?)?;
         rotate(s, vec![op], flops)
     });
+    for (id, scheme, act_quant, limit, floor) in [
+        ("linear_f8_block_512x2048x2048", QuantScheme::F8_BLOCK, ActQuant::None, Limit::Fma, Some(0.45)),
+        (
+            "linear_f8_block_f8_512x2048x2048",
+            QuantScheme::F8_BLOCK,
+            ActQuant::F8_GROUP,
+            Limit::Fma,
+            Some(0.45),
+        ),
+        ("linear_mxfp4_512x2048x2048", QuantScheme::MXFP4, ActQuant::None, Limit::Fma, Some(0.45)),
+        ("linear_w8a8_512x2048x2048", QuantScheme::INT8_ROW, ActQuant::INT8_ROW, Limit::Int8, None),
+    ] {
+        let goal = Goal { limit, threads, floor };
+        measure(c, limits, id, goal, || {
+            const ROWS: usize = 512;
+            const SIDE: usize = 2048;
+            let s = stream(threads)?;
+            let weight = s.prepack(&quantized(&s, scheme, SIDE, SIDE)?, OpKind::Linear)?;
+            let x = floats(&s, &[ROWS, SIDE])?;
+            let op = Linear::new(&x, &weight, &mut empty(&s, DType::F32, &[ROWS, SIDE])?)?;
+            rotate(s, vec![op.act_quant(act_quant)?], flops)
+        });
+    }
 }
 
 fn single_token(c: &mut Criterion) {
     const N: usize = 4096;
     let limits = &mut Limits::new();
     let threads = all_threads();
-    for (id, scheme) in
-        [("linear_q4_1_one_row", QuantScheme::Q4_1), ("linear_q8_0_one_row", QuantScheme::Q8_0)]
-    {
+    for (id, scheme, act_quant) in [
+        ("linear_q4_1_one_row", QuantScheme::Q4_1, ActQuant::INT8),
+        ("linear_q8_0_one_row", QuantScheme::Q8_0, ActQuant::INT8),
+        ("linear_f8_block_one_row", QuantScheme::F8_BLOCK, ActQuant::None),
+        ("linear_mxfp4_one_row", QuantScheme::MXFP4, ActQuant::None),
+        ("linear_w8a8_one_row", QuantScheme::INT8_ROW, ActQuant::INT8_ROW),
+    ] {
         let goal = Goal { limit: Limit::Read, threads, floor: Some(0.5) };
         measure(c, limits, id, goal, || {
             let s = stream(threads)?;
@@ -150,7 +184,7 @@ fn single_token(c: &mut Criterion) {
             let mut total = 0;
             while total < ROTATION {
                 let op = Linear::new(&x, &s.prepack(&plain, OpKind::Linear)?, &mut out)?;
-                operators.push(op.act_quant(ActQuant::INT8)?);
+                operators.push(op.act_quant(act_quant)?);
                 total += plain.tensors().iter().map(|part| part.spec().span_bytes()).sum::<usize>();
             }
             rotate(s, operators, moved)
@@ -269,5 +303,51 @@ fn rows(c: &mut Criterion) {
     }
 }
 
-criterion_group!(kernels, products, single_token, attention, rows);
+fn conversions(c: &mut Criterion) {
+    const ROWS: usize = 8192;
+    const N: usize = 4096;
+    let limits = &mut Limits::new();
+    let threads = all_threads();
+    let goal = Goal { limit: Limit::Copy, threads, floor: Some(0.5) };
+    for (id, scheme) in [
+        ("dynamic_quantize_int8_row_8192x4096", QuantScheme::INT8_ROW),
+        ("dynamic_quantize_f8_group_8192x4096", QuantScheme::F8_GROUP),
+        ("dynamic_quantize_f8_block_8192x4096", QuantScheme::F8_BLOCK),
+        ("dynamic_quantize_mxfp4_8192x4096", QuantScheme::MXFP4),
+    ] {
+        measure(c, limits, id, goal, || {
+            let s = stream(threads)?;
+            let x = floats(&s, &[ROWS, N])?;
+            let op = DynamicQuantize::new(&x, &mut codes(&s, scheme, ROWS, N)?)?;
+            rotate(s, vec![op], moved)
+        });
+    }
+    measure(c, limits, "quantize_f8_block_8192x4096", goal, || {
+        let s = stream(threads)?;
+        let x = floats(&s, &[ROWS, N])?;
+        let op = Quantize::new(&x, &mut codes(&s, QuantScheme::F8_BLOCK, ROWS, N)?)?;
+        rotate(s, vec![op], moved)
+    });
+    for (id, scheme) in [
+        ("dequantize_f8_block_8192x4096", QuantScheme::F8_BLOCK),
+        ("dequantize_mxfp4_8192x4096", QuantScheme::MXFP4),
+        ("dequantize_q4_1_8192x4096", QuantScheme::Q4_1),
+    ] {
+        measure(c, limits, id, goal, || {
+            let s = stream(threads)?;
+            let out = &mut empty(&s, DType::F32, &[ROWS, N])?;
+            let op = Dequantize::new(&codes(&s, scheme, ROWS, N)?, out)?;
+            rotate(s, vec![op], moved)
+        });
+    }
+    let goal = Goal { floor: None, ..goal };
+    measure(c, limits, "hadamard_128_8192x4096", goal, || {
+        let s = stream(threads)?;
+        let x = floats(&s, &[ROWS, N])?;
+        let op = Hadamard::new(&x, &mut empty(&s, DType::F32, &[ROWS, N])?, 128)?;
+        rotate(s, vec![op], moved)
+    });
+}
+
+criterion_group!(kernels, products, single_token, attention, rows, conversions);
 criterion_main!(kernels);

@@ -89,6 +89,11 @@ impl DType {
         matches!(self, DType::F64 | DType::F32 | DType::F16 | DType::BF16)
     }
 
+    /// Whether this is a floating-point type of fewer than 16 bits: stored, and converted to be computed with.
+    pub const fn is_storage_float(self) -> bool {
+        matches!(self, DType::F8E4M3 | DType::F8E5M2 | DType::F4E2M1 | DType::E8M0)
+    }
+
     /// Whether this is an integer type of 8 bits or more (`Bool` is not).
     pub const fn is_int(self) -> bool {
         matches!(self, DType::I64 | DType::I32 | DType::I8 | DType::U8)

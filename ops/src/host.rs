@@ -3,6 +3,7 @@
 //! The codec is written for exactness, not speed: one rounding, straight from f64, in every element type.
 //! Which values a case is filled with ([`Fill::draw`]) is decided here too, so that all backends see the same.
 
+use crate::codec::{Overflow, SmallFloat, code_value, e8m0_code, nearest_binary};
 use crate::philox::philox_block;
 use crate::{DType, Fill, MAX_RANK, OpError, Result, TensorSpec};
 
@@ -20,8 +21,7 @@ impl HostTensor {
     /// should be given [`HostTensor::to_f64`] and not `values`.
     ///
     /// # Errors
-    /// `Shape` when there are not exactly `numel` values, `DType` for types without a codec here, `Layout`
-    /// when the span does not fit in memory.
+    /// `Shape` when there are not exactly `numel` values, `Layout` when the span does not fit in memory.
     pub fn from_f64(spec: &TensorSpec, values: &[f64], fill: u8) -> Result<Self> {
         if values.len() != spec.numel() {
             return Err(OpError::shape("encode", format!("{} values for {spec}", values.len())));
@@ -40,7 +40,7 @@ impl HostTensor {
     /// A tensor whose every byte is `fill`.
     ///
     /// # Errors
-    /// `DType` for types without a codec here, `Layout` when the span does not fit in memory.
+    /// `Layout` when the span does not fit in memory.
     pub fn filled(spec: &TensorSpec, fill: u8) -> Result<Self> {
         let span = spec.span_bytes();
         let mut bytes = Vec::new();
@@ -54,12 +54,8 @@ impl HostTensor {
     /// Wraps bytes as downloaded; there may be more than the spec spans.
     ///
     /// # Errors
-    /// `Shape` when there are too few, `DType` for types without a codec here.
+    /// `Shape` when there are too few.
     pub fn from_bytes(spec: &TensorSpec, bytes: Vec<u8>) -> Result<Self> {
-        if matches!(spec.dtype(), DType::F8E4M3 | DType::F8E5M2 | DType::F4E2M1 | DType::E8M0) {
-            let wanted = "f64, f32, f16, bf16, i64, i32, i8, u8, i4, u4 or bool";
-            return Err(OpError::dtype("encode", "tensor", spec.dtype(), wanted));
-        }
         if bytes.len() < spec.span_bytes() {
             return Err(OpError::shape(
                 "decode",
@@ -112,7 +108,7 @@ impl Fill {
         let uniform = |i: usize, low: f64, high: f64| {
             let bits = philox_block(seed, (i / 4) as u64)[i % 4];
             let value = low + (high - low) * (f64::from(bits) / 4_294_967_296.0);
-            if dtype.is_float() { value } else { value.floor() }
+            if dtype.is_float() || dtype.is_storage_float() { value } else { value.floor() }
         };
         let value = |i: usize| match self {
             Fill::Values(values) if values.is_empty() => 0.0,
@@ -120,6 +116,8 @@ impl Fill {
             Fill::Range(low, high) => uniform(i, *low, *high),
             Fill::Unit => match dtype {
                 DType::Bool => uniform(i, 0.0, 2.0),
+                // A scale is positive: ¼ to 2.
+                DType::E8M0 => uniform(i, 0.25, 2.0),
                 DType::U8 | DType::U4 => uniform(i, 0.0, 8.0),
                 _ if dtype.is_int() || dtype == DType::I4 => uniform(i, -8.0, 8.0),
                 _ => uniform(i, -1.0, 1.0),
@@ -129,7 +127,8 @@ impl Fill {
     }
 }
 
-/// The nearest value of an element type, ties to even; integers truncate and saturate, NaN gives 0, bool is `x ≠ 0`.
+/// The nearest value of an element type, ties to even; integers truncate and saturate, NaN gives 0, bool is `x ≠ 0`;
+/// types below 16 bits as [`SmallFloat`] and [`e8m0_code`] say, f8e5m2 overflowing to infinity.
 pub fn rounded(dtype: DType, value: f64) -> f64 {
     let mut bytes = [0; 8];
     encode(dtype, value, &mut bytes, 0);
@@ -167,19 +166,12 @@ fn visit(spec: &TensorSpec, f: &mut dyn FnMut(usize)) {
 fn narrow(value: f64, exponent_bits: u32, mantissa_bits: u32) -> u16 {
     let infinity = ((1u64 << exponent_bits) - 1) << mantissa_bits;
     let sign = u64::from(value.is_sign_negative()) << (exponent_bits + mantissa_bits);
-    let magnitude = value.abs();
     let bits = if value.is_nan() {
         infinity | 1 << (mantissa_bits - 1)
     } else if value.is_infinite() {
         infinity
     } else {
-        let lowest = 2 - (1 << (exponent_bits - 1));
-        let exponent = ((magnitude.to_bits() >> 52) as i32 - 1023).max(lowest);
-        // In units of the last place; scaling by a power of two is exact, so this is the only rounding.
-        let units = magnitude * 2f64.powi(mantissa_bits as i32 - exponent);
-        // The leading one of a normal number carries into the exponent field; so does a rounding overflow.
-        let bits = (((exponent - lowest) as u64) << mantissa_bits) + units.round_ties_even() as u64;
-        bits.min(infinity)
+        nearest_binary(value.abs(), exponent_bits, mantissa_bits).min(infinity)
     };
     (sign | bits) as u16
 }
@@ -196,15 +188,19 @@ fn encode(dtype: DType, value: f64, bytes: &mut [u8], place: usize) {
         DType::I8 => put(&(value as i8).to_le_bytes()),
         DType::U8 => put(&[value as u8]),
         DType::Bool => put(&[u8::from(value != 0.0)]),
-        DType::I4 | DType::U4 => {
-            let (low, high) = if dtype == DType::I4 { (-8.0, 7.0) } else { (0.0, 15.0) };
-            let nibble = (value.clamp(low, high) as i8 as u8) & 15;
+        DType::F8E4M3 => put(&[SmallFloat::E4M3.encode(value, Overflow::Saturate)]),
+        DType::F8E5M2 => put(&[SmallFloat::E5M2.encode(value, Overflow::Infinity)]),
+        DType::E8M0 => put(&[e8m0_code(value)]),
+        DType::F4E2M1 | DType::I4 | DType::U4 => {
+            let nibble = match dtype {
+                DType::F4E2M1 => SmallFloat::E2M1.encode(value, Overflow::Saturate),
+                DType::I4 => value.clamp(-8.0, 7.0) as i8 as u8 & 15,
+                _ => value.clamp(0.0, 15.0) as u8,
+            };
             let shift = 4 * (place % 2);
             let byte = &mut bytes[place / 2];
             *byte = *byte & !(15 << shift) | nibble << shift;
         }
-        // Refused when a HostTensor is made.
-        DType::F8E4M3 | DType::F8E5M2 | DType::F4E2M1 | DType::E8M0 => {}
     }
 }
 
@@ -221,11 +217,13 @@ fn decode(dtype: DType, bytes: &[u8], place: usize) -> f64 {
         DType::BF16 => half::bf16::from_le_bytes(get(bytes, place)).to_f64(),
         DType::I64 => i64::from_le_bytes(get(bytes, place)) as f64,
         DType::I32 => f64::from(i32::from_le_bytes(get(bytes, place))),
-        DType::I8 => f64::from(bytes[place] as i8),
-        DType::U8 | DType::Bool => f64::from(bytes[place]),
-        DType::U4 => f64::from(bytes[place / 2] >> (4 * (place % 2)) & 15),
-        DType::I4 => f64::from((bytes[place / 2] << (4 * (1 - place % 2))) as i8 >> 4),
-        DType::F8E4M3 | DType::F8E5M2 | DType::F4E2M1 | DType::E8M0 => 0.0,
+        dtype => {
+            let code = match dtype.is_sub_byte() {
+                true => bytes[place / 2] >> (4 * (place % 2)) & 15,
+                false => bytes[place],
+            };
+            code_value(dtype, code).map_or(f64::NAN, f64::from)
+        }
     }
 }
 
@@ -234,29 +232,18 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const TYPES: [DType; 11] = [
-        DType::F64,
-        DType::F32,
-        DType::F16,
-        DType::BF16,
-        DType::I64,
-        DType::I32,
-        DType::I8,
-        DType::U8,
-        DType::I4,
-        DType::U4,
-        DType::Bool,
-    ];
-
     #[test]
     fn every_type_gives_back_what_it_can_hold() {
-        for dtype in TYPES {
-            let low = if matches!(dtype, DType::U8 | DType::U4 | DType::Bool) { 0.0 } else { -1.0 };
+        for dtype in DType::ALL {
+            let (zero, low) = match dtype {
+                DType::U8 | DType::U4 | DType::Bool => (0.0, 0.0),
+                DType::E8M0 => (0.5, 2f64.powi(-127)),
+                _ => (0.0, -1.0),
+            };
             let spec = TensorSpec::of(dtype, &[2, 3]).unwrap();
-            let values = [0.0, 1.0, low, 1.0, 1.0, 0.0];
+            let values = [zero, 1.0, low, 1.0, 1.0, zero];
             assert_eq!(HostTensor::from_f64(&spec, &values, 0xA5).unwrap().to_f64(), values, "{dtype}");
         }
-        assert!(HostTensor::filled(&TensorSpec::of(DType::E8M0, &[1]).unwrap(), 0).is_err());
     }
 
     #[test]

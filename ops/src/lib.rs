@@ -19,6 +19,7 @@ mod tolerance;
 pub mod activation;
 pub mod arrange;
 pub mod attention;
+pub mod codec;
 pub mod embedding;
 pub mod kernel;
 pub mod norm;

@@ -128,8 +128,9 @@ impl<'a> Loader<'a> {
     /// How a product with this weight treats activations.
     pub fn act_quant(&self, weight: &Weight) -> Result<ActQuant, Error> {
         let spec = weight.spec()?;
-        let quantized = spec.scheme().is_some();
-        Ok(if self.precision == Precision::Fast && quantized { ActQuant::INT8 } else { ActQuant::None })
+        // Float codes are multiplied as numbers: rounding activations would save nothing.
+        let integers = spec.scheme().is_some_and(|scheme| !scheme.is_float());
+        Ok(if self.precision == Precision::Fast && integers { ActQuant::INT8 } else { ActQuant::None })
     }
 
     fn upload(&self, host: &HostWeight, label: &str) -> Result<Weight, Error> {

@@ -60,6 +60,26 @@ impl QuantTensor {
     pub fn spec(&self) -> &QuantSpec {
         &self.spec
     }
+
+    /// Its tensors: codes, scale, and those of offset, outer and outer offset that the scheme has.
+    pub fn tensors(&self) -> &[Tensor] {
+        &self.tensors
+    }
+
+    /// Codes `[n, k]`.
+    pub fn codes(&self) -> &Tensor {
+        &self.tensors[0]
+    }
+
+    /// Scales, one a block.
+    pub fn scale(&self) -> &Tensor {
+        &self.tensors[1]
+    }
+
+    /// Minima or zero points, one a block.
+    pub fn offset(&self) -> Option<&Tensor> {
+        self.spec.offset().and(self.tensors.get(2))
+    }
 }
 
 /// A weight in the form one backend made for itself.

@@ -17,6 +17,15 @@ impl FusedOps for CpuBackend {
     fn dequantize(&self, launch: &Launch<'_>, op: &call::Dequantize) -> Result<()> {
         op::dequantize::launch(launch, op)
     }
+    fn quantize(&self, launch: &Launch<'_>, op: &call::Quantize) -> Result<()> {
+        op::quantize::launch(launch, op)
+    }
+    fn dynamic_quantize(&self, launch: &Launch<'_>, op: &call::DynamicQuantize) -> Result<()> {
+        op::dynamic_quantize::launch(launch, op)
+    }
+    fn hadamard(&self, launch: &Launch<'_>, op: &call::Hadamard) -> Result<()> {
+        op::hadamard::launch(launch, op)
+    }
     fn embedding(&self, launch: &Launch<'_>, op: &call::Embedding) -> Result<()> {
         op::embedding::launch(launch, op)
     }

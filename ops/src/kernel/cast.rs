@@ -1,6 +1,6 @@
 //! Conversion between element types.
 
-use super::edges::{MOVABLE, edges};
+use super::edges::{Edge, FLOATS, MOVABLE, edges};
 use super::rounding::wrapped;
 use crate::{
     Access, Case, Cases, Contract, Cost, DType, Fill, Operand, Result, TensorSpec, Tolerance, expect_dims,
@@ -8,6 +8,9 @@ use crate::{
 };
 
 const OP: &str = "cast";
+
+/// Types that numbers are only stored in.
+const STORED: [DType; 6] = [DType::F8E4M3, DType::F8E5M2, DType::F4E2M1, DType::E8M0, DType::I4, DType::U4];
 
 /// Converts a tensor to another element type.
 ///
@@ -20,6 +23,9 @@ const OP: &str = "cast";
 /// Between any two of f64, f32, f16, bf16, i64, i32, i8, u8, bool. To a float: the nearest, ties to even, one
 /// rounding. Float to integer: truncates, saturates, NaN gives 0. Integer to integer: keeps the low bits. To
 /// bool: `x ≠ 0`, so NaN is true. From bool: 0 or 1. (What Rust's `as` does.)
+///
+/// Also between one of f64, f32, f16, bf16 and one of f8e4m3, f8e5m2, f4e2m1, e8m0, i4, u4, by the codecs of
+/// [`crate::codec`]: f8e4m3 and f4e2m1 saturate, f8e5m2 overflows to infinity.
 ///
 /// # Layout
 /// Any strides.
@@ -41,8 +47,13 @@ pub struct CastSpec {
 impl CastSpec {
     /// The conversion of x to out's element type.
     pub fn new(x: &TensorSpec, out: &TensorSpec) -> Result<Self> {
-        expect_dtype(OP, "x", x, &MOVABLE)?;
-        expect_dtype(OP, "out", out, &MOVABLE)?;
+        // Storage types are converted by way of a float; x of any type has a conversion.
+        let accepted = match (STORED.contains(&x.dtype()), FLOATS.contains(&x.dtype())) {
+            (true, _) => FLOATS.to_vec(),
+            (_, true) => [&MOVABLE[..], &STORED].concat(),
+            _ => MOVABLE.to_vec(),
+        };
+        expect_dtype(OP, "out", out, &accepted)?;
         expect_dims(OP, "out", out, x.dims())?;
         expect_writable(OP, "out", out)?;
         Ok(Self { x: *x, out: *out })
@@ -87,9 +98,70 @@ impl Contract for CastSpec {
     }
 }
 
+/// Extents and layouts for types of which two share a byte: rows are contiguous, the other side's need not be.
+fn half_byte_edges(from: DType, to: DType) -> Result<Vec<Edge>> {
+    let mut edges = Vec::new();
+    let contiguous: [(&'static str, &[usize]); 7] = [
+        ("empty", &[0]),
+        ("empty_inner", &[3, 0]),
+        ("scalar", &[]),
+        ("one", &[1]),
+        ("unaligned", &[3, 37]),
+        ("typical", &[4, 64]),
+        ("chunks", &[3, 8211]),
+    ];
+    for (name, dims) in contiguous {
+        edges.push(Edge { name, x: TensorSpec::of(from, dims)?, out: TensorSpec::of(to, dims)? });
+    }
+    let window = |d, start| TensorSpec::of(d, &[6, 54])?.narrow(1, start, 35)?.narrow(0, 1, 4);
+    edges.push(Edge { name: "strided_rows", x: window(from, 2)?, out: window(to, 10)? });
+    let apart = |d: DType| match d.is_sub_byte() {
+        true => TensorSpec::of(d, &[19, 7]),
+        false => TensorSpec::of(d, &[7, 20])?.transpose(0, 1)?.narrow(0, 1, 19),
+    };
+    edges.push(Edge { name: "strided_transposed", x: apart(from)?, out: apart(to)? });
+    Ok(edges)
+}
+
+/// What a float may hold that matters to a storage type: ties, the ends of every range, what is no number.
+fn near_the_ends() -> Vec<f64> {
+    let ties =
+        [0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0, 1.0625, 1.1875, 17.0, 19.0, 0.0009765625, 0.0029296875];
+    let ends = [5.99, 6.0, 7.0, 447.0, 448.0, 464.0, 480.0, 57344.0, 61439.0, 61440.0, 1e30, 2e38, 1e-30];
+    let ties_and_ends = ties.into_iter().chain(ends).chain([1e-39, 9e-39, 1.5, 3.0, 7.9, 8.0, 15.5, 16.0]);
+    let mut values: Vec<f64> = ties_and_ends.flat_map(|x| [x, -x]).collect();
+    values.extend([0.0, -0.0, f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 1e300, -1e-300]);
+    values
+}
+
+/// The conversions between floats and storage types.
+fn stored_cases() -> Result<Vec<Case<CastSpec>>> {
+    let mut cases = Vec::new();
+    for stored in STORED {
+        let codes = (0..=255).filter_map(|code| crate::codec::code_value(stored, code)).map(f64::from);
+        let codes: Vec<f64> = codes.collect();
+        for float in FLOATS {
+            for (from, to) in [(float, stored), (stored, float)] {
+                let name = |edge: &str| format!("cast/{from}_{to}/{edge}");
+                let fill = if from == stored { codes.clone() } else { near_the_ends() };
+                let edges = if stored.is_sub_byte() { half_byte_edges(from, to)? } else { edges(from, to)? };
+                for edge in edges {
+                    let case = Case::new(name(edge.name), CastSpec::new(&edge.x, &edge.out)?);
+                    cases.push(case.fill("x", Fill::Values(fill.clone())));
+                }
+                let [x, out] = [from, to].map(|d| TensorSpec::of(d, &[3, 1001]));
+                let (low, high) = if stored == DType::E8M0 { (0.0, 3.0) } else { (-9.0, 9.0) };
+                let case = Case::new(name("numbers"), CastSpec::new(&x?, &out?)?);
+                cases.push(case.fill("x", Fill::Range(low, high)));
+            }
+        }
+    }
+    Ok(cases)
+}
+
 impl Cases for CastSpec {
     fn cases() -> Result<Vec<Case<Self>>> {
-        let mut cases = Vec::new();
+        let mut cases = stored_cases()?;
         for from in MOVABLE {
             for to in MOVABLE {
                 let name = |edge: &str| format!("cast/{from}_{to}/{edge}");
@@ -161,6 +233,13 @@ mod tests {
             (F64, F16, 65520.0, f64::INFINITY),
             (F32, BF16, 1.00390625, 1.0),
             (Bool, I64, 1.0, 1.0),
+            (F32, F8E4M3, 1e9, 448.0),
+            (F32, F8E5M2, 61440.0, f64::INFINITY),
+            (F64, F4E2M1, 2.5, 2.0),
+            (BF16, E8M0, 3.0, 2.0),
+            (BF16, E8M0, 6.0, 8.0),
+            (F32, I4, -9.5, -8.0),
+            (U4, F16, 15.0, 15.0),
         ] {
             assert_eq!(cast(from, to, x), y, "{from} {to} {x}");
         }
@@ -168,12 +247,19 @@ mod tests {
 
     #[test]
     fn types_without_a_conversion_are_refused() {
-        let (a, b) = (TensorSpec::of(DType::F32, &[2]).unwrap(), TensorSpec::of(DType::I4, &[2]).unwrap());
-        assert!(CastSpec::new(&a, &b).is_err() && CastSpec::new(&b, &a).is_err());
+        let of = |dtype| TensorSpec::of(dtype, &[2]).unwrap();
+        for (from, to) in [
+            (DType::I4, DType::I8),
+            (DType::I32, DType::U4),
+            (DType::F8E4M3, DType::F8E5M2),
+            (DType::Bool, DType::F4E2M1),
+        ] {
+            assert!(CastSpec::new(&of(from), &of(to)).is_err(), "{from} {to}");
+        }
     }
 
     #[test]
     fn every_case_is_legal() {
-        assert!(CastSpec::cases().unwrap().len() > 900);
+        assert!(CastSpec::cases().unwrap().len() > 1400);
     }
 }

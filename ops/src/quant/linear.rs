@@ -3,7 +3,7 @@
 //! One operator for every form of weight; the forms are in `weight.rs`, how codes become numbers in `scheme.rs`.
 
 use super::weight::{PackedContent, QuantSpec, WeightSpec};
-use super::{Offset, QuantScheme, ScaleKind};
+use super::{ActQuant, Offset, QuantScheme, ScaleKind};
 use crate::kernel::Activation;
 use crate::{
     Access, Case, Cases, Contract, Cost, DType, Fill, OpError, Operand, Result, Shape, TensorSpec, Tolerance,
@@ -12,45 +12,13 @@ use crate::{
 
 const OP: &str = "linear";
 
-/// Precision of the activations inside a linear layer: an attribute of the call, never a backend's choice.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum ActQuant {
-    /// As they come; weights are dequantized by the f32 rule of [`QuantScheme::value`].
-    #[default]
-    None,
-    /// Rounded to int8 for each row and group of consecutive columns, symmetrically: see [`ActQuant::round`].
-    Int8 {
-        /// Columns that share a scale: 32. The last group of a row may be shorter.
-        group: usize,
-    },
-}
-
-impl ActQuant {
-    /// Int8 in groups of 32, the only size defined so far.
-    pub const INT8: ActQuant = ActQuant::Int8 { group: 32 };
-
-    /// Rounds one group of activations to int8 and returns its scale.
-    ///
-    /// `scale = f32(max|x| / 127)`; `code = clamp(round_half_even(f32(x / scale)), −127, 127)`; where the
-    /// scale is 0, so are the codes. A group that holds a NaN or an infinity has the scale NaN and codes 0.
-    /// Codes beyond the shorter of the two slices are left alone.
-    pub fn round(x: &[f32], codes: &mut [i8]) -> f32 {
-        let finite = x.iter().all(|v| v.is_finite());
-        let largest = x.iter().fold(0f32, |m, v| m.max(v.abs()));
-        let scale = if finite { largest / 127.0 } else { f32::NAN };
-        for (code, &v) in codes.iter_mut().zip(x) {
-            *code = if scale > 0.0 { (v / scale).round_ties_even().clamp(-127.0, 127.0) as i8 } else { 0 };
-        }
-        scale
-    }
-}
-
 /// Applies a linear layer.
 ///
 /// `out[.., n] = act(Σ_k x[.., k] · w[n, k] + bias[n])`
 ///
-/// With [`ActQuant::Int8`], x is replaced by `scale · code`, rounded for each row and group by
-/// [`ActQuant::round`]; products of codes are summed in i32 inside a group, then in f32.
+/// With [`ActQuant::Int8`] or [`ActQuant::F8`], x is replaced by `scale · code`, rounded for each row and group by
+/// [`ActQuant::round`] or [`ActQuant::round_f8`]; products of integer codes are summed in i32 over 32 columns at
+/// least, then in f32.
 ///
 /// # Shapes
 /// x `[.., k]`, weight `[n, k]`, bias `[n]`, out `[.., n]` with x's leading extents. Any extent may be zero;
@@ -71,14 +39,15 @@ impl ActQuant {
 /// they are stored.
 ///
 /// # Errors
-/// `Shape`, `DType`, `Layout` (out overlaps itself), `Attribute` (int8 activations with a dense weight, or
-/// in groups other than 32).
+/// `Shape`, `DType`, `Layout` (out overlaps itself), `Attribute` (rounded activations with a weight whose codes
+/// are not of their kind, or in groups other than 32, 128 and a row).
 ///
 /// # Composition
 /// dequantize, then gemm_nt with the epilogue; dense weights need gemm_nt only.
 ///
 /// # Source
-/// Frantar et al. 2022 (grouped integer weights); the mixed-precision rule of GGUF's integer kernels.
+/// Frantar et al. 2022 (grouped integer weights); the mixed-precision rule of GGUF's integer kernels; OCP
+/// Microscaling formats 1.0; DeepSeek-V3 2024, 3.3 (f8 in blocks).
 #[derive(Clone, Debug, PartialEq)]
 pub struct LinearSpec {
     x: TensorSpec,
@@ -140,22 +109,36 @@ impl LinearSpec {
     /// Sets the precision of the activations.
     ///
     /// # Errors
-    /// `Attribute` for int8 with a dense weight, which has no codes to multiply, and for groups other than 32.
+    /// `Attribute` for a weight without codes, for int8 with float codes and f8 with integer ones, and for groups
+    /// other than 32, 128 and [`ActQuant::ROW`].
     pub fn with_act_quant(mut self, act_quant: ActQuant) -> Result<Self> {
-        if let ActQuant::Int8 { group } = act_quant {
-            if group != 32 {
-                return Err(OpError::attribute(
-                    OP,
-                    "act_quant",
-                    format!("groups {group} columns, expected 32"),
-                ));
-            }
-            if let PackedContent::Dense(dtype) = self.weight.content() {
+        let Some(group) = act_quant.group() else {
+            self.act_quant = act_quant;
+            return Ok(self);
+        };
+        if ![32, 128, ActQuant::ROW].contains(&group) {
+            let what = format!("groups {group} columns, expected 32, 128 or a row");
+            return Err(OpError::attribute(OP, "act_quant", what));
+        }
+        let (name, wanted) = match act_quant {
+            ActQuant::F8 { .. } => ("f8", true),
+            _ => ("int8", false),
+        };
+        match self.weight.content() {
+            PackedContent::Dense(dtype) => {
                 let what = format!(
-                    "is int8 with a dense {dtype} weight; it needs integer weight codes, quantize the weight or use none"
+                    "is {name} with a dense {dtype} weight; it needs codes to multiply, quantize the weight or use none"
                 );
                 return Err(OpError::attribute(OP, "act_quant", what));
             }
+            PackedContent::Quant(scheme) if scheme.is_float() != wanted => {
+                let what = format!(
+                    "is {name} with {} weight codes, which it does not multiply; use the other or none",
+                    scheme.code
+                );
+                return Err(OpError::attribute(OP, "act_quant", what));
+            }
+            PackedContent::Quant(_) => {}
         }
         self.act_quant = act_quant;
         Ok(self)
@@ -200,16 +183,8 @@ impl LinearSpec {
 
     /// x as the sums see it.
     fn seen(&self, x: &[f64]) -> Vec<f64> {
-        let ActQuant::Int8 { group } = self.act_quant else { return x.to_vec() };
         let mut seen = Vec::with_capacity(x.len());
-        for row in x.chunks(self.k().max(1)) {
-            for part in row.chunks(group) {
-                let values: Vec<f32> = part.iter().map(|&v| v as f32).collect();
-                let mut codes = vec![0i8; values.len()];
-                let scale = f64::from(ActQuant::round(&values, &mut codes));
-                seen.extend(codes.iter().map(|&code| scale * f64::from(code)));
-            }
-        }
+        x.chunks(self.k().max(1)).for_each(|row| self.act_quant.seen(row, &mut seen));
         seen
     }
 }
@@ -253,8 +228,8 @@ impl Contract for LinearSpec {
 
     /// Activations lie in [−1, 1] and weights, as the cases fill them, in [−3, 3] ([`QuantSpec::fills`]), so
     /// every product is at most 3 and an f32 sum with independent roundings errs by about `3·k·u/√3`. We
-    /// allow `2·3·(k + 8)·u` (8 for the epilogue), and twice that for int8, whose groups meet scale, minimum
-    /// and activation scale in an order of the backend's choosing; then one rounding to the result's type.
+    /// allow `2·3·(k + 8)·u` (8 for the epilogue), and twice that for rounded activations, whose groups meet scale,
+    /// minimum and activation scale in an order of the backend's choosing; then one rounding to the result's type.
     /// The codes of the activations are exact in the contract and carry no error. Slopes are at most 1.13.
     fn tolerance(&self) -> Vec<Tolerance> {
         let u = DType::F32.unit_roundoff();
@@ -288,7 +263,25 @@ pub(crate) fn case_schemes(k: usize) -> Result<Vec<(&'static str, QuantScheme)>>
         ("i8_channel_f32", group(DType::I8, k, ScaleKind::F32, Offset::None)?),
         ("i8_channel_f32_zero", group(DType::I8, k, ScaleKind::F32, zero)?),
         ("u4_tile_f32_min", QuantScheme::new(DType::U4, [8, 32], ScaleKind::F32, min)?),
+        ("i8_row_f32", QuantScheme::INT8_ROW),
+        ("f8_block_f32", QuantScheme::F8_BLOCK),
+        ("f8_block_e8m0", QuantScheme::F8_BLOCK_E8M0),
+        ("f8_g48_bf16", group(DType::F8E4M3, 48, ScaleKind::BF16, Offset::None)?),
+        ("f8e5m2_g64_f16", group(DType::F8E5M2, 64, ScaleKind::F16, Offset::None)?),
+        ("mxfp8", QuantScheme::MXFP8),
+        ("mxfp4", QuantScheme::MXFP4),
+        ("f4_g16_f32", group(DType::F4E2M1, 16, ScaleKind::F32, Offset::None)?),
     ])
+}
+
+/// The precisions of activations that go with a scheme.
+fn precisions(scheme: &QuantScheme) -> [(&'static str, ActQuant); 3] {
+    let rounded = match (scheme.is_float(), scheme.block[1] == usize::MAX) {
+        (true, _) => [("f8", ActQuant::F8_GROUP), ("f8_row", ActQuant::F8_ROW)],
+        (false, true) => [("int8_g128", ActQuant::Int8 { group: 128 }), ("int8_row", ActQuant::INT8_ROW)],
+        (false, false) => [("int8", ActQuant::INT8), ("int8_row", ActQuant::INT8_ROW)],
+    };
+    [("none", ActQuant::None), rounded[0], rounded[1]]
 }
 
 impl Cases for LinearSpec {
@@ -312,7 +305,7 @@ impl Cases for LinearSpec {
         for (edge, m, n, k) in edges {
             for (i, (scheme_name, scheme)) in case_schemes(k)?.into_iter().enumerate() {
                 let weight = WeightSpec::from(QuantSpec::of(scheme, n, k)?);
-                for (precision, act_quant) in [("none", ActQuant::None), ("int8", ActQuant::INT8)] {
+                for (precision, act_quant) in precisions(&scheme) {
                     let (x, out) = if edge == "typical" { types(i) } else { types(0) };
                     let spec = plain(&weight, x, out, m)?.with_act_quant(act_quant)?;
                     cases.push(filled(format!("linear/{scheme_name}/{precision}/{edge}"), spec));
@@ -337,6 +330,23 @@ impl Cases for LinearSpec {
             x[70] = f64::NAN;
             let faulty = filled(format!("linear/f32_f32_f32/nan_{activation:?}"), spec);
             cases.push(faulty.fill("x", Fill::Values(x)));
+        }
+        // A code that is no number spoils its own output, and a row of x that is not finite its own row.
+        for (name, scheme) in [("f8_block_f32", QuantScheme::F8_BLOCK), ("mxfp4", QuantScheme::MXFP4)] {
+            let weight = WeightSpec::from(QuantSpec::of(scheme, 18, 160)?);
+            let codes = |i: usize| if i == 3 * 160 + 70 { f64::NAN } else { (i % 5) as f64 - 2.0 };
+            let x = |i: usize| if i == 160 + 9 { f64::INFINITY } else { (i % 7) as f64 / 8.0 };
+            for (precision, act_quant) in precisions(&scheme) {
+                let spec = plain(&weight, DType::F32, DType::F32, 3)?.with_act_quant(act_quant)?;
+                let case = filled(format!("linear/{name}/{precision}/no_numbers"), spec);
+                let case = case.fill("x", Fill::Values((0..3 * 160).map(x).collect()));
+                cases.push(match scheme.code {
+                    DType::F8E4M3 => {
+                        case.fill("weight.codes", Fill::Values((0..18 * 160).map(codes).collect()))
+                    }
+                    _ => case,
+                });
+            }
         }
         // Every epilogue and type of result, three-dimensional x, and rows with gaps on every side.
         for (name, scheme) in [("q4_1", QuantScheme::Q4_1), ("q6_k", QuantScheme::Q6_K)] {
@@ -405,21 +415,6 @@ mod tests {
     }
 
     #[test]
-    fn activations_round_half_to_even_and_zero_groups_stay_zero() {
-        let mut codes = [1i8; 4];
-        assert_eq!(ActQuant::round(&[127.0, 0.5, 1.5, -2.5], &mut codes), 1.0);
-        assert_eq!(codes, [127, 0, 2, -2]);
-        assert_eq!(ActQuant::round(&[0.0, -0.0], &mut codes), 0.0);
-        assert_eq!(codes, [0, 0, 2, -2]);
-        // The scale of the smallest numbers loses most of its bits; codes stay in range.
-        ActQuant::round(&[f32::from_bits(190), -f32::from_bits(190)], &mut codes);
-        assert_eq!(codes[..2], [127, -127]);
-        assert!(ActQuant::round(&[1.0, f32::INFINITY], &mut codes).is_nan());
-        assert!(ActQuant::round(&[f32::NAN, 1.0], &mut codes).is_nan());
-        assert_eq!(codes[..2], [0, 0]);
-    }
-
-    #[test]
     fn a_small_layer_by_hand() {
         let scheme = QuantScheme::new(DType::U4, [1, 2], ScaleKind::F32, Offset::Min).unwrap();
         let spec = plain(&quant(scheme, 1, 4), DType::F32, DType::F32, 1).unwrap();
@@ -436,7 +431,12 @@ mod tests {
         let e = plain(&dense, DType::F32, DType::F32, 2).unwrap().with_act_quant(ActQuant::INT8).unwrap_err();
         assert!(matches!(e, OpError::Attribute { .. }), "{e}");
         let spec = plain(&quant(QuantScheme::Q8_0, 4, 64), DType::F32, DType::F32, 2).unwrap();
-        assert!(spec.with_act_quant(ActQuant::Int8 { group: 64 }).is_err());
+        assert!(spec.clone().with_act_quant(ActQuant::Int8 { group: 64 }).is_err());
+        assert!(spec.with_act_quant(ActQuant::F8_GROUP).is_err());
+        let spec = plain(&quant(QuantScheme::MXFP4, 4, 64), DType::F32, DType::F32, 2).unwrap();
+        assert!(spec.clone().with_act_quant(ActQuant::F8_ROW).is_ok());
+        let e = spec.with_act_quant(ActQuant::INT8).unwrap_err();
+        assert!(e.to_string().contains("int8 with f4e2m1 weight codes"), "{e}");
     }
 
     #[test]

@@ -1,7 +1,8 @@
-//! How integer codes become numbers: code type, block of codes that share a scale, kind of scale, offset.
+//! How codes become numbers, and numbers codes: code type, block of codes that share a scale, kind of scale, offset.
 //!
 //! Plain data, checked once; the tensors of a quantized weight are in `weight.rs`.
 
+use crate::codec::{Overflow, SmallFloat};
 use crate::{DType, OpError, Result};
 
 /// How the scale of a block is stored.
@@ -64,10 +65,10 @@ pub enum Offset {
 /// file formats' reference readers compute: see [`QuantScheme::value`] and [`QuantScheme::product`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct QuantScheme {
-    /// Storage type of a code: i4, u4, i8 or u8.
+    /// Storage type of a code: i4, u4, i8, u8, f8e4m3, f8e5m2 or f4e2m1.
     pub code: DType,
     /// Bits of the range really used, so that a packer may squeeze: 5 for codes −16 to 15 or 0 to 31 held in
-    /// bytes. A code out of this range has no defined value.
+    /// bytes. A code out of this range has no defined value. Float codes use all of their bits.
     pub code_bits: u8,
     /// Rows of n and columns of k that share a scale; the last block of a row or column may be cut short.
     pub block: [usize; 2],
@@ -79,6 +80,10 @@ pub struct QuantScheme {
 
 const fn gguf(code: DType, code_bits: u8, offset: Offset) -> QuantScheme {
     QuantScheme { code, code_bits, block: [1, 32], scale: ScaleKind::F16, offset }
+}
+
+const fn float(code: DType, block: [usize; 2], scale: ScaleKind) -> QuantScheme {
+    QuantScheme { code, code_bits: code.bits() as u8, block, scale, offset: Offset::None }
 }
 
 const fn two_level(inner: DType) -> ScaleKind {
@@ -109,6 +114,25 @@ impl QuantScheme {
         offset: Offset::None,
     };
 
+    /// f8e4m3 in blocks of 128 × 128 with f32 scales, as DeepSeek-V3 stores its weights.
+    pub const F8_BLOCK: QuantScheme = float(DType::F8E4M3, [128, 128], ScaleKind::F32);
+    /// f8e4m3 in blocks of 128 × 128 with power-of-two scales.
+    pub const F8_BLOCK_E8M0: QuantScheme = float(DType::F8E4M3, [128, 128], ScaleKind::E8M0);
+    /// OCP MXFP8: f8e4m3 in groups of 32 with power-of-two scales.
+    pub const MXFP8: QuantScheme = float(DType::F8E4M3, [1, 32], ScaleKind::E8M0);
+    /// OCP MXFP4: f4e2m1 in groups of 32 with power-of-two scales.
+    pub const MXFP4: QuantScheme = float(DType::F4E2M1, [1, 32], ScaleKind::E8M0);
+    /// int8 with one f32 scale a row: per channel for weights, per token for activations.
+    pub const INT8_ROW: QuantScheme = QuantScheme {
+        code: DType::I8,
+        code_bits: 8,
+        block: [1, usize::MAX],
+        scale: ScaleKind::F32,
+        offset: Offset::None,
+    };
+    /// f8e4m3 with one f32 scale for every 128 columns of a row: what activations are rounded to.
+    pub const F8_GROUP: QuantScheme = float(DType::F8E4M3, [1, 128], ScaleKind::F32);
+
     /// A scheme whose codes use the whole range of their type.
     ///
     /// # Errors
@@ -122,13 +146,23 @@ impl QuantScheme {
     /// Checks that the parts fit together.
     ///
     /// # Errors
-    /// `DType` for codes that are not i4, u4, i8 or u8 and for two-level types other than u8/i8 and f16;
-    /// `Attribute` for an empty block, bits that the code type cannot hold, an outer block that does not
-    /// hold whole blocks, and offsets that the kind of scale does not have.
+    /// `DType` for codes of another type than those named at [`QuantScheme::code`] and for two-level types other
+    /// than u8/i8 and f16; `Attribute` for an empty block, bits that the code type cannot hold or a float code
+    /// does not have, an outer block that does not hold whole blocks, and offsets that the kind of scale or of
+    /// code does not have.
     pub fn validate(&self) -> Result<()> {
         const OP: &str = "quant_scheme";
-        if !matches!(self.code, DType::I4 | DType::U4 | DType::I8 | DType::U8) {
-            return Err(OpError::dtype(OP, "code", self.code, "i4, u4, i8 or u8"));
+        if !matches!(self.code, DType::I4 | DType::U4 | DType::I8 | DType::U8) && !self.is_float() {
+            let wanted = "i4, u4, i8, u8, f8e4m3, f8e5m2 or f4e2m1";
+            return Err(OpError::dtype(OP, "code", self.code, wanted));
+        }
+        if self.is_float() && u32::from(self.code_bits) != self.code.bits() {
+            let what = format!("is {}, expected {} for {}", self.code_bits, self.code.bits(), self.code);
+            return Err(OpError::attribute(OP, "code_bits", what));
+        }
+        if self.is_float() && self.offset != Offset::None {
+            let what = format!("is {:?}, which float codes do not have", self.offset);
+            return Err(OpError::attribute(OP, "offset", what));
         }
         if self.code_bits < 2 || u32::from(self.code_bits) > self.code.bits() {
             let what = format!("is {}, expected 2 to {} for {}", self.code_bits, self.code.bits(), self.code);
@@ -164,8 +198,16 @@ impl QuantScheme {
         }
     }
 
-    /// The smallest and the largest code.
+    /// Whether codes are floats.
+    pub fn is_float(&self) -> bool {
+        SmallFloat::of(self.code).is_some()
+    }
+
+    /// The smallest and the largest code; of float codes, the finite numbers they stand for.
     pub fn code_range(&self) -> (i32, i32) {
+        if let Some(format) = SmallFloat::of(self.code) {
+            return (-format.largest() as i32, format.largest() as i32);
+        }
         let bits = self.code_bits.clamp(1, 30);
         match self.code {
             DType::U4 | DType::U8 => (0, (1 << bits) - 1),
@@ -201,7 +243,7 @@ impl QuantScheme {
         outer * inner
     }
 
-    /// The weight a code stands for, in f32, each operation rounded.
+    /// The weight a code stands for, in f32, each operation rounded. A float code comes as its number.
     ///
     /// `offset` is the minimum or the zero point; it is ignored where the scheme has none. A negative
     /// outer offset (K-quants subtract) makes `+ min` equal to their `− dmin·m` bit for bit.
@@ -211,6 +253,51 @@ impl QuantScheme {
             Offset::Min => code * scale + offset,
             Offset::ZeroPoint => (code - offset) * scale,
         }
+    }
+
+    /// The code that `x` is rounded to (of a float code, its number), in f32, each operation rounded.
+    ///
+    /// `q` is `x / scale`, or `(x − min) / scale`; the code is the nearest to `q`, ties to even, plus the zero
+    /// point, saturating at [`QuantScheme::code_range`]. NaN gives what the code type makes of it, integers 0.
+    /// Where the scale is 0 or NaN, the code is 0.
+    pub fn code_of(&self, x: f32, scale: f32, offset: f32) -> f32 {
+        if scale == 0.0 || scale.is_nan() {
+            return 0.0;
+        }
+        let q = if self.offset == Offset::Min { (x - offset) / scale } else { x / scale };
+        if let Some(format) = SmallFloat::of(self.code) {
+            return format.decode(format.encode(f64::from(q), Overflow::Saturate));
+        }
+        if q.is_nan() {
+            return 0.0;
+        }
+        let (low, high) = self.code_range();
+        let zero = if self.offset == Offset::ZeroPoint { offset } else { 0.0 };
+        (q.round_ties_even() + zero).clamp(low as f32, high as f32)
+    }
+
+    /// The largest code that [`QuantScheme::block_scale`] aims at: as [`QuantScheme::code_range`], but the same
+    /// on both sides of 0.
+    pub fn symmetric_top(&self) -> f32 {
+        self.code_range().1 as f32
+    }
+
+    /// The scale of a block whose largest magnitude is `largest` (NaN or infinite if it holds such a number).
+    ///
+    /// `f32(largest / top)` with [`QuantScheme::symmetric_top`]; as a power of two `2^(⌊log2 largest⌋ − e)`, `e`
+    /// being the exponent of the largest code, at least `2^−127` (OCP Microscaling 1.0, 6.3; the largest numbers
+    /// may saturate). NaN where `largest` is no finite number.
+    pub fn block_scale(&self, largest: f32) -> f32 {
+        if !largest.is_finite() {
+            return f32::NAN;
+        }
+        if self.scale != ScaleKind::E8M0 {
+            return largest / self.symmetric_top();
+        }
+        // As an f64 every positive f32 is normal, so that its exponent field is the floor of its logarithm.
+        let exponent = ((f64::from(largest).to_bits() >> 52) as i32 - 1023).max(-1000);
+        let top = (f64::from(self.symmetric_top()).to_bits() >> 52) as i32 - 1023;
+        f64::from_bits((((exponent - top).max(-127) + 1023) as u64) << 52) as f32
     }
 }
 
@@ -241,6 +328,52 @@ mod tests {
         assert!(new(DType::U4, [1, 48], two_level(DType::U8), Offset::Min).is_err());
         assert!(new(DType::U4, [1, 32], two_level(DType::I32), Offset::Min).is_err());
         assert!(QuantScheme { code_bits: 9, ..QuantScheme::Q8_0 }.validate().is_err());
+        assert!(new(DType::F8E4M3, [1, 32], ScaleKind::F32, Offset::Min).is_err());
+        assert!(new(DType::E8M0, [1, 32], ScaleKind::F32, Offset::None).is_err());
+        assert!(QuantScheme { code_bits: 5, ..QuantScheme::MXFP8 }.validate().is_err());
+    }
+
+    #[test]
+    fn float_schemes_are_legal_and_know_their_range() {
+        use QuantScheme as S;
+        for scheme in [S::F8_BLOCK, S::F8_BLOCK_E8M0, S::F8_GROUP, S::MXFP8, S::MXFP4, S::INT8_ROW] {
+            scheme.validate().unwrap();
+        }
+        assert_eq!((S::F8_BLOCK.code_range(), S::MXFP4.code_range()), ((-448, 448), (-6, 6)));
+        assert_eq!((S::INT8_ROW.blocks(3, 70), S::F8_BLOCK.blocks(130, 129)), ([3, 1], [2, 2]));
+    }
+
+    #[test]
+    fn numbers_round_to_codes_by_the_rule() {
+        let code = |scheme: QuantScheme, x, scale, offset| scheme.code_of(x, scale, offset);
+        assert_eq!(code(QuantScheme::INT8_ROW, 2.5, 1.0, 0.0), 2.0);
+        assert_eq!(code(QuantScheme::INT8_ROW, -1e9, 1.0, 0.0), -128.0);
+        assert_eq!(code(QuantScheme::Q4_1, 3.3, 0.5, 1.0), 5.0);
+        assert_eq!(code(QuantScheme::MXFP4, 5.0, 0.5, 0.0), 6.0);
+        assert_eq!(code(QuantScheme::MXFP4, 5.0, 2.0, 0.0), 2.0);
+        let zero = QuantScheme::new(DType::U8, [1, 8], ScaleKind::F32, Offset::ZeroPoint).unwrap();
+        assert_eq!(code(zero, -1.0, 0.25, 128.0), 124.0);
+        for scheme in [QuantScheme::INT8_ROW, QuantScheme::F8_BLOCK] {
+            assert_eq!([0.0, f32::NAN].map(|scale| code(scheme, 3.0, scale, 0.0)), [0.0, 0.0]);
+        }
+        assert_eq!(code(QuantScheme::INT8_ROW, f32::NAN, 1.0, 0.0), 0.0);
+        assert!(code(QuantScheme::F8_BLOCK, f32::NAN, 1.0, 0.0).is_nan());
+    }
+
+    #[test]
+    fn block_scales_are_quotients_or_powers_of_two() {
+        assert_eq!(QuantScheme::INT8_ROW.block_scale(254.0), 2.0);
+        assert_eq!(QuantScheme::F8_BLOCK.block_scale(448.0), 1.0);
+        let mx = QuantScheme::MXFP4;
+        for (largest, scale) in [(6.0, 1.0), (4.0, 1.0), (3.999, 0.5), (8.0, 2.0), (1.0, 0.25)] {
+            assert_eq!(mx.block_scale(largest), scale, "{largest}");
+        }
+        let least = 2f32.powi(-127);
+        assert_eq!([0.0, f32::from_bits(1), least].map(|x| mx.block_scale(x)), [least; 3]);
+        assert_eq!(mx.block_scale(f32::MAX), 2f32.powi(125));
+        for scheme in [mx, QuantScheme::F8_BLOCK] {
+            assert!(scheme.block_scale(f32::INFINITY).is_nan() && scheme.block_scale(f32::NAN).is_nan());
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! Every operator with a weight takes this one type; how codes become numbers is in `scheme.rs`.
 
 use super::scheme::{Offset, QuantScheme, ScaleKind};
+use crate::codec::SmallFloat;
 use crate::{
     Access, DType, Fill, OpError, Operand, Result, Shape, TensorSpec, expect_dims, expect_dtype, expect_rank,
 };
@@ -196,7 +197,16 @@ impl QuantSpec {
             f64::from(high.max(-low))
         };
         let step = 2.0 / span.max(1.0);
-        let mut fills = vec![("weight.codes", listed(low, high, 1))];
+        let codes = match SmallFloat::of(scheme.code) {
+            Some(format) => {
+                // Every finite number of the format, in an order that no usual length of a row divides.
+                let codes = (0..1009u32).map(|i| (i * 97 % (1 << format.bits())) as u8);
+                let finite = codes.map(|code| f64::from(format.decode(code))).filter(|x| x.is_finite());
+                Fill::Values([low, high].map(f64::from).into_iter().chain(finite).collect())
+            }
+            None => listed(low, high, 1),
+        };
+        let mut fills = vec![("weight.codes", codes)];
         match scheme.scale {
             ScaleKind::E8M0 => {
                 let top = step.log2().floor() as i32;
@@ -283,7 +293,7 @@ impl PackedSpec {
 pub enum WeightSpec {
     /// A matrix of floats.
     Dense(TensorSpec),
-    /// Integer codes with scales; shared, since five tensors are much to copy for every call.
+    /// Codes with scales; shared, since five tensors are much to copy for every call.
     Quant(Arc<QuantSpec>),
     /// A backend's own form of either.
     Packed(PackedSpec),
@@ -427,6 +437,9 @@ mod tests {
         ] {
             assert_eq!(WeightSpec::from(QuantSpec::of(scheme, 3, 512).unwrap()).bytes(), 6 * per_256);
         }
+        let bytes = |scheme| WeightSpec::from(QuantSpec::of(scheme, 256, 512).unwrap()).bytes();
+        assert_eq!(bytes(QuantScheme::MXFP4), 256 * (256 + 16));
+        assert_eq!(bytes(QuantScheme::F8_BLOCK), 256 * 512 + 2 * 4 * 4);
     }
 
     #[test]
@@ -438,6 +451,15 @@ mod tests {
         let zero = QuantSpec::of(group(DType::U4, Offset::ZeroPoint), 1, 5).unwrap();
         let got = zero.dequantize_f64(&[&codes, &[0.5, 2.0], &[8.0, 1.0]]);
         assert_eq!(got, [-4.0, -3.5, -3.0, 3.5, 4.0]);
+    }
+
+    #[test]
+    fn blocks_of_several_rows_share_their_scale() {
+        let scheme = QuantScheme { block: [2, 2], ..QuantScheme::F8_BLOCK };
+        let q = QuantSpec::of(scheme, 3, 3).unwrap();
+        let codes = [1.0, 2.0, 448.0, -0.5, 3.0, 4.0, 5.0, 6.0, 7.0];
+        let got = q.dequantize_f64(&[&codes, &[1.0, 0.5, 2.0, 10.0]]);
+        assert_eq!(got, [1.0, 2.0, 224.0, -0.5, 3.0, 2.0, 10.0, 12.0, 70.0]);
     }
 
     #[test]
@@ -476,9 +498,19 @@ mod tests {
 
     #[test]
     fn fillings_name_parts_that_exist_and_keep_weights_small() {
-        for scheme in
-            [QuantScheme::Q4_0, QuantScheme::Q4_1, QuantScheme::Q8_0, QuantScheme::Q6_K, QuantScheme::Q5_K]
-        {
+        use QuantScheme as S;
+        for scheme in [
+            S::Q4_0,
+            S::Q4_1,
+            S::Q8_0,
+            S::Q6_K,
+            S::Q5_K,
+            S::F8_BLOCK,
+            S::F8_BLOCK_E8M0,
+            S::MXFP8,
+            S::MXFP4,
+            S::INT8_ROW,
+        ] {
             let weight = WeightSpec::from(QuantSpec::of(scheme, 5, 300).unwrap());
             let fills = weight.fills();
             let mut inputs: Vec<Vec<f64>> = Vec::new();

@@ -48,6 +48,12 @@ macro_rules! for_each_op {
                 Unpack, portolan_ops::quant::UnpackSpec, unpack;
                 /// Quantized weight to floats.
                 Dequantize, portolan_ops::quant::DequantizeSpec, dequantize;
+                /// Floats to codes by given scales.
+                Quantize, portolan_ops::quant::QuantizeSpec, quantize;
+                /// Floats to codes and the scales found for them.
+                DynamicQuantize, portolan_ops::quant::DynamicQuantizeSpec, dynamic_quantize;
+                /// Hadamard transform of blocks.
+                Hadamard, portolan_ops::quant::HadamardSpec, hadamard;
                 /// Rows of a weight by index.
                 Embedding, portolan_ops::embedding::EmbeddingSpec, embedding;
                 /// Rotary position embedding.
@@ -90,9 +96,11 @@ pub(crate) mod embedding;
 pub(crate) mod gather;
 pub(crate) mod geglu;
 pub(crate) mod gemm;
+pub(crate) mod hadamard;
 pub(crate) mod layer_norm;
 pub(crate) mod linear;
 pub(crate) mod log_softmax;
+pub(crate) mod quantize;
 mod random;
 pub(crate) mod reduce;
 pub(crate) mod rms_norm;

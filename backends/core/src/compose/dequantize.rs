@@ -1,4 +1,4 @@
-//! Dequantize from casts, products and sums, by the f32 rule of the scheme; nibbles are taken apart as bytes.
+//! Dequantize from casts, products and sums, by the f32 rule of the scheme; codes are moved as the bytes they are.
 
 use super::begin;
 use super::parts::{Parts, runs};
@@ -13,7 +13,7 @@ use portolan_ops::{DType, Layout, OpError, Result, Shape, TensorSpec, Unsupporte
 /// Codes as f32, then per block the scheme's two operations, each rounded once; then `out`'s type.
 ///
 /// # Errors
-/// As the parts; `Unsupported` for power-of-two scales and where the stream denies compositions.
+/// As the parts; `Unsupported` where the stream denies compositions.
 pub fn dequantize(l: &Launch<'_>, op: &Dequantize, why: Unsupported) -> Result<()> {
     let p = begin(l, op, why)?;
     let WeightSpec::Quant(quant) = op.spec().weight() else {
@@ -53,12 +53,13 @@ pub(super) fn rows<C: Dispatch>(
         Some(index) => p.gather(&tensor, 0, index)?.reshape(&[rows, tensor.dims()[1]]),
     };
     let stored = pick(as_bytes(&op.require("weight.codes")?)?, &of_row)?;
-    let codes = decode(p, &stored, scheme.code, k)?;
+    let codes = numbers(p, &stored, scheme.code, k)?;
 
     // One number a block; two-level numbers are the product with their factor, rounded to f32.
     let per_block = |name: &'static str, outer: &'static str| -> Result<Option<Tensor>> {
         let Some(inner) = op.tensor(name) else { return Ok(None) };
-        let inner = p.f32(&pick(inner, &of_block)?)?;
+        let (dtype, columns) = (inner.dtype(), inner.dims()[1]);
+        let inner = numbers(p, &pick(as_bytes(&inner)?, &of_block)?, dtype, columns)?;
         let (Some(outer), Some((_, outer_block))) = (op.tensor(outer), scheme.scale.outer()) else {
             return Ok(Some(inner));
         };
@@ -89,39 +90,32 @@ pub(super) fn rows<C: Dispatch>(
     Ok(codes)
 }
 
-/// Codes of half a byte seen as the bytes that hold them, two a byte; others as they are.
-fn as_bytes(codes: &Tensor) -> Result<Tensor> {
-    if !codes.dtype().is_sub_byte() {
-        return Ok(codes.clone());
-    }
-    let [n, k] = [codes.dims()[0], codes.dims()[1]];
-    let layout = Layout::new(&[codes.spec().strides()[0] / 2, 1], codes.spec().layout().offset() / 2)?;
-    let spec = TensorSpec::with_layout(DType::U8, Shape::new(&[n, k.div_ceil(2)])?, layout)?;
-    Tensor::new(codes.buffer().clone(), spec)
+/// Whether the type has no movement of its own: codes that share a byte, and floats of a byte.
+fn moves_as_bytes(dtype: DType) -> bool {
+    dtype.is_sub_byte() || dtype.is_storage_float()
 }
 
-/// Codes as f32 `[rows, k]`, in scratch of their own.
-fn decode(p: &Parts<'_, '_>, stored: &Tensor, code: DType, k: usize) -> Result<Tensor> {
-    let [rows, columns] = [stored.dims()[0], stored.dims()[1]];
-    if !code.is_sub_byte() {
+/// Elements seen as the bytes that hold them where their type does not move itself; others as they are.
+fn as_bytes(x: &Tensor) -> Result<Tensor> {
+    if !moves_as_bytes(x.dtype()) {
+        return Ok(x.clone());
+    }
+    let ([n, k], stride) = ([x.dims()[0], x.dims()[1]], x.spec().strides()[0]);
+    let each = if x.dtype().is_sub_byte() { 2 } else { 1 };
+    let layout = Layout::new(&[stride / each, 1], x.spec().layout().offset() / each)?;
+    let spec = TensorSpec::with_layout(DType::U8, Shape::new(&[n, k.div_ceil(each)])?, layout)?;
+    Tensor::new(x.buffer().clone(), spec)
+}
+
+/// The numbers `[rows, columns]` of type `dtype` in what [`as_bytes`] saw, as f32; in scratch of their own unless
+/// they are f32 already.
+fn numbers(p: &Parts<'_, '_>, stored: &Tensor, dtype: DType, columns: usize) -> Result<Tensor> {
+    if !moves_as_bytes(dtype) {
         return p.f32(stored);
     }
-    let out = p.scratch(DType::F32, &[rows, columns, 2])?;
-    let nibbles = [
-        p.scalar(BinaryKind::And, stored, 15.0)?,
-        // An integer quotient: the upper half.
-        p.scalar(BinaryKind::Div, stored, 16.0)?,
-    ];
-    for (half, nibble) in nibbles.iter().enumerate() {
-        let place = out.select(2, half)?;
-        if code == DType::I4 {
-            // Two's complement: the sign bit flipped, minus its weight.
-            p.scalar_in_place(BinaryKind::Xor, nibble, 8.0)?;
-            p.store(nibble, &place)?;
-            p.scalar_in_place(BinaryKind::Sub, &place, 8.0)?;
-        } else {
-            p.store(nibble, &place)?;
-        }
-    }
-    out.reshape(&[rows, 2 * columns])?.narrow(1, 0, k)
+    let ([rows, stride], layout) = ([stored.dims()[0], stored.spec().strides()[0]], stored.spec().layout());
+    let each = if dtype.is_sub_byte() { 2 } else { 1 };
+    let layout = Layout::new(&[stride * each, 1], layout.offset() * each)?;
+    let spec = TensorSpec::with_layout(dtype, Shape::new(&[rows, columns])?, layout)?;
+    p.f32(&Tensor::new(stored.buffer().clone(), spec)?)
 }

@@ -5,18 +5,18 @@ use super::parts::{Parts, runs};
 use crate::call::{Dequantize, Gemm, Linear};
 use crate::launch::Launch;
 use crate::tensor::Tensor;
+use portolan_ops::codec::SmallFloat;
 use portolan_ops::kernel::{BinaryKind, CompareKind, ReduceKind, UnaryKind};
 use portolan_ops::quant::{ActQuant, DequantizeSpec, WeightSpec};
 use portolan_ops::{DType, Result, Unsupported};
 use smallvec::SmallVec;
 
-/// Dense: gemm_nt with its epilogue. Quantized: activations in f32, rounded to int8 steps where the call says
-/// so (the numbers `scale · code`, so that a float product gives what the integer one would), and a float
-/// product with the dequantized weight.
+/// Dense: gemm_nt with its epilogue. Quantized: activations in f32, rounded to steps of 8 bits where the call says
+/// so (the numbers `scale · code`, so that a float product gives what one of codes would), and a float product
+/// with the dequantized weight.
 ///
 /// # Errors
-/// As the parts; `Unsupported` for packed weights, for power-of-two scales, and where the stream denies
-/// compositions.
+/// As the parts; `Unsupported` for packed weights and where the stream denies compositions.
 pub fn linear(l: &Launch<'_>, op: &Linear, why: Unsupported) -> Result<()> {
     let p = begin(l, op, why)?;
     let (spec, x, out) = (op.spec(), op.require("x")?, op.require("out")?);
@@ -38,9 +38,7 @@ pub fn linear(l: &Launch<'_>, op: &Linear, why: Unsupported) -> Result<()> {
     p.run(Dequantize::bind(dequantize, &operands)?)?;
     drop(operands);
     let seen = p.f32_copy(&x, &[rows, k])?;
-    if let ActQuant::Int8 { group } = spec.act_quant() {
-        round_to_int8(&p, &seen, group)?;
-    }
+    round_activations(&p, &seen, spec.act_quant())?;
     let wide = p.scratch(DType::F32, &[rows, n])?;
     product(&p, op, &seen, &weight, &wide)?;
     p.store(&wide.reshape(out.dims())?, &out)
@@ -56,19 +54,26 @@ fn product(p: &Parts<'_, '_>, op: &Linear, x: &Tensor, weight: &Tensor, out: &Te
     p.run(gemm.activation(op.spec().activation())?)
 }
 
-/// Replaces x `[rows, k]` by `scale · code`, as [`ActQuant::round`] gives them for each row and group.
-fn round_to_int8(p: &Parts<'_, '_>, x: &Tensor, group: usize) -> Result<()> {
+/// Replaces x `[rows, k]` by `scale · code`, as [`ActQuant`] gives them for each row and group.
+fn round_activations(p: &Parts<'_, '_>, x: &Tensor, act_quant: ActQuant) -> Result<()> {
+    let Some(group) = act_quant.group() else { return Ok(()) };
+    let float = matches!(act_quant, ActQuant::F8 { .. });
+    let top = if float { f64::from(SmallFloat::E4M3.largest()) } else { 127.0 };
     let [rows, k] = [x.dims()[0], x.dims()[1]];
     for (column, _, groups, width) in runs(k, group) {
         let x = x.narrow(1, column, groups * width)?.reshape(&[rows, groups, width])?;
         let scale = p.reduce(ReduceKind::Max, &p.unary(UnaryKind::Abs, &x)?, 2)?;
-        p.scalar_in_place(BinaryKind::Div, &scale, 127.0)?;
+        p.scalar_in_place(BinaryKind::Div, &scale, top)?;
         // A scale of 0 makes every step 0, whatever it divides by; one that is not finite makes every one NaN.
         let zero = p.compare_scalar(CompareKind::Eq, &scale, 0.0)?;
         p.binary_in_place(BinaryKind::Div, &x, &p.replace(&zero, 1.0, &scale)?)?;
-        p.unary_in_place(UnaryKind::Round, &x)?;
-        p.scalar_in_place(BinaryKind::Max, &x, -127.0)?;
-        p.scalar_in_place(BinaryKind::Min, &x, 127.0)?;
+        if float {
+            p.store(&p.cast(&x, DType::F8E4M3)?, &x)?;
+        } else {
+            p.unary_in_place(UnaryKind::Round, &x)?;
+            p.scalar_in_place(BinaryKind::Max, &x, -127.0)?;
+            p.scalar_in_place(BinaryKind::Min, &x, 127.0)?;
+        }
         p.binary_in_place(BinaryKind::Mul, &x, &scale)?;
     }
     Ok(())

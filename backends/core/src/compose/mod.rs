@@ -4,8 +4,10 @@
 mod add_rms_norm;
 mod attention;
 mod dequantize;
+mod dynamic_quantize;
 mod embedding;
 mod geglu;
+mod hadamard;
 mod kv_cache_write;
 mod layer_norm;
 mod linear;
@@ -13,6 +15,7 @@ mod log_softmax;
 mod packed;
 mod paged_attention;
 mod parts;
+mod quantize;
 mod ragged;
 mod rms_norm;
 mod rope;
@@ -24,14 +27,17 @@ mod swiglu;
 pub use add_rms_norm::add_rms_norm;
 pub use attention::attention;
 pub use dequantize::dequantize;
+pub use dynamic_quantize::dynamic_quantize;
 pub use embedding::embedding;
 pub use geglu::geglu;
+pub use hadamard::hadamard;
 pub use kv_cache_write::kv_cache_write;
 pub use layer_norm::layer_norm;
 pub use linear::linear;
 pub use log_softmax::log_softmax;
 pub use packed::{prepack, unpack};
 pub use paged_attention::paged_attention;
+pub use quantize::quantize;
 pub use rms_norm::rms_norm;
 pub use rope::rope;
 pub use sample::sample;
@@ -44,8 +50,8 @@ use crate::call::SpecRef;
 use crate::launch::Launch;
 use crate::op::{Op, OpQuery};
 use parts::Parts;
-use portolan_ops::quant::{ScaleKind, WeightSpec};
-use portolan_ops::{DType, Result, Unsupported};
+use portolan_ops::quant::WeightSpec;
+use portolan_ops::{Result, Unsupported};
 
 /// What a backend that leaves an operator to its default body answers for it, `why` being its reason;
 /// `Support::No` for the few calls that have no composition.
@@ -70,7 +76,10 @@ fn limit(spec: &SpecRef<'_>) -> Option<Unsupported> {
         SpecRef::Attention(op) => beyond(op.query().tokens()),
         SpecRef::PagedAttention(op) => beyond(op.query().tokens()).or_else(|| beyond(op.k().dims()[0])),
         SpecRef::Sample(op) => beyond(op.logits().numel()),
-        SpecRef::Rope(_)
+        SpecRef::Quantize(_)
+        | SpecRef::DynamicQuantize(_)
+        | SpecRef::Hadamard(_)
+        | SpecRef::Rope(_)
         | SpecRef::RmsNorm(_)
         | SpecRef::LayerNorm(_)
         | SpecRef::AddRmsNorm(_)
@@ -87,9 +96,6 @@ fn limit(spec: &SpecRef<'_>) -> Option<Unsupported> {
 fn weight_limit(weight: &WeightSpec) -> Option<Unsupported> {
     match weight {
         WeightSpec::Dense(_) => None,
-        WeightSpec::Quant(quant) if quant.scheme().scale == ScaleKind::E8M0 => {
-            Some(Unsupported::DType(DType::E8M0))
-        }
         WeightSpec::Quant(_) => None,
         _ => Some(Unsupported::NotImplemented),
     }

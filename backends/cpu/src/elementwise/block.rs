@@ -1,11 +1,14 @@
-//! Blocks of elements as values to compute with: f32 for f32, f16 and bf16; f64 for f64; i64 for the rest.
+//! Blocks of elements as values to compute with: f32 for f32, f16, bf16 and what is stored in fewer bits; f64 for
+//! f64; i64 for the rest.
 //!
 //! A block stays in the nearest cache, so kernels are written once per value type, over plain slices, whatever
 //! the element type and the strides; the compiler vectorises them for the instruction set of the caller.
 
-use crate::simd::{Lanes, Stored};
+use crate::simd::code::{Code, with_code};
+use crate::simd::{Lanes, Stored, code};
 use half::{bf16, f16};
 use portolan_ops::DType;
+use portolan_ops::codec::Overflow;
 
 /// Elements of a block: 2 to 4 KiB a buffer, so that the three of a kernel fit a 32 KiB cache with room to spare.
 pub(crate) const BLOCK: usize = 512;
@@ -151,6 +154,45 @@ unsafe fn write_lanes<L: Lanes, T: Stored>(base: *mut u8, place: usize, stride: 
     }
 }
 
+/// Reads codes of a byte or half a byte as numbers.
+///
+/// # Safety
+/// As [`Value::load`].
+#[inline(always)]
+unsafe fn read_codes<L: Lanes, C: Code>(base: *const u8, place: usize, stride: usize, buf: &mut [f32]) {
+    for (i, part) in buf.chunks_mut(if stride == 1 { L::LEN } else { 1 }).enumerate() {
+        // SAFETY: the caller's promise; the part is as long as what is stored.
+        unsafe {
+            if stride == 1 {
+                let lanes = code::load::<L, C>(base, place + i * L::LEN, part.len());
+                lanes.store_partial(part.as_mut_ptr(), part.len());
+            } else {
+                part[0] = C::decode_one(code::get::<C>(base, place + i * stride));
+            }
+        }
+    }
+}
+
+/// Writes numbers as the nearest codes of a byte or half a byte, floats overflowing to infinity where there is one.
+///
+/// # Safety
+/// As [`Value::store`].
+#[inline(always)]
+unsafe fn write_codes<L: Lanes, C: Code>(base: *mut u8, place: usize, stride: usize, buf: &[f32]) {
+    for (i, part) in buf.chunks(if stride == 1 { L::LEN } else { 1 }).enumerate() {
+        // SAFETY: the caller's promise; the part is as long as what is loaded.
+        unsafe {
+            if stride == 1 {
+                let lanes = L::load_partial(part.as_ptr(), part.len());
+                code::store::<L, C>(base, place + i * L::LEN, part.len(), lanes, Overflow::Infinity);
+            } else {
+                let code = C::encode_one(part[0], Overflow::Infinity);
+                code::put::<C>(base, place + i * stride, code);
+            }
+        }
+    }
+}
+
 macro_rules! real {
     ($type:ident, $bits:ident, $signed:ident) => {
         const ZERO: Self = 0.0;
@@ -212,7 +254,9 @@ impl Value for f32 {
                 DType::F32 => read_lanes::<L, f32>(base, place, stride, buf),
                 DType::F16 => read_lanes::<L, f16>(base, place, stride, buf),
                 DType::BF16 => read_lanes::<L, bf16>(base, place, stride, buf),
-                _ => buf.fill(0.0),
+                dtype => {
+                    with_code!(dtype, C => read_codes::<L, C>(base, place, stride, buf), _ => buf.fill(0.0))
+                }
             }
         }
     }
@@ -226,7 +270,7 @@ impl Value for f32 {
                 DType::F16 => write_lanes::<L, f16>(base, place, stride, buf),
                 DType::BF16 => write_lanes::<L, bf16>(base, place, stride, buf),
                 DType::Bool => write(base, place, stride, buf, |v: f32| u8::from(v != 0.0)),
-                _ => {}
+                dtype => with_code!(dtype, C => write_codes::<L, C>(base, place, stride, buf), _ => ()),
             }
         }
     }
@@ -326,7 +370,15 @@ impl Value for i64 {
 macro_rules! with_value {
     ($dtype:expr, $value:ident => $body:expr) => {
         match $dtype {
-            portolan_ops::DType::F32 | portolan_ops::DType::F16 | portolan_ops::DType::BF16 => {
+            portolan_ops::DType::F32
+            | portolan_ops::DType::F16
+            | portolan_ops::DType::BF16
+            | portolan_ops::DType::F8E4M3
+            | portolan_ops::DType::F8E5M2
+            | portolan_ops::DType::F4E2M1
+            | portolan_ops::DType::E8M0
+            | portolan_ops::DType::I4
+            | portolan_ops::DType::U4 => {
                 type $value = f32;
                 $body
             }

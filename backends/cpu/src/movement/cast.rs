@@ -1,5 +1,5 @@
 //! Conversion between element types, one rounding each: through f32 where that is exact, and through an f32
-//! rounded to odd where a wider type goes to f16 or bf16.
+//! rounded to odd where a wider type goes to 16 bits or fewer.
 
 use crate::elementwise::Exec;
 use crate::elementwise::block::{BLOCK, Value, with_value};
@@ -49,9 +49,19 @@ impl<V: Convert> Kernel for Piece<V> {
                 V::load::<L>(self.from, self.x.start(), from, strides[0], block);
                 match self.to {
                     DType::F32 => convert::<L, V, f32>(self.to, base, to, stride, block, V::to_f32),
-                    DType::F16 | DType::BF16 => {
-                        convert::<L, V, f32>(self.to, base, to, stride, block, V::to_odd_f32)
-                    }
+                    DType::F16
+                    | DType::BF16
+                    | DType::F8E4M3
+                    | DType::F8E5M2
+                    | DType::F4E2M1
+                    | DType::E8M0 => convert::<L, V, f32>(self.to, base, to, stride, block, V::to_odd_f32),
+                    // In range, so that rounding to the code changes nothing; what is saturated is truncated.
+                    DType::I4 => convert::<L, V, f32>(self.to, base, to, stride, block, |v| {
+                        V::to_i8(v).clamp(-8, 7) as f32
+                    }),
+                    DType::U4 => convert::<L, V, f32>(self.to, base, to, stride, block, |v| {
+                        V::to_u8(v).clamp(0, 15) as f32
+                    }),
                     DType::F64 => convert::<L, V, f64>(self.to, base, to, stride, block, V::to_f64),
                     DType::I64 => convert::<L, V, i64>(self.to, base, to, stride, block, V::to_i64),
                     DType::I32 => convert::<L, V, i64>(self.to, base, to, stride, block, V::to_i32),

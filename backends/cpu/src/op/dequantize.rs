@@ -5,7 +5,7 @@ use crate::op::rows::{RowSource, element, load_row, store_row};
 use crate::queue::Exec;
 use portolan_core::Launch;
 use portolan_core::call::Dequantize;
-use portolan_ops::{DequantizeSpec, Result};
+use portolan_ops::{DType, DequantizeSpec, Result};
 
 /// Rows one task converts.
 const ROWS: usize = 8;
@@ -18,13 +18,23 @@ fn run(exec: &Exec, spec: &DequantizeSpec, args: &Args) -> Result<()> {
     let (n, k) = (spec.weight().n(), spec.weight().k());
     let source = RowSource::Quant(args.quant_parts());
     let out = args.write("out") as usize;
+    // Rows of f32 that lie together need no line of their own.
+    let direct = spec.out().dtype() == DType::F32 && spec.out().strides()[1] == 1;
     exec.team.run_with(n.div_ceil(ROWS), exec.threads, &|task| {
-        let mut values = vec![0f32; k];
+        let mut values = vec![0f32; if direct { 0 } else { k }];
         for row in task * ROWS..n.min((task + 1) * ROWS) {
-            // SAFETY: the row exists; core checked that the weight's tensors lie within live blocks.
-            unsafe { load_row(spec.weight(), &source, row, &mut values) };
-            // SAFETY: each task writes its own rows of the output.
-            unsafe { store_row(spec.out(), out as *mut u8, element(spec.out(), row * k), &values) };
+            let (place, out) = (element(spec.out(), row * k), out as *mut u8);
+            // SAFETY: the row exists; core checked that the weight's tensors lie within live blocks, and the
+            // output; each task writes its own rows of it.
+            unsafe {
+                if direct {
+                    let line = core::slice::from_raw_parts_mut(out.cast::<f32>().add(place), k);
+                    load_row(exec.isa, spec.weight(), &source, row, line);
+                } else {
+                    load_row(exec.isa, spec.weight(), &source, row, &mut values);
+                    store_row(exec.isa, spec.out(), out, place, &values);
+                }
+            }
         }
     });
     Ok(())

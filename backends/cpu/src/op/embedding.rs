@@ -34,13 +34,13 @@ fn run(exec: &Exec, spec: &EmbeddingSpec, args: &Args) -> Result<()> {
                 values.fill(0.0);
             } else if (id as usize) < n {
                 // SAFETY: the row exists; the weight's tensors lie within live blocks.
-                unsafe { load_row(spec.weight(), &source, id as usize, &mut values) };
+                unsafe { load_row(exec.isa, spec.weight(), &source, id as usize, &mut values) };
             } else {
                 bad.fetch_min(row, Ordering::Relaxed);
                 continue;
             }
             // SAFETY: each task writes its own rows of the output.
-            unsafe { store_row(spec.out(), out as *mut u8, element(spec.out(), row * k), &values) };
+            unsafe { store_row(exec.isa, spec.out(), out as *mut u8, element(spec.out(), row * k), &values) };
         }
     });
     match bad.load(Ordering::Relaxed) {

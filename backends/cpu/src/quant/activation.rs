@@ -5,8 +5,11 @@
 
 use super::strip::BLOCK;
 use crate::Isa;
+use crate::simd::code::{Code, E4m3};
+use crate::simd::{Kernel, Lanes, dispatch};
 use half::{bf16, f16};
-use portolan_ops::{DType, TensorSpec};
+use portolan_ops::codec::{Overflow, SmallFloat};
+use portolan_ops::{ActQuant, DType, TensorSpec};
 
 /// Rows of a tile, largest first. 12 rows use 24 of 32 vector registers for sums: 12 of i32, 12 of f32.
 pub(crate) const TILES: [usize; 3] = [12, 4, 1];
@@ -85,6 +88,8 @@ pub(crate) struct Int8Rows {
     pub(crate) blocks: usize,
     /// Parts of a block: 1 or 2.
     pub(crate) parts: usize,
+    /// Blocks of a row that share a scale.
+    pub(crate) group: usize,
 }
 
 impl Int8Rows {
@@ -97,7 +102,13 @@ impl Int8Rows {
     ///
     /// # Safety
     /// `memory` is aligned to 64 and holds [`Int8Rows::bytes`].
-    pub(crate) unsafe fn new(memory: *mut u8, rows: usize, blocks: usize, parts: usize) -> Self {
+    pub(crate) unsafe fn new(
+        memory: *mut u8,
+        rows: usize,
+        blocks: usize,
+        parts: usize,
+        group: usize,
+    ) -> Self {
         let elements = rows * blocks;
         let line = |bytes: usize| bytes.next_multiple_of(64);
         let scale_at = elements * BLOCK;
@@ -112,6 +123,7 @@ impl Int8Rows {
                 init: memory.add(init_at).cast(),
                 blocks,
                 parts,
+                group,
             }
         }
     }
@@ -130,12 +142,21 @@ impl Int8Rows {
         zero_point: bool,
     ) {
         let (first, height) = tile_of(row, rows);
+        let mut shared = 0.0;
         for block in 0..self.blocks {
             let at = first * self.blocks + block * height + (row - first);
             // SAFETY: `at` is below `rows · blocks`, the block within the row.
             unsafe {
                 let (x, codes) = (x.add(block * BLOCK), self.codes.add(at * BLOCK));
-                let (scale, sums) = round(isa, x, codes);
+                let (scale, sums) = if self.group == 1 {
+                    round(isa, x, codes)
+                } else {
+                    if block.is_multiple_of(self.group) {
+                        let len = self.group.min(self.blocks - block) * BLOCK;
+                        shared = block_scale(isa, core::slice::from_raw_parts(x, len), 127.0);
+                    }
+                    (shared, round_by(isa, x, shared, codes))
+                };
                 *self.scale.add(at) = scale;
                 let sum = sums[0] + sums[1];
                 let side = if zero_point { sum } else { (scale * sum as f32).to_bits() as i32 };
@@ -164,11 +185,108 @@ pub(crate) unsafe fn round(isa: Isa, x: *const f32, codes: *mut i8) -> (f32, [i3
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => round_avx512(x, codes),
             _ => {
-                let (x, codes) =
-                    (core::slice::from_raw_parts(x, BLOCK), core::slice::from_raw_parts_mut(codes, BLOCK));
-                let scale = portolan_ops::ActQuant::round(x, codes);
-                let sum = |codes: &[i8]| codes.iter().map(|&c| i32::from(c)).sum();
-                (scale, [sum(&codes[..16]), sum(&codes[16..])])
+                let scale = block_scale(isa, core::slice::from_raw_parts(x, BLOCK), 127.0);
+                (scale, round_by(isa, x, scale, codes))
+            }
+        }
+    }
+}
+
+/// Rounds 32 values by a scale that is given; returns the sums of the first and the last 16 codes.
+///
+/// # Safety
+/// As [`round`].
+unsafe fn round_by(isa: Isa, x: *const f32, scale: f32, codes: *mut i8) -> [i32; 2] {
+    // SAFETY: passed on.
+    unsafe {
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => round_by_avx512(x, scale, codes),
+            _ => {
+                let mut sums = [0; 2];
+                for i in 0..BLOCK {
+                    let code = if scale > 0.0 { (*x.add(i) / scale).round_ties_even() } else { 0.0 };
+                    let code = code.clamp(-127.0, 127.0) as i8;
+                    *codes.add(i) = code;
+                    sums[i / (BLOCK / 2)] += i32::from(code);
+                }
+                sums
+            }
+        }
+    }
+}
+
+/// The scale under which the largest of a group becomes `top`: NaN where one is no finite number.
+fn block_scale(isa: Isa, x: &[f32], top: f32) -> f32 {
+    largest_magnitude(isa, x) / top
+}
+
+/// The largest magnitude; NaN where one is no finite number.
+pub(super) fn largest_magnitude(isa: Isa, x: &[f32]) -> f32 {
+    dispatch(isa, Largest { x })
+}
+
+struct Largest<'a> {
+    x: &'a [f32],
+}
+
+impl Kernel for Largest<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run<L: Lanes>(self) -> f32 {
+        largest::<L>(self.x)
+    }
+}
+
+/// As [`largest_magnitude`], inside a kernel.
+#[inline(always)]
+pub(super) fn largest<L: Lanes>(x: &[f32]) -> f32 {
+    let (mut largest, mut spoiled) = (L::zero(), L::zero());
+    for part in x.chunks(L::LEN) {
+        // SAFETY: the part is as long as what is loaded.
+        let x = unsafe { L::load_partial(part.as_ptr(), part.len()) };
+        largest = largest.max(x.abs());
+        // 0 times what is no finite number is NaN, and stays.
+        spoiled = x.mul_add(L::zero(), spoiled);
+    }
+    if L::any(spoiled.unordered()) { f32::NAN } else { largest.largest() }
+}
+
+/// Replaces a group of activations by what its codes stand for, `scale · code`.
+pub(crate) fn replace_by_codes(isa: Isa, values: &mut [f32], act_quant: ActQuant) {
+    let float = matches!(act_quant, ActQuant::F8 { .. });
+    let top = if float { SmallFloat::E4M3.largest() } else { 127.0 };
+    let scale = block_scale(isa, values, top);
+    if scale > 0.0 {
+        dispatch(isa, Replace { values, scale, float });
+    } else {
+        values.fill(scale);
+    }
+}
+
+struct Replace<'a> {
+    values: &'a mut [f32],
+    scale: f32,
+    float: bool,
+}
+
+impl Kernel for Replace<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        let scale = L::splat(self.scale);
+        for part in self.values.chunks_mut(L::LEN) {
+            // SAFETY: the part is as long as what is loaded and stored.
+            unsafe {
+                let q = L::load_partial(part.as_ptr(), part.len()).div(scale);
+                let code = if self.float {
+                    E4m3::decode::<L>(E4m3::encode(q, Overflow::Saturate))
+                } else {
+                    q.max(L::splat(-127.0)).min(L::splat(127.0)).round()
+                };
+                code.mul(scale).store_partial(part.as_mut_ptr(), part.len());
             }
         }
     }
@@ -185,9 +303,21 @@ unsafe fn round_avx512(x: *const f32, codes: *mut i8) -> (f32, [i32; 2]) {
         let magnitude = |v| _mm512_castps_si512(_mm512_abs_ps(v));
         let largest = f32::from_bits(_mm512_reduce_max_epu32(_mm512_max_epu32(magnitude(a), magnitude(b))));
         let scale = if largest.is_finite() { largest / 127.0 } else { f32::NAN };
+        (scale, round_by_avx512(x, scale, codes))
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+unsafe fn round_by_avx512(x: *const f32, scale: f32, codes: *mut i8) -> [i32; 2] {
+    use std::arch::x86_64::*;
+    // SAFETY: 32 values and 32 codes, by contract.
+    unsafe {
+        let (a, b) = (_mm512_loadu_ps(x), _mm512_loadu_ps(x.add(16)));
         if scale.is_nan() || scale == 0.0 {
             _mm256_storeu_si256(codes.cast(), _mm256_setzero_si256());
-            return (scale, [0; 2]);
+            return [0; 2];
         }
         let s = _mm512_set1_ps(scale);
         // A quotient from the rounded reciprocal, corrected once by its remainder, is the rounded quotient as
@@ -208,7 +338,7 @@ unsafe fn round_avx512(x: *const f32, codes: *mut i8) -> (f32, [i32; 2]) {
         let (a, b) = (code(a), code(b));
         _mm_storeu_si128(codes.cast(), _mm512_cvtepi32_epi8(a));
         _mm_storeu_si128(codes.add(16).cast(), _mm512_cvtepi32_epi8(b));
-        (scale, [_mm512_reduce_add_epi32(a), _mm512_reduce_add_epi32(b)])
+        [_mm512_reduce_add_epi32(a), _mm512_reduce_add_epi32(b)]
     }
 }
 
@@ -269,6 +399,53 @@ mod tests {
                 let (got_scale, sums) = unsafe { round(isa, x.as_ptr(), got.as_mut_ptr()) };
                 assert_eq!((got, got_scale.to_bits()), (want, scale.to_bits()), "{isa:?} {x:?}");
                 assert_eq!(sums[0] + sums[1], want.iter().map(|&c| i32::from(c)).sum::<i32>());
+                let mut codes = [0u8; BLOCK];
+                let f8_scale = ActQuant::round_f8(&x, &mut codes);
+                let (mut int8, mut f8) = (x, x);
+                replace_by_codes(isa, &mut int8, ActQuant::INT8);
+                replace_by_codes(isa, &mut f8, ActQuant::F8_GROUP);
+                for i in 0..BLOCK {
+                    // NaN is NaN, whatever its bits; a zero may have either sign.
+                    let same = |got: f32, want: f32| got == want || (got.is_nan() && want.is_nan());
+                    assert!(same(int8[i], scale * f32::from(want[i])), "{isa:?} {x:?}");
+                    let number = SmallFloat::E4M3.decode(codes[i]);
+                    assert!(same(f8[i], f8_scale * number), "{isa:?} {x:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_scale_for_several_blocks_is_that_of_the_whole_group() {
+        let blocks = 5;
+        let x: Vec<f32> = (0..blocks * BLOCK).map(|i| ((i * 37 % 101) as f32 - 50.0) / 7.0).collect();
+        for isa in Isa::ALL.into_iter().filter(|isa| isa.require().is_ok()) {
+            for group in [1usize, 4, usize::MAX / BLOCK] {
+                let mut memory = vec![0u64; Int8Rows::bytes(1, blocks, 1) / 8 + 16];
+                let start = memory.as_mut_ptr().cast::<u8>();
+                // SAFETY: the memory holds one row of five blocks behind its first aligned byte.
+                let rows = unsafe {
+                    let rows = Int8Rows::new(start.add(start.align_offset(64)), 1, blocks, 1, group);
+                    rows.write(isa, 0, 1, x.as_ptr(), 0, true);
+                    rows
+                };
+                for (g, part) in x.chunks(group.min(blocks) * BLOCK).enumerate() {
+                    let mut want = vec![0i8; part.len()];
+                    let scale = portolan_ops::ActQuant::round(part, &mut want);
+                    for (i, codes) in want.chunks(BLOCK).enumerate() {
+                        let block = g * group.min(blocks) + i;
+                        // SAFETY: written above.
+                        unsafe {
+                            assert_eq!(*rows.scale.add(block), scale);
+                            let got = core::slice::from_raw_parts(rows.codes.add(block * BLOCK), BLOCK);
+                            assert_eq!(got, codes, "{isa:?} {group}");
+                            assert_eq!(
+                                *rows.side.add(block),
+                                codes.iter().map(|&c| i32::from(c)).sum::<i32>()
+                            );
+                        }
+                    }
+                }
             }
         }
     }

@@ -28,6 +28,14 @@ pub(crate) unsafe fn panel(
     unsafe {
         match isa {
             #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 if layout.scheme.is_float() => {
+                super::small_float_x86::panel_avx512(layout, strip, first, count, dst)
+            }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 if layout.scheme.is_float() => {
+                super::small_float_x86::panel_avx2(layout, strip, first, count, dst)
+            }
+            #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => super::float_x86::panel_avx512(layout, strip, first, count, dst),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => super::float_x86::panel_avx2(layout, strip, first, count, dst),
@@ -46,15 +54,39 @@ unsafe fn panel_portable(layout: &StripLayout, strip: &StripRef, first: usize, c
         for c in 0..BLOCK {
             let at = ((first + b) * parts + c * parts / BLOCK) * ROWS;
             for r in 0..ROWS {
-                let code = i32::from(load_code(layout.family, packed, r, c)) - layout.bias;
+                let code = layout.number(load_code(layout.family, packed, r, c));
                 // SAFETY: panels of scales and offsets cover every part of every block, `dst` every column.
                 unsafe {
                     let offset = if with_offset { *strip.offsets.add(at + r) } else { 0.0 };
-                    let value = layout.scheme.value(code as f32, *strip.scales.add(at + r), offset);
+                    let value = layout.scheme.value(code, *strip.scales.add(at + r), offset);
                     *dst.add((b * BLOCK + c) * ROWS + r) = value;
                 }
             }
         }
+    }
+}
+
+/// Multiplies a single row with whole strips, dequantized in registers: `acc[strip][16] += Σ_k w[strip][k][16] · x[k]`
+/// by the operations, and with the bits, of [`panel`] and [`tile`]. `false`, and nothing done, where this path has no
+/// such kernel for the codes.
+///
+/// # Safety
+/// `x` holds whole blocks, `acc` 16 f32 for each strip; there are at most [`SINGLE_STRIPS`]; `isa` is available.
+pub(crate) unsafe fn single_row(
+    isa: Isa,
+    layout: &StripLayout,
+    strips: &[StripRef],
+    x: *const f32,
+    acc: *mut f32,
+) -> bool {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 if layout.scheme.is_float() => {
+            // SAFETY: passed on.
+            unsafe { super::small_float_x86::row_avx512(layout, strips, x, acc) };
+            true
+        }
+        _ => false,
     }
 }
 

@@ -3,8 +3,8 @@
 //! Tasks are cut by extents only, and every result is computed by one task in one order: the number of threads
 //! changes no bit.
 
-use super::activation::{Int8Rows, for_tiles, read_row, row_offset, write_f32};
-use super::float::{FloatTile, PANEL_COLUMNS, SINGLE_STRIPS, panel, tile as float_tile};
+use super::activation::{Int8Rows, for_tiles, read_row, replace_by_codes, row_offset, write_f32};
+use super::float::{FloatTile, PANEL_COLUMNS, SINGLE_STRIPS, panel, single_row, tile as float_tile};
 use super::int8::{Kernels, StripRef, TileRef};
 use super::panel::{expand, panel_len};
 use super::strip::{BLOCK, QuantParts, ROWS, StripLayout, TAG, pack_strip, unpack_strip};
@@ -205,8 +205,8 @@ pub(crate) unsafe fn linear(
         }
     };
     let kernels = match spec.act_quant() {
-        ActQuant::None => None,
         ActQuant::Int8 { .. } => Kernels::new(isa, &layout),
+        _ => None,
     };
     let direct = direct_stride(spec);
     let call =
@@ -293,9 +293,10 @@ impl Call<'_> {
     fn int8(&self, team: &Team, kernels: &Kernels, first: usize, count: usize) {
         let (blocks, parts) = (self.layout.blocks, self.layout.parts_of_block());
         let zero_point = self.layout.scheme.offset == Offset::ZeroPoint;
+        let group = self.spec.act_quant().group().map_or(1, |columns| (columns / BLOCK).max(1));
         scratch::with(Int8Rows::bytes(count, blocks, parts), |memory| {
             // SAFETY: the block is as large as asked for.
-            let rows = Shared(unsafe { Int8Rows::new(memory, count, blocks, parts) });
+            let rows = Shared(unsafe { Int8Rows::new(memory, count, blocks, parts, group) });
             self.prepare(team, first, count, &|row, line| {
                 // SAFETY: every row is written by one task.
                 unsafe { rows.get().write(self.isa, row, count, line, kernels.bias, zero_point) }
@@ -339,8 +340,8 @@ impl Call<'_> {
         });
     }
 
-    /// A chunk of rows with activations as they are, or rounded to int8 and scaled back where groups of weights
-    /// do not follow those of activations.
+    /// A chunk of rows with activations as they are, or rounded and scaled back: f8, and int8 where groups of
+    /// weights do not follow those of activations.
     fn float(&self, team: &Team, first: usize, count: usize) {
         let columns = self.layout.blocks * BLOCK;
         let rounded = self.spec.act_quant() != ActQuant::None;
@@ -368,18 +369,16 @@ impl Call<'_> {
         });
     }
 
-    /// Replaces a line of whole blocks by what int8 activations stand for.
+    /// Replaces a line of whole blocks by what rounded activations stand for.
     ///
     /// # Safety
     /// The line holds whole blocks.
     unsafe fn round_line(&self, line: *mut f32) {
-        for block in 0..self.layout.blocks {
-            // SAFETY: the block is within the line.
-            let values = unsafe { core::slice::from_raw_parts_mut(line.add(block * BLOCK), BLOCK) };
-            let mut codes = [0i8; BLOCK];
-            let scale = ActQuant::round(values, &mut codes);
-            values.iter_mut().zip(codes).for_each(|(v, code)| *v = scale * f32::from(code));
-        }
+        let columns = self.layout.blocks * BLOCK;
+        // SAFETY: by contract; zeros behind the row change no scale.
+        let line = unsafe { core::slice::from_raw_parts_mut(line, columns) };
+        let group = self.spec.act_quant().group().unwrap_or(columns).clamp(1, columns.max(1));
+        line.chunks_mut(group).for_each(|part| replace_by_codes(self.isa, part, self.spec.act_quant()));
     }
 
     /// Strips `strip .. strip + group` for all rows of a chunk.
@@ -412,6 +411,9 @@ impl Call<'_> {
                     expand(self.isa, &self.layout, codes, scales, offsets);
                     *slot = StripRef { codes, scales, offsets, ..none };
                 }
+                // A single row is bound by reading the weight: its codes go from memory to registers only.
+                let done = count == 1 && single_row(self.isa, &self.layout, &strips[..group], x, acc);
+                let columns = if done { 0 } else { columns };
                 for column in (0..columns).step_by(PANEL_COLUMNS) {
                     let width = PANEL_COLUMNS.min(columns - column);
                     for (i, strip) in strips.iter().enumerate().take(group) {

@@ -5,6 +5,7 @@
 use super::strip::{BLOCK, ROWS, StripLayout, offset_dtype, outer_block};
 use crate::Isa;
 use half::{bf16, f16};
+use portolan_ops::codec::e8m0_value;
 use portolan_ops::{DType, Offset, QuantScheme};
 
 /// Number of f32 in each of the two panels of a strip.
@@ -106,17 +107,8 @@ unsafe fn scalar(dtype: DType, src: *const u8, i: usize) -> f32 {
             DType::BF16 => src.cast::<bf16>().add(i).read_unaligned().to_f32(),
             DType::U8 => f32::from(*src.add(i)),
             DType::I8 => f32::from(*src.cast::<i8>().add(i)),
-            _ => e8m0(*src.add(i)),
+            _ => e8m0_value(*src.add(i)),
         }
-    }
-}
-
-/// `2^(code − 127)`; 255 is NaN, and 0 the subnormal 2^−127.
-pub(crate) fn e8m0(code: u8) -> f32 {
-    match code {
-        0 => f32::from_bits(1 << 22),
-        255 => f32::NAN,
-        code => f32::from_bits(u32::from(code) << 23),
     }
 }
 
@@ -144,8 +136,11 @@ unsafe fn run_x86(layout: &StripLayout, dtype: DType, src: *const u8, outer: *co
                 _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(at.cast())))
             }),
             _ => expand_x86(layout, src, stride, 8, outer, dst, |at| {
-                let lanes: [f32; 8] = core::array::from_fn(|r| e8m0(*at.add(r)));
-                _mm256_loadu_ps(lanes.as_ptr())
+                // 2^(code − 127); both ends, 2^−127 and NaN, have the topmost bit of the mantissa.
+                let code = _mm256_cvtepu8_epi32(_mm_loadl_epi64(at.cast()));
+                let end = |end: i32| _mm256_cmpeq_epi32(code, _mm256_set1_epi32(end));
+                let top = _mm256_and_si256(_mm256_or_si256(end(0), end(255)), _mm256_set1_epi32(1 << 22));
+                _mm256_castsi256_ps(_mm256_or_si256(_mm256_slli_epi32::<23>(code), top))
             }),
         }
     }

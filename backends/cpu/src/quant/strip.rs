@@ -1,11 +1,13 @@
 //! The packed form of a quantized weight: strips of 16 rows, blocks of 32 columns, codes in vector order.
 //!
-//! A block's codes come as vectors of 64 bytes, 16 rows by 4 columns each, as `vpdpbusd` wants them; codes are
-//! stored without sign (`code + bias`). Below 7 bits two vectors share their bytes as low and high nibbles, and
-//! a fifth and sixth bit follow in vectors of their own. Scales and offsets, 16 rows to a group, keep their own
-//! types: nothing is rounded, and the bytes are those of the file format. Where every block is a group they follow
-//! its codes, so that a strip is one run of memory, front to back; else they come after all blocks.
+//! A block's codes come as vectors of 64 bytes, 16 rows by 4 columns each, as `vpdpbusd` wants them; integer codes
+//! are stored without sign (`code + bias`), float codes as their bits. Below 7 bits two vectors share their bytes as
+//! low and high nibbles, and a fifth and sixth bit follow in vectors of their own. Scales and offsets, 16 rows to a
+//! group, keep their own types: nothing is rounded, and the bytes are those of the file format. Where every block is
+//! a group they follow its codes, so that a strip is one run of memory, front to back; else they come after all
+//! blocks.
 
+use portolan_ops::codec::SmallFloat;
 use portolan_ops::{DType, OpError, QuantScheme, QuantSpec, Result, ScaleKind, TensorSpec};
 
 /// Rows of a strip: lanes of a 512-bit vector of 32-bit sums.
@@ -68,7 +70,7 @@ pub(crate) struct StripLayout {
     pub(crate) n: usize,
     pub(crate) k: usize,
     pub(crate) family: Family,
-    /// Added to a code so that it has no sign.
+    /// Added to an integer code so that it has no sign.
     pub(crate) bias: i32,
     /// Blocks of a row.
     pub(crate) blocks: usize,
@@ -148,6 +150,14 @@ impl StripLayout {
             outer_offset_at: starts[3],
             strip_bytes,
         })
+    }
+
+    /// The number a stored code stands for.
+    pub(crate) fn number(&self, stored: u8) -> f32 {
+        match SmallFloat::of(self.scheme.code) {
+            Some(format) => format.decode(stored),
+            None => (i32::from(stored) - self.bias) as f32,
+        }
     }
 
     pub(crate) fn strips(&self) -> usize {
@@ -284,9 +294,9 @@ unsafe fn read_codes(
         // SAFETY: by contract; rows of half-byte codes start on whole bytes.
         let code = unsafe {
             match spec.dtype() {
-                DType::U4 => i32::from(*base.add((at + i) / 2) >> ((at + i) % 2 * 4) & 15),
+                DType::U4 | DType::F4E2M1 => i32::from(*base.add((at + i) / 2) >> ((at + i) % 2 * 4) & 15),
                 DType::I4 => i32::from((*base.add((at + i) / 2) << (4 - (at + i) % 2 * 4)) as i8 >> 4),
-                DType::U8 => i32::from(*base.add(at + i)),
+                DType::U8 | DType::F8E4M3 | DType::F8E5M2 => i32::from(*base.add(at + i)),
                 _ => i32::from(*base.add(at + i) as i8),
             }
         };

@@ -70,6 +70,42 @@ impl Lanes for F32x8 {
     }
 
     #[inline(always)]
+    unsafe fn load_bytes(from: *const u8) -> Self::Int {
+        // SAFETY: the caller's promise; the instructions exist, as `Lanes` says.
+        unsafe { _mm256_cvtepu8_epi32(_mm_loadl_epi64(from.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn store_bytes(a: Self::Int, to: *mut u8) {
+        // SAFETY: the caller's promise; the instructions exist, as `Lanes` says.
+        unsafe {
+            let low = _mm256_set1_epi32(0x0c08_0400);
+            let packed = _mm256_shuffle_epi8(a, low);
+            let (first, last) = (_mm256_castsi256_si128(packed), _mm256_extracti128_si256::<1>(packed));
+            _mm_storel_epi64(to.cast(), _mm_unpacklo_epi32(first, last));
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_nibbles(from: *const u8) -> Self::Int {
+        // SAFETY: the caller's promise; the instructions exist, as `Lanes` says.
+        unsafe {
+            // A byte in each pair of lanes; its upper half moves to the second lane.
+            let both = _mm256_cvtepu8_epi64(_mm_cvtsi32_si128(from.cast::<i32>().read_unaligned()));
+            let spread = _mm256_or_si256(both, _mm256_slli_epi64::<28>(both));
+            _mm256_and_si256(spread, _mm256_set1_epi32(15))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_nibbles(a: Self::Int, to: *mut u8) {
+        // SAFETY: the caller's promise; the instructions exist, as `Lanes` says.
+        unsafe {
+            let both = _mm256_or_si256(a, _mm256_srli_epi64::<28>(a));
+            let packed = _mm256_shuffle_epi8(both, _mm256_set1_epi32(0x0800_0800));
+            let (first, last) = (_mm256_castsi256_si128(packed), _mm256_extracti128_si256::<1>(packed));
+            to.cast::<i32>().write_unaligned(_mm_cvtsi128_si32(_mm_unpacklo_epi16(first, last)));
+        }
+    }
+
+    #[inline(always)]
     unsafe fn load_quads(from: *const f32) -> Self {
         // SAFETY: the caller's promise; the instructions exist, as `Lanes` says.
         unsafe { F32x8(_mm256_broadcast_ps(&_mm_loadu_ps(from))) }

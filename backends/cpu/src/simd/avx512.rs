@@ -70,6 +70,35 @@ impl Lanes for F32x16 {
     }
 
     #[inline(always)]
+    unsafe fn load_bytes(from: *const u8) -> Self::Int {
+        // SAFETY: the caller's promise; the instructions exist, as `Lanes` says.
+        unsafe { _mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn store_bytes(a: Self::Int, to: *mut u8) {
+        // SAFETY: the caller's promise; the instructions exist, as `Lanes` says.
+        unsafe { _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(a)) }
+    }
+    #[inline(always)]
+    unsafe fn load_nibbles(from: *const u8) -> Self::Int {
+        // SAFETY: the caller's promise; the instructions exist, as `Lanes` says.
+        unsafe {
+            // A byte in each pair of lanes; its upper half moves to the second lane.
+            let both = _mm512_cvtepu8_epi64(_mm_loadl_epi64(from.cast()));
+            let spread = _mm512_or_si512(both, _mm512_slli_epi64::<28>(both));
+            _mm512_and_si512(spread, _mm512_set1_epi32(15))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_nibbles(a: Self::Int, to: *mut u8) {
+        // SAFETY: the caller's promise; the instructions exist, as `Lanes` says.
+        unsafe {
+            let both = _mm512_or_si512(a, _mm512_srli_epi64::<28>(a));
+            _mm_storel_epi64(to.cast(), _mm512_cvtepi64_epi8(both));
+        }
+    }
+
+    #[inline(always)]
     unsafe fn load_quads(from: *const f32) -> Self {
         // SAFETY: the caller's promise; the instructions exist, as `Lanes` says.
         unsafe { F32x16(_mm512_broadcast_f32x4(_mm_loadu_ps(from))) }

@@ -66,6 +66,27 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
     /// They are writable; any alignment.
     unsafe fn store_bf16(self, to: *mut u16);
 
+    /// Reads `LEN` bytes, without sign.
+    ///
+    /// # Safety
+    /// They are readable; any alignment.
+    unsafe fn load_bytes(from: *const u8) -> Self::Int;
+    /// Writes the low byte of each lane.
+    ///
+    /// # Safety
+    /// `LEN` bytes are writable; any alignment.
+    unsafe fn store_bytes(a: Self::Int, to: *mut u8);
+    /// Reads `LEN` half bytes, low before high, without sign.
+    ///
+    /// # Safety
+    /// `LEN / 2` bytes are readable; any alignment.
+    unsafe fn load_nibbles(from: *const u8) -> Self::Int;
+    /// Writes the low half byte of each lane, two to a byte, low before high; the other bits of the lanes are 0.
+    ///
+    /// # Safety
+    /// `LEN / 2` bytes are writable; any alignment.
+    unsafe fn store_nibbles(a: Self::Int, to: *mut u8);
+
     /// Reads 4 values and repeats them over the vector.
     ///
     /// # Safety

@@ -73,6 +73,29 @@ impl Lanes for Plain8 {
     }
 
     #[inline(always)]
+    unsafe fn load_bytes(from: *const u8) -> Self::Int {
+        // SAFETY: the caller's promise.
+        unsafe { from.cast::<[u8; 8]>().read_unaligned() }.map(i32::from)
+    }
+    #[inline(always)]
+    unsafe fn store_bytes(a: Self::Int, to: *mut u8) {
+        // SAFETY: the caller's promise.
+        unsafe { to.cast::<[u8; 8]>().write_unaligned(a.map(|a| a as u8)) }
+    }
+    #[inline(always)]
+    unsafe fn load_nibbles(from: *const u8) -> Self::Int {
+        // SAFETY: the caller's promise.
+        let bytes = unsafe { from.cast::<[u8; 4]>().read_unaligned() };
+        core::array::from_fn(|i| i32::from(bytes[i / 2] >> (i % 2 * 4) & 15))
+    }
+    #[inline(always)]
+    unsafe fn store_nibbles(a: Self::Int, to: *mut u8) {
+        let bytes: [u8; 4] = core::array::from_fn(|i| (a[2 * i] | a[2 * i + 1] << 4) as u8);
+        // SAFETY: the caller's promise.
+        unsafe { to.cast::<[u8; 4]>().write_unaligned(bytes) }
+    }
+
+    #[inline(always)]
     unsafe fn load_quads(from: *const f32) -> Self {
         // SAFETY: the caller's promise.
         let [a, b, c, d] = unsafe { from.cast::<[f32; 4]>().read_unaligned() };
