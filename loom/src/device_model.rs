@@ -94,10 +94,10 @@ fn whoever_reads_the_result_of_a_failed_copy_is_told() {
         let (device, books) = device();
         let [writes, reads, bystander] = [(); 3].map(|()| stream(&device));
         let (x, y) = (writes.empty(&bytes(BLOCK)).unwrap(), bystander.empty(&bytes(BLOCK)).unwrap());
-        books.lock().unwrap().bad_address = Some(x.buffer().address());
+        books.lock().unwrap().bad = Some((0, x.buffer().address()));
         writes.write(&x, &[0u8; BLOCK]).unwrap();
         let worker = device_thread(&books, 0, 2);
-        // Refused at once, or by whoever waits: the failure may come before or after.
+        // Its own copy would succeed. Refused at once, or by whoever waits: the failure may come before or after.
         let outcome = reads.download::<u8>(&x).and_then(|pending| pending.wait());
         assert!(matches!(outcome, Err(OpError::Poisoned { .. })), "{outcome:?}");
         worker.join().unwrap();
