@@ -27,8 +27,8 @@ pub(crate) struct Books {
     /// In order of submission, and of execution.
     pub(crate) submitted: Vec<(usize, usize)>,
     pub(crate) executed: Vec<(usize, usize)>,
-    /// Copies from or to here fail.
-    pub(crate) bad_address: Option<usize>,
+    /// The `(stream, address)` of copies that fail.
+    pub(crate) bad: Option<(usize, usize)>,
 }
 
 pub(crate) struct Toy {
@@ -109,7 +109,7 @@ impl ToyQueue {
                 books.in_flight.remove(at);
                 if state.fault.is_none() {
                     books.executed.push(entry);
-                    if books.bad_address == Some(address) {
+                    if books.bad == Some(entry) {
                         let source = Arc::new(OpError::internal("copy", "the model said so"));
                         state.fault = Some(Fault { seq, op: "copy".into(), source });
                     }

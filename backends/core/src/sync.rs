@@ -1,5 +1,5 @@
-//! Every lock, atomic, condition variable and thread of the library comes from here, and every cell that is
-//! shared under a protocol of our own: `std`, or `loom` when models are checked.
+//! Every lock, atomic, condition variable and thread of the contract and its CPU backend comes from here, and the
+//! cells whose protocol a model checks: `std`, or `loom` when models are checked.
 //!
 //! `Arc` is `std`'s under both: its counting is not ours to prove, and loom's cannot hold a `dyn` value.
 //! Locks are taken with [`lock`], which goes on after a panic elsewhere: a panic in one thread must not
