@@ -38,7 +38,7 @@ fn step(device: &Device, a: &Stream, b: &Stream, i: usize) {
     assert!(Binary::add(&out, &up(a, &[0.0; 3]), &mut out.clone()).is_err());
     assert!(a.upload(&[0f32; 3], &Shape::new(&[4]).unwrap()).is_err());
 
-    if i % 50 == 0 {
+    if i.is_multiple_of(50) {
         let graph = a
             .capture(|s| {
                 let mut inner = s.empty(&f32s(64))?;
@@ -52,7 +52,7 @@ fn step(device: &Device, a: &Stream, b: &Stream, i: usize) {
         let whole = a.empty(&TensorSpec::of(DType::U8, &[1 << 40]).unwrap());
         assert_eq!(whole.unwrap_err().kind(), ErrorKind::ResourceExhausted);
     }
-    if i % 100 == 0 {
+    if i.is_multiple_of(100) {
         let doomed = stream(device);
         let made = launch_fault(&doomed).unwrap();
         let outcome = doomed.download::<f32>(&made).and_then(|pending| pending.wait());

@@ -63,9 +63,8 @@ pub(super) unsafe fn weigh<L: Lanes, F: Form>(
             let weights = weights.add(low * width);
             F::weigh::<L>(weights, correction, &seen, dim, high - low, after.as_mut_ptr());
             for vector in (0..len).step_by(width) {
-                for at in vector + lane..vector + lane + F::lanes() {
-                    *result.add(at) = after[at];
-                }
+                let lanes = vector + lane..vector + lane + F::lanes();
+                result.add(lanes.start).copy_from_nonoverlapping(after[lanes].as_ptr(), F::lanes());
             }
         }
     }
