@@ -133,12 +133,12 @@ impl Choices<'_> {
 
     /// The output that the operator itself would ask for, or another one.
     fn out(&mut self, asked: Result<TensorSpec>) -> Result<TensorSpec> {
-        if self.byte() % 4 == 0 { self.tensor() } else { asked }
+        if self.byte().is_multiple_of(4) { self.tensor() } else { asked }
     }
 
     /// Whole numbers that name places, for `count` of them.
     fn indices(&mut self, dims: &[usize]) -> Result<TensorSpec> {
-        if self.byte() % 4 == 0 { self.tensor() } else { TensorSpec::of(DType::I32, dims) }
+        if self.byte().is_multiple_of(4) { self.tensor() } else { TensorSpec::of(DType::I32, dims) }
     }
 
     fn scheme(&mut self) -> QuantScheme {
