@@ -98,16 +98,16 @@ fn forms(kind: OpKind, stream: &Stream) -> Result<Vec<(&'static str, OnRows)>> {
     })
 }
 
+/// Whether a form held, was refused, or which promise it broke and how.
+pub(crate) type Held = core::result::Result<bool, (Promise, String)>;
+
 /// For each form of the operator whether it held, what did not, or that the device refuses it.
-pub(crate) fn batch(
-    kind: OpKind,
-    stream: &Stream,
-) -> Result<Vec<(&'static str, core::result::Result<bool, (Promise, String)>)>> {
+pub(crate) fn batch(kind: OpKind, stream: &Stream) -> Result<Vec<(&'static str, Held)>> {
     let forms = forms(kind, stream)?;
     Ok(forms.into_iter().map(|(name, run)| (name, hold(stream, &run))).collect())
 }
 
-fn hold(stream: &Stream, run: &OnRows) -> core::result::Result<bool, (Promise, String)> {
+fn hold(stream: &Stream, run: &OnRows) -> Held {
     let refused = |error: OpError| (Promise::Errors, error.to_string());
     let bits = |first, count| -> Result<Vec<u32>> {
         let out = run(stream, first, count)?;

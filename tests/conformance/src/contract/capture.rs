@@ -2,7 +2,7 @@
 
 use crate::rig::{Check, Rig, Stop, down, ensure, ensure_eq, f32s, launch_fault, refused, up};
 use portolan_core::call::{Binary, Copy, Fill, Unary};
-use portolan_core::{Stream, Tensor};
+use portolan_core::{Event, Graph, Stream, Tensor};
 use portolan_ops::kernel::{BinaryKind, UnaryKind};
 use portolan_ops::{OpError, Result, Shape};
 
@@ -121,33 +121,34 @@ pub(crate) fn a_tensor_that_escapes_the_closure_stays_valid(rig: &Rig) -> Check 
     Ok(())
 }
 
+/// Everything that a capture of `s` refuses.
+fn refuse_all(s: &Stream, other: &Stream, x: &Tensor, inner: &Graph, [event, foreign]: [&Event; 2]) -> Check {
+    refused_in_capture(s.capture(|_| Ok(())), "capture")?;
+    refused_in_capture(other.capture(|_| Ok(())), "capture of another stream")?;
+    refused_in_capture(s.upload(&[1f32], &Shape::new(&[1])?), "upload")?;
+    refused_in_capture(s.write(x, &[1f32; 3]), "write")?;
+    refused_in_capture(s.download::<f32>(x), "download")?;
+    refused_in_capture(s.synchronize(), "synchronize")?;
+    refused_in_capture(s.record(), "record")?;
+    refused_in_capture(s.wait(foreign), "wait")?;
+    refused_in_capture(event.synchronize(), "event synchronize")?;
+    refused_in_capture(event.is_complete(), "event query")?;
+    refused_in_capture(inner.replay(s), "replay")?;
+    refused_in_capture(inner.replay(other), "replay on another stream")?;
+    refused_in_capture(other.run(Fill::new(&mut x.clone(), 3.0)?), "run on another stream")?;
+    refused_in_capture(other.upload(&[1f32], &Shape::new(&[1])?), "upload on another stream")?;
+    refused_in_capture(other.synchronize(), "synchronize of another stream")
+}
+
 pub(crate) fn what_cannot_be_captured_is_refused_and_the_stream_goes_on(rig: &Rig) -> Check {
     let (s, other) = (rig.stream()?, rig.stream()?);
     let x = up(&s, &[1.0; 3])?;
     let mut out = up(&s, &[0.0; 3])?;
     let (event, foreign) = (s.record()?, other.record()?);
     let inner = s.capture(|s| step(s, &x, &mut out.clone()))?;
-    let one = Shape::new(&[1])?;
     let mut refusals = Ok(());
     let graph = s.capture(|s| {
-        let refuse = || -> Check {
-            refused_in_capture(s.capture(|_| Ok(())), "capture")?;
-            refused_in_capture(other.capture(|_| Ok(())), "capture of another stream")?;
-            refused_in_capture(s.upload(&[1f32], &one), "upload")?;
-            refused_in_capture(s.write(&x, &[1f32; 3]), "write")?;
-            refused_in_capture(s.download::<f32>(&x), "download")?;
-            refused_in_capture(s.synchronize(), "synchronize")?;
-            refused_in_capture(s.record(), "record")?;
-            refused_in_capture(s.wait(&foreign), "wait")?;
-            refused_in_capture(event.synchronize(), "event synchronize")?;
-            refused_in_capture(event.is_complete(), "event query")?;
-            refused_in_capture(inner.replay(s), "replay")?;
-            refused_in_capture(inner.replay(&other), "replay on another stream")?;
-            refused_in_capture(other.run(Fill::new(&mut x.clone(), 3.0)?), "run on another stream")?;
-            refused_in_capture(other.upload(&[1f32], &one), "upload on another stream")?;
-            refused_in_capture(other.synchronize(), "synchronize of another stream")
-        };
-        refusals = refuse();
+        refusals = refuse_all(s, &other, &x, &inner, [&event, &foreign]);
         step(s, &x, &mut out)
     })?;
     refusals?;
