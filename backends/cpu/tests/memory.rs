@@ -6,7 +6,7 @@ mod rig;
 use portolan_core::call::{Binary, Fill};
 use portolan_core::{Device, Memory, Registry, Stream, StreamOptions};
 use portolan_cpu::{CpuBackend, CpuOptions, Executor};
-use portolan_ops::{DType, ErrorKind, OpError, Shape, TensorSpec};
+use portolan_ops::{DType, ErrorKind, OpError, TensorSpec};
 use rig::{custom, device_with, down, f32s, queued, sleeper, slow_copy, stream, up};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
