@@ -24,6 +24,7 @@ pub mod generate;
 pub mod load;
 pub mod models;
 pub mod nn;
+pub mod support;
 mod text_model;
 pub mod tokenizer;
 

@@ -66,24 +66,6 @@ fn two_outputs_may_not_be_one() {
     assert_aliasing(TopK::new(&x, &mut values.clone(), &mut bits.clone()));
 }
 
-#[test]
-fn operands_of_two_devices_are_refused_and_so_is_a_foreign_stream() {
-    let (one, two) = (queued(), queued());
-    let (a, b) = (stream(&one), stream(&two));
-    let (x, y) = (up(&a, &[1.0; 3]), up(&b, &[1.0; 3]));
-    let error = Binary::add(&x, &y, &mut x.clone()).unwrap_err();
-    assert!(matches!(error, OpError::Device { .. }), "{error}");
-    for result in [
-        b.run(Binary::add(&x, &x, &mut x.clone()).unwrap()),
-        b.write(&x, &[1f32; 3]),
-        b.download::<f32>(&x).map(|_| ()),
-        b.wait(&a.record().unwrap()),
-    ] {
-        assert!(matches!(result, Err(OpError::Device { .. })), "{result:?}");
-    }
-    assert_eq!(down(&b, &y), [1.0; 3]);
-}
-
 /// Attention over heads wider than the native kernel takes.
 fn composed_call(s: &Stream) -> impl Op {
     use portolan_core::{Lens, call::Attention};

@@ -1,13 +1,13 @@
-//! Faults: they poison what depends on them, name their first cause, and nothing else.
+//! Faults that only kernels of the test's own can make: panics, errors, slowness; the rest is in conformance.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod rig;
 
-use portolan_core::call::{Binary, Copy, Embedding};
+use portolan_core::call::Embedding;
 use portolan_core::{Stream, StreamOptions, Weight};
 use portolan_cpu::Executor;
-use portolan_ops::{Access, ErrorKind, OpError, Result, Shape};
-use rig::{custom, device, down, every_executor, f32s, launch_fault, queued, sleeper, slow_copy, stream, up};
+use portolan_ops::{Access, OpError, Result, Shape};
+use rig::{custom, device, down, every_executor, launch_fault, queued, sleeper, slow_copy, stream, up};
 use std::time::{Duration, Instant};
 
 /// The first cause, which must be the gather of `origin`.
@@ -29,39 +29,6 @@ fn poisoned_stream(device: &portolan_core::Device) -> Stream {
     launch_fault(&s).unwrap();
     s.synchronize().unwrap_err();
     s
-}
-
-#[test]
-fn every_way_of_waiting_reports_the_fault_with_operator_number_and_cause() {
-    for device in every_executor() {
-        let s = stream(&device);
-        let before = s.record().unwrap();
-        let out = launch_fault(&s).unwrap();
-        let event = s.record().unwrap();
-        // The third submission: after two uploads.
-        assert_eq!(assert_poisoned(s.synchronize(), &s), 3);
-        assert_eq!(assert_poisoned(event.synchronize(), &s), 3);
-        assert_poisoned(event.is_complete(), &s);
-        let mut copy = stream(&device).empty(out.spec()).unwrap();
-        assert_poisoned(s.run(Copy::new(&out, &mut copy).unwrap()), &s);
-        assert_poisoned(s.upload(&[1f32], &Shape::new(&[1]).unwrap()).map(|_| ()), &s);
-        assert_poisoned(s.download::<f32>(&out).map(|_| ()), &s);
-        before.synchronize().unwrap();
-        assert!(before.is_complete().unwrap());
-    }
-}
-
-#[test]
-fn a_pending_download_reports_the_fault_that_its_data_depends_on() {
-    for device in every_executor() {
-        let s = stream(&device);
-        let x = up(&s, &[5.0; 3]);
-        let good = s.download::<f32>(&x).unwrap();
-        let out = launch_fault(&s).unwrap();
-        let bad = s.download::<f32>(&out).and_then(portolan_core::Pending::wait);
-        assert_poisoned(bad, &s);
-        assert_eq!(good.wait().unwrap(), [5.0; 3]);
-    }
 }
 
 #[test]
@@ -92,109 +59,6 @@ fn an_embedding_of_a_token_beyond_the_table_is_a_fault() {
     let error = s.synchronize().unwrap_err();
     assert!(matches!(&error, OpError::Poisoned { op, .. } if op == "embedding"), "{error}");
     assert!(error.to_string().contains("77"), "{error}");
-}
-
-#[test]
-fn a_stream_that_waits_for_the_fault_is_poisoned_and_one_that_waited_before_is_not() {
-    for device in every_executor() {
-        let (s, before, after) = (stream(&device), stream(&device), stream(&device));
-        let (x, y) = (up(&before, &[1.0]), up(&after, &[2.0]));
-        up(&s, &[0.0]);
-        before.wait(&s.record().unwrap()).unwrap();
-        launch_fault(&s).unwrap();
-        let event = s.record().unwrap();
-        s.synchronize().unwrap_err();
-        let unhurt = after.record().unwrap();
-        after.wait(&event).unwrap();
-        assert_poisoned(after.synchronize(), &s);
-        assert_poisoned(after.run(sleeper(&y, Duration::ZERO)), &s);
-        assert_eq!(down(&before, &x), [1.0]);
-        // What the poisoned stream had done before it waited is as good as ever.
-        unhurt.synchronize().unwrap();
-        assert_eq!(down(&before, &y), [2.0]);
-    }
-}
-
-#[test]
-fn poison_travels_through_a_stream_in_between() {
-    for device in every_executor() {
-        let (a, b, c) = (stream(&device), stream(&device), stream(&device));
-        let spare = up(&b, &[0.0]);
-        launch_fault(&a).unwrap();
-        b.wait(&a.record().unwrap()).unwrap();
-        c.wait(&b.record().unwrap()).unwrap();
-        a.synchronize().unwrap_err();
-        assert_poisoned(c.synchronize(), &a);
-        drop(b);
-        let d = stream(&device);
-        assert_eq!(down(&d, &spare), [0.0]);
-    }
-}
-
-#[test]
-fn readers_of_what_a_poisoned_stream_wrote_last_are_tainted() {
-    for device in every_executor() {
-        let (s, reader) = (stream(&device), stream(&device));
-        let out = launch_fault(&s).unwrap();
-        s.synchronize().unwrap_err();
-        assert_poisoned(reader.download::<f32>(&out).and_then(portolan_core::Pending::wait), &s);
-        // Also when the stream itself is gone.
-        let id = s.id();
-        drop(s);
-        let late = stream(&device);
-        let error = late.download::<f32>(&out).and_then(portolan_core::Pending::wait).unwrap_err();
-        assert!(matches!(error, OpError::Poisoned { stream, .. } if stream == id), "{error}");
-    }
-}
-
-#[test]
-fn what_was_written_before_the_fault_stays_good_and_so_does_a_new_stream() {
-    for device in every_executor() {
-        let s = stream(&device);
-        let weight = up(&s, &[4.0; 3]);
-        launch_fault(&s).unwrap();
-        s.synchronize().unwrap_err();
-        let recovered = stream(&device);
-        let mut out = recovered.empty(&f32s(3)).unwrap();
-        recovered.run(Binary::add(&weight, &weight, &mut out).unwrap()).unwrap();
-        assert_eq!(down(&recovered, &out), [8.0; 3]);
-    }
-}
-
-#[test]
-fn an_operator_that_was_refused_taints_nothing() {
-    for device in every_executor() {
-        let (s, other) = (poisoned_stream(&device), stream(&device));
-        let x = up(&other, &[4.0; 3]);
-        assert_poisoned(s.write(&x, &[0f32; 3]), &s);
-        assert_poisoned(s.run(Binary::add(&x, &x, &mut x.clone()).unwrap()), &s);
-        assert_eq!(down(&other, &x), [4.0; 3]);
-        other.write(&x, &[1f32; 3]).unwrap();
-        assert_eq!(down(&other, &x), [1.0; 3]);
-    }
-}
-
-#[test]
-fn independent_streams_go_on() {
-    for device in every_executor() {
-        let (s, other) = (stream(&device), stream(&device));
-        let x = up(&other, &[4.0; 3]);
-        launch_fault(&s).unwrap();
-        s.synchronize().unwrap_err();
-        for _ in 0..20 {
-            other.run(Binary::add(&x, &x, &mut x.clone()).unwrap()).unwrap();
-        }
-        other.synchronize().unwrap();
-    }
-}
-
-#[test]
-fn a_blocking_stream_names_the_operator_at_its_own_run() {
-    for device in every_executor() {
-        let s = device.stream(StreamOptions { blocking: true, ..StreamOptions::default() }).unwrap();
-        let error = launch_fault(&s).unwrap_err();
-        assert!(matches!(&error, OpError::Poisoned { op, seq: 3, .. } if op == "gather"), "{error}");
-    }
 }
 
 #[test]
@@ -254,12 +118,4 @@ fn the_longest_timeout_there_is_is_no_timeout() {
         s.synchronize().unwrap();
         s.record().unwrap().synchronize().unwrap();
     }
-}
-
-#[test]
-fn errors_of_a_fault_are_of_a_kind_programs_can_tell() {
-    let device = queued();
-    let s = poisoned_stream(&device);
-    let kind = s.synchronize().unwrap_err().kind();
-    assert!(kind != ErrorKind::InvalidArgument && kind != ErrorKind::Unsupported, "{kind:?}");
 }

@@ -1,4 +1,4 @@
-//! Memory: reused in stream order and never before, accounted, limited, and given back.
+//! Memory as the CPU has it: limited, given back from any thread, never waited for; the rest is in conformance.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod rig;
@@ -6,8 +6,8 @@ mod rig;
 use portolan_core::call::{Binary, Fill};
 use portolan_core::{Device, Memory, Registry, Stream, StreamOptions};
 use portolan_cpu::{CpuBackend, CpuOptions, Executor};
-use portolan_ops::{DType, ErrorKind, OpError, Shape, TensorSpec};
-use rig::{custom, device_with, down, every_executor, f32s, queued, racing, sleeper, slow_copy, stream, up};
+use portolan_ops::{DType, ErrorKind, OpError, TensorSpec};
+use rig::{custom, device_with, down, f32s, queued, sleeper, slow_copy, stream, up};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -28,54 +28,6 @@ fn label(text: &str) -> Arc<str> {
 
 fn mib(n: usize) -> TensorSpec {
     TensorSpec::of(DType::U8, &[n * MIB]).unwrap()
-}
-
-#[test]
-fn a_freed_block_is_reused_at_once_by_its_own_stream() {
-    let device = queued();
-    let s = stream(&device);
-    let x = s.empty(&f32s(1000)).unwrap();
-    let address = x.buffer().address();
-    // In flight or not: later work of the stream runs behind it.
-    s.run(sleeper(&x, Duration::from_millis(20))).unwrap();
-    drop(x);
-    assert_eq!(s.empty(&f32s(1000)).unwrap().buffer().address(), address);
-}
-
-#[test]
-fn a_freed_block_is_not_reused_before_foreign_streams_passed() {
-    for (seed, (executor, device)) in racing(6).enumerate() {
-        let (home, guest) = (stream(&device), stream(&device));
-        let mark = seed as f32 + 0.5;
-        let x = up(&home, &[mark; 500]);
-        let address = x.buffer().address();
-        let out = up(&guest, &[0.0; 500]);
-        guest.run(slow_copy(&x, &out, Duration::from_millis(25))).unwrap();
-        drop(x);
-        let others: Vec<_> = (0..20).map(|i| up(&home, &[-1.0 - i as f32; 500])).collect();
-        home.synchronize().unwrap();
-        assert!(others.iter().all(|t| t.buffer().address() != address), "{executor:?}");
-        assert_eq!(down(&guest, &out), [mark; 500], "{executor:?}");
-        drop(others);
-        let again: Vec<_> = (0..30).map(|_| home.empty(&f32s(500)).unwrap()).collect();
-        assert!(again.iter().any(|t| t.buffer().address() == address), "{executor:?}: never came back");
-    }
-}
-
-#[test]
-fn a_block_goes_to_another_stream_only_when_its_own_is_idle() {
-    let device = queued();
-    let (a, b) = (stream(&device), stream(&device));
-    let x = a.empty(&f32s(1000)).unwrap();
-    let address = x.buffer().address();
-    a.run(sleeper(&x, Duration::from_millis(40))).unwrap();
-    drop(x);
-    let busy: Vec<_> = (0..600).map(|_| b.empty(&f32s(1000)).unwrap()).collect();
-    assert!(busy.iter().all(|t| t.buffer().address() != address));
-    a.synchronize().unwrap();
-    drop(busy);
-    let idle: Vec<_> = (0..2000).map(|_| b.empty(&f32s(1000)).unwrap()).collect();
-    assert!(idle.iter().any(|t| t.buffer().address() == address));
 }
 
 #[test]
@@ -141,21 +93,6 @@ fn dropping_a_device_gives_all_memory_back() {
         drop((x, y, large, graph, a, b, device));
         assert_all_released(&backend);
     }
-}
-
-#[test]
-fn the_high_water_mark_and_the_bytes_in_use_are_what_was_held() {
-    let device = queued();
-    let s = stream(&device);
-    let (a, b) = (s.empty(&mib(3)).unwrap(), s.empty(&mib(5)).unwrap());
-    drop(a);
-    let c = s.empty(&mib(1)).unwrap();
-    let stats = device.memory().unwrap();
-    assert_eq!((stats.bytes_in_use, stats.peak_bytes), (6 * MIB, 8 * MIB));
-    assert!(stats.bytes_reserved >= 8 * MIB);
-    assert_eq!(s.report().peak_bytes, 8 * MIB);
-    drop((b, c));
-    assert_eq!(device.memory().unwrap().bytes_in_use, 0);
 }
 
 #[test]
@@ -230,21 +167,6 @@ fn the_pool_of_a_dropped_graph_is_given_back_when_memory_is_short() {
         drop(graph);
     }
     assert_eq!(down(&s, &out), [2.0; 10]);
-}
-
-#[test]
-fn tensors_without_elements_take_nothing_and_work_everywhere() {
-    for device in every_executor() {
-        let s = stream(&device);
-        let spec = TensorSpec::of(DType::F32, &[3, 0, 2]).unwrap();
-        let (x, mut out) = (s.empty(&spec).unwrap(), s.empty(&spec).unwrap());
-        s.run(Binary::add(&x, &x, &mut out).unwrap()).unwrap();
-        assert_eq!(down(&s, &out), [0f32; 0]);
-        s.write(&out, &[0f32; 0]).unwrap();
-        assert_eq!(down(&s, &s.upload(&[0f32; 0], &Shape::new(&[0]).unwrap()).unwrap()), [0f32; 0]);
-        let stats = device.memory().unwrap();
-        assert_eq!((stats.bytes_in_use, stats.bytes_reserved), (0, 0));
-    }
 }
 
 #[test]

@@ -229,6 +229,23 @@ impl Cases for PagedAttentionSpec {
                 }
             }
         }
+        // Queries sliced from a fused projection, results in wider rows.
+        let q = TensorSpec::of(DType::F32, &[5, 6, 8])?.narrow(1, 2, 2)?;
+        let out = TensorSpec::of(DType::F32, &[5, 2, 12])?.narrow(2, 3, 8)?;
+        let pages = TensorSpec::of(DType::F32, &[3, 16, 1, 8])?;
+        let table = TensorSpec::of(DType::I32, &[1, 2])?;
+        let lens = TensorSpec::of(DType::I32, &[1])?;
+        let lens = |arg, max| LensSpec::new(NAME, arg, &lens, max);
+        let (q_lens, kv_lens) = (lens("q_lens", 5)?, lens("kv_lens", 17)?);
+        cases.push(
+            Case::new(
+                format!("{NAME}/strided"),
+                Self::new(&q, &pages, &pages, &table, &q_lens, &kv_lens, &out)?,
+            )
+            .fill("block_table", Fill::Values(vec![2.0, 0.0]))
+            .fill("q_lens", Fill::Values(vec![5.0]))
+            .fill("kv_lens", Fill::Values(vec![17.0])),
+        );
         Ok(cases)
     }
 }

@@ -22,6 +22,8 @@ pub(crate) struct CommandLine {
 pub(crate) enum Command {
     /// List the devices of this machine, and the backends that are not available and why
     Devices,
+    /// Show which operators a device runs, natively or composed, by element type
+    Ops(OpsArgs),
     /// Run a small built-in model on every device, executor and thread count against an exact oracle
     ///
     /// Needs no download. Prints for each configuration, with exact and with int8 activations, the largest error relative
@@ -38,6 +40,21 @@ pub(crate) enum Command {
     Chat(ChatArgs),
     /// Measure prefill and decode speed, or the perplexity of a built-in text
     Bench(BenchArgs),
+}
+
+#[derive(Args)]
+#[command(
+    after_long_help = "Examples:\n  portolan ops\n  portolan ops cpu:0 --summary\n  portolan ops --markdown > docs/operators.md"
+)]
+pub(crate) struct OpsArgs {
+    /// Show this device only, as `cpu:0` [default: every device]
+    pub(crate) device: Option<String>,
+    /// Print one line a device: how many operators it runs natively, composed, in part, and not at all
+    #[arg(long, conflicts_with = "markdown")]
+    pub(crate) summary: bool,
+    /// Print the page of the documentation
+    #[arg(long)]
+    pub(crate) markdown: bool,
 }
 
 #[derive(Args)]

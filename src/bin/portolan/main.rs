@@ -13,6 +13,7 @@ mod generate;
 mod inspect;
 mod interrupt;
 mod model;
+mod ops;
 mod progress;
 
 use args::{Command, CommandLine};
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
     };
     let done = interrupt::install().and_then(|()| match &line.command {
         Command::Devices => devices::run(),
+        Command::Ops(args) => ops::run(args),
         Command::Check(args) => check::run(args),
         Command::Fetch(args) => fetch::run(args),
         Command::Inspect(args) => inspect::run(args),

@@ -1,6 +1,6 @@
 //! One case on one device: draw inputs, run, compare with the oracle, look for writes outside of the output.
 
-use crate::Failure;
+use crate::{Failure, Promise};
 use portolan_core::{Bind, Buffer, HostBuffer, Stream, Support, Tensor};
 use portolan_ops::{Access, Case, Contract, DType, HostTensor, OpError, Shape, TensorSpec};
 
@@ -59,11 +59,15 @@ fn check_way<C: Bind>(
     shared: Option<Shared>,
 ) -> Result<bool, Failure> {
     let way = if shared.is_some() { " (in place)" } else { "" };
-    let fail = |what: String| Failure {
+    let broken = |promise: Promise, what: String| Failure {
+        promise,
         case: format!("{}{way}", case.name),
         what,
         contract: format!("{:?}", case.contract),
     };
+    let fail = |what: String| broken(Promise::Oracle, what);
+    let dishonest = |what: String| broken(Promise::Support, what);
+    let overstepped = |what: String| broken(Promise::Guards, what);
     let stream = subject.stream;
     let mut operands = bind_operands(stream, case).map_err(|e| fail(e.to_string()))?;
     if let Some(Shared { out, input }) = shared {
@@ -81,14 +85,24 @@ fn check_way<C: Bind>(
     let composed = stream.report().compositions_total() > before;
     match (&promised, ran) {
         (Support::No(_), Err(OpError::Unsupported { .. })) => return Ok(false),
-        (Support::No(_), _) if empty => {}
-        (Support::No(why), Ok(())) => return Err(fail(format!("support() said no ({why}), yet it ran"))),
-        (_, Err(error)) => return Err(fail(format!("support() said {promised:?}, running gave: {error}"))),
+        // Nothing to compute, so nothing was launched that could have been refused.
+        (Support::No(_), Ok(())) if empty => return Ok(false),
+        (Support::No(why), Ok(())) => {
+            return Err(dishonest(format!("support() said no ({why}), yet it ran")));
+        }
+        (Support::No(why), Err(error)) => {
+            let what = format!("refused ({why}), but not as Unsupported: {error}");
+            return Err(broken(Promise::Errors, what));
+        }
+        (_, Err(error @ OpError::Unsupported { .. })) => {
+            return Err(dishonest(format!("support() said {promised:?}, running gave: {error}")));
+        }
+        (_, Err(error)) => return Err(fail(format!("running gave: {error}"))),
         (Support::Native, Ok(())) if composed => {
-            return Err(fail("support() said native, yet it was composed".into()));
+            return Err(dishonest("support() said native, yet it was composed".into()));
         }
         (Support::Composed(_), Ok(())) if !composed && !empty => {
-            return Err(fail("support() said composed, yet it was not".into()));
+            return Err(dishonest("support() said composed, yet it was not".into()));
         }
         _ => {}
     }
@@ -106,13 +120,16 @@ fn check_way<C: Bind>(
         let got = download(stream, operand.tensor.buffer()).map_err(|e| fail(e.to_string()))?;
         let span = operand.host.spec().span_bytes();
         if let Some(at) = got[span..].iter().take(BAND).position(|&b| b != GUARD) {
-            return Err(fail(format!("{}: byte {at} behind the buffer was overwritten", operand.name)));
+            return Err(overstepped(format!(
+                "{}: byte {at} behind the buffer was overwritten",
+                operand.name
+            )));
         }
         let bytes = got[..span].to_vec();
         let got = HostTensor::from_bytes(operand.host.spec(), bytes).map_err(|e| fail(e.to_string()))?;
         if operand.access.writes() {
             if let Some(at) = got.overstepped(GUARD) {
-                return Err(fail(format!(
+                return Err(overstepped(format!(
                     "{}: byte {at}, between the elements, was overwritten",
                     operand.name
                 )));
@@ -127,7 +144,7 @@ fn check_way<C: Bind>(
                 })?;
             }
         } else if shared.is_none_or(|s| s.input != place) && got.bytes() != operand.host.bytes() {
-            return Err(fail(format!("{} is only read, yet it changed", operand.name)));
+            return Err(overstepped(format!("{} is only read, yet it changed", operand.name)));
         }
     }
     Ok(true)
@@ -144,11 +161,58 @@ pub fn written_bytes<C: Bind>(stream: &Stream, case: &Case<C>) -> Result<Option<
         Err(OpError::Unsupported { .. }) => return Ok(None),
         ran => ran?,
     }
+    // Not asked of the queue here: whether a download waits for its work is a test of its own.
+    stream.synchronize()?;
     let mut bytes = Vec::new();
     for operand in operands.iter().filter(|operand| operand.access.writes()) {
-        bytes.extend(download(stream, operand.tensor.buffer())?);
+        // The rest of the block was never written.
+        let len = operand.host.spec().span_bytes() + BAND;
+        bytes.extend(download(stream, operand.tensor.buffer())?.into_iter().take(len));
     }
     Ok(Some(bytes))
+}
+
+/// The elements one case writes, operand by operand; `None` when the device says it cannot run it.
+pub(crate) fn written_values<C: Bind>(
+    stream: &Stream,
+    case: &Case<C>,
+) -> Result<Option<Vec<Vec<f64>>>, OpError> {
+    let operands = bind_operands(stream, case)?;
+    let tensors: Vec<&Tensor> = operands.iter().map(|o| &o.tensor).collect();
+    match stream.run(case.contract.bind(&tensors)?) {
+        Err(OpError::Unsupported { .. }) => return Ok(None),
+        ran => ran?,
+    }
+    stream.synchronize()?;
+    let written = operands.iter().filter(|operand| operand.access.writes());
+    let values = written.map(|operand| {
+        let bytes = download(stream, operand.tensor.buffer())?;
+        Ok(HostTensor::from_bytes(operand.host.spec(), bytes)?.to_f64())
+    });
+    values.collect::<Result<Vec<_>, OpError>>().map(Some)
+}
+
+/// What the oracle says of a case, without a device.
+pub(crate) fn expected<C: Contract>(case: &Case<C>) -> Result<Vec<Vec<f64>>, OpError> {
+    let mut specs: Vec<(&'static str, TensorSpec, Access)> = Vec::new();
+    case.contract.operands(&mut |o| specs.push((o.name, *o.spec, o.access)));
+    let mut inputs = Vec::new();
+    for (index, (name, spec, access)) in specs.iter().enumerate() {
+        if access.reads() {
+            inputs.push(draw(case, name, spec, index)?.to_f64());
+        }
+    }
+    let inputs: Vec<&[f64]> = inputs.iter().map(Vec::as_slice).collect();
+    Ok(case.contract.reference(&inputs))
+}
+
+fn draw<C: Contract>(
+    case: &Case<C>,
+    name: &str,
+    spec: &TensorSpec,
+    index: usize,
+) -> Result<HostTensor, OpError> {
+    HostTensor::from_f64(spec, &case.fill_of(name).draw(spec, seed(&case.name, index)), GUARD)
 }
 
 fn bind_operands<C: Contract>(stream: &Stream, case: &Case<C>) -> Result<Vec<Bound>, OpError> {
@@ -157,8 +221,7 @@ fn bind_operands<C: Contract>(stream: &Stream, case: &Case<C>) -> Result<Vec<Bou
     let mut bound = Vec::new();
     for (index, (name, spec, access)) in specs.into_iter().enumerate() {
         let (host, values) = if access.reads() {
-            let drawn = case.fill_of(name).draw(&spec, seed(&case.name, index));
-            let host = HostTensor::from_f64(&spec, &drawn, GUARD)?;
+            let host = draw(case, name, &spec, index)?;
             // Read back: positions of a broadcast view share an element, and the last one drawn stays.
             let values = host.to_f64();
             (host, values)
@@ -179,10 +242,15 @@ pub(crate) fn download(stream: &Stream, buffer: &Buffer) -> Result<Vec<u8>, OpEr
     stream.download_bytes(buffer)?.wait()
 }
 
-/// FNV-1a of the case's name, so that a case draws the same values wherever it stands in the list.
+/// A hash of the case's name, so that a case draws the same values wherever it stands in the list.
 pub(crate) fn seed(case: &str, operand: usize) -> u64 {
+    hash(case.bytes().chain([operand as u8]))
+}
+
+/// FNV-1a.
+pub(crate) fn hash(bytes: impl IntoIterator<Item = u8>) -> u64 {
     let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
-    step(case.bytes().fold(0xcbf2_9ce4_8422_2325, step), operand as u8)
+    bytes.into_iter().fold(0xcbf2_9ce4_8422_2325, step)
 }
 
 fn coordinates(spec: &TensorSpec, mut index: usize) -> String {

@@ -1,7 +1,7 @@
 //! Users' own operators under the same examination as those of the table: their contract brings the oracle, whoever
 //! made them the cases.
 
-use crate::suite::{compare_cases, run_cases};
+use crate::operators::{compare_cases, run_cases};
 use crate::{Outcome, Subject};
 use portolan_core::{CustomSpec, Stream};
 use portolan_ops::{Case, OpError, Result};

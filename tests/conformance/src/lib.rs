@@ -1,18 +1,35 @@
-//! Holds a backend against the operator contracts: every case of every operator, run on a device and
-//! compared with the f64 oracle. A library, so that any backend can run it from its own repository.
+//! Holds a backend against its contract: every case of every operator against the f64 oracle, and what a device
+//! promises beyond operators. A library, so that any backend can run it from its own repository.
+//!
+//! A backend's tests call [`suite!`], which makes one test for each operator and each area of the contract.
+//! [`Suite`] gives the same as values: a name and a [`Verdict`] for every case.
 
+mod batch;
 mod case;
+mod contract;
 mod core_only;
+mod coverage;
 mod custom;
 mod failure;
+mod operators;
 mod packing;
+mod pattern;
+mod probe;
+#[cfg(feature = "proptest")]
+mod property;
 mod reference;
+mod report;
+mod rig;
 mod suite;
+mod views;
 
 pub use case::{Subject, check_case, written_bytes};
 pub use core_only::CoreOnly;
 pub use custom::{check_custom, compare_custom};
-pub use failure::Failure;
+pub use failure::{Failure, Promise};
+pub use operators::{Outcome, check_operator, compare_streams};
 pub use packing::check_round_trips;
+pub use portolan_core::{OpKind, for_each_op};
 pub use reference::ReferenceBackend;
-pub use suite::{Outcome, check_operator, compare_streams};
+pub use report::{Report, TestOutcome, Verdict};
+pub use suite::Suite;

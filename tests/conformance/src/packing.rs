@@ -3,7 +3,7 @@
 //! Only a backend knows its packed bytes, so they have no oracle; the weights to pack are the operator's.
 
 use crate::case::{BAND, GUARD, download, seed};
-use crate::{Failure, Outcome};
+use crate::{Failure, Outcome, Promise};
 use portolan_core::call::{Prepack, Unpack};
 use portolan_core::{Call, HostBuffer, OpKind, Stream, Tensor};
 use portolan_ops::quant::{PackedSpec, PrepackSpec, RoundTrip, UnpackSpec};
@@ -17,8 +17,12 @@ use portolan_ops::{Access, DType, Fill, HostTensor, OpError, Result, Shape, Tens
 pub fn check_round_trips(stream: &Stream, every: usize) -> Result<Outcome> {
     let mut outcome = Outcome::default();
     for case in RoundTrip::cases()?.iter().step_by(every.max(1)) {
-        let fail =
-            |what: String| Failure { case: case.name.clone(), what, contract: format!("{:?}", case.weight) };
+        let fail = |what: String| Failure {
+            promise: Promise::Oracle,
+            case: case.name.clone(),
+            what,
+            contract: format!("{:?}", case.weight),
+        };
         match round_trip(stream, case) {
             Ok(None) => outcome.unsupported += 1,
             Ok(Some(None)) => outcome.passed += 1,

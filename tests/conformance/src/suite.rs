@@ -1,94 +1,332 @@
-//! All cases of an operator, by kind: generated from the one table of operators.
+//! The suite: a backend and its exceptions, run as functions that report or as tests of the test runner.
 
-use crate::{Failure, Subject, check_case, written_bytes};
-use portolan_core::{Bind, Dispatch, OpKind, Stream};
-use portolan_ops::{Case, Cases, Result};
+use crate::batch::batch;
+use crate::contract::{ContractTest, TESTS};
+use crate::coverage::gaps;
+use crate::operators::{Sample, compare_kind, equivalence_kind, repeat_kind, run_kind, survey_kind};
+use crate::report::Exceptions;
+use crate::rig::{Rig, Stop};
+use crate::views::ViewCase;
+use crate::{CoreOnly, Failure, Promise, Report, Subject, TestOutcome, Verdict};
+use portolan_core::{Backend, OpKind, StreamOptions};
+use portolan_ops::{Determinism, OpError, Result};
+use std::io::Write;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-/// What became of an operator's cases.
-#[derive(Clone, Debug, Default)]
-pub struct Outcome {
-    /// Cases that ran and agreed with the oracle.
-    pub passed: usize,
-    /// Cases the device said it cannot do.
-    pub unsupported: usize,
-    /// Cases that failed.
-    pub failures: Vec<Failure>,
+/// Runs whose bytes have to be alike.
+const REPEATS: usize = 100;
+/// Random views of each form.
+const VIEWS: u32 = 48;
+
+/// What a backend is held against, and the author's word on what it cannot do.
+pub struct Suite {
+    open: Box<dyn Fn() -> Result<Arc<dyn Backend>> + Send + Sync>,
+    exceptions: Exceptions,
+    every: usize,
+    shard: (usize, usize),
+    seed: u64,
 }
 
-fn run<C: Cases + Dispatch>(subject: &Subject<'_>, every: usize) -> Result<Outcome> {
-    Ok(run_cases(subject, C::cases()?.iter().step_by(every.max(1))))
-}
-
-pub(crate) fn run_cases<'a, C: Bind>(
-    subject: &Subject<'_>,
-    cases: impl IntoIterator<Item = &'a Case<C>>,
-) -> Outcome {
-    let mut outcome = Outcome::default();
-    for case in cases {
-        match check_case(subject, case) {
-            Ok(true) => outcome.passed += 1,
-            Ok(false) => outcome.unsupported += 1,
-            Err(failure) => outcome.failures.push(failure),
-        }
+impl Suite {
+    /// The suite for the backend that `open` makes; each test opens its own.
+    ///
+    /// An `open` that answers `Unavailable` skips every test, visibly; any other error fails them.
+    pub fn new(open: impl Fn() -> Result<Arc<dyn Backend>> + Send + Sync + 'static) -> Self {
+        Self { open: Box::new(open), exceptions: Exceptions::default(), every: 1, shard: (0, 1), seed: 0 }
     }
-    outcome
-}
 
-fn compare<C: Cases + Dispatch>(streams: &[Stream], every: usize) -> Result<Outcome> {
-    compare_cases(streams, C::cases()?.iter().step_by(every.max(1)))
-}
+    /// Declares tests, by pattern, that the backend will never pass, and why. One that runs is a failure.
+    ///
+    /// Patterns match names such as `gemm/gemm_nt/f16/one` or `capture/…`, with or without the promise before
+    /// them (`oracle/gemm/…`); `*` stands for any characters.
+    pub fn unsupported(mut self, pattern: &str, reason: &str) -> Self {
+        self.exceptions.unsupported.push((pattern.into(), reason.into()));
+        self
+    }
 
-pub(crate) fn compare_cases<'a, C: Bind>(
-    streams: &[Stream],
-    cases: impl IntoIterator<Item = &'a Case<C>>,
-) -> Result<Outcome> {
-    let mut outcome = Outcome::default();
-    for case in cases {
-        let seen = streams.iter().map(|stream| written_bytes(stream, case)).collect::<Result<Vec<_>>>()?;
-        match seen.split_first() {
-            None | Some((None, _)) => outcome.unsupported += 1,
-            Some((one, others)) => match others.iter().position(|other| other != one) {
-                None => outcome.passed += 1,
-                Some(at) => outcome.failures.push(Failure {
-                    case: case.name.clone(),
-                    what: format!("stream {} wrote other bytes than the first", at + 1),
-                    contract: format!("{:?}", case.contract),
-                }),
+    /// Declares tests, by pattern, that fail for now, and why. One that passes is a failure.
+    pub fn expected_failure(mut self, pattern: &str, reason: &str) -> Self {
+        self.exceptions.expected_failures.push((pattern.into(), reason.into()));
+        self
+    }
+
+    /// Only every n-th case of each operator.
+    pub fn every(mut self, n: usize) -> Self {
+        self.every = n.max(1);
+        self
+    }
+
+    /// Only the `part`-th of `parts` parts of the cases, counted from 0.
+    pub fn shard(mut self, part: usize, parts: usize) -> Self {
+        self.shard = (part, parts.max(1));
+        self
+    }
+
+    /// Chooses other random views.
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
+    }
+
+    /// Every operator and every test of the contract.
+    pub fn run(&self) -> Report {
+        let mut report = self.contract("*");
+        for &kind in OpKind::ALL {
+            report.extend(self.operator(kind));
+        }
+        report
+    }
+
+    /// All that is promised of one operator.
+    pub fn operator(&self, kind: OpKind) -> Report {
+        self.with_rig(kind.name(), |rig, report| self.operator_on(kind, rig, report))
+    }
+
+    /// The operators whose cases agree with the oracle and leave other memory alone, and nothing else of them:
+    /// what is left to ask of a second executor or instruction set.
+    pub fn cases(&self, kind: OpKind) -> Report {
+        self.with_rig(kind.name(), |rig, report| {
+            let mut group = Group::new(self, kind, report);
+            let sample = Sample { every: self.every, shard: self.shard, ..Sample::ALL };
+            let stream = rig.stream()?;
+            let subject = Subject { stream: &stream, slack: 1.0 };
+            run_kind(kind, &subject, sample, &mut |case, found| group.case(Promise::Oracle, case, found))
+        })
+    }
+
+    /// The tests of the contract whose names match a pattern, each on a device of its own: `memory/*`.
+    pub fn contract(&self, pattern: &str) -> Report {
+        let mut report = Report::default();
+        for test in TESTS.iter().filter(|test| crate::pattern::matches(pattern, test.name)) {
+            report.extend(self.contract_test(test));
+        }
+        report
+    }
+
+    /// Runs one random view again: the line that a failure of `views/…` prints.
+    pub fn replay(&self, line: &str) -> Report {
+        self.with_rig("replay", |rig, report| {
+            let case: ViewCase = line.parse()?;
+            let start = Instant::now();
+            let verdict = match case.check(&rig.stream()?) {
+                None => Verdict::Failed("the operator does not take these views".into()),
+                Some(Ok(true)) => Verdict::Passed,
+                Some(Ok(false)) => Verdict::Unsupported("support() says no".into()),
+                Some(Err(failure)) => Verdict::Failed(failure.to_string()),
+            };
+            report.outcomes.push(TestOutcome {
+                name: format!("views/{line}"),
+                verdict,
+                took: start.elapsed(),
+            });
+            Ok(())
+        })
+    }
+
+    /// Opens a device and runs a group of tests on it; what goes wrong around them is a failure of the group.
+    fn with_rig(&self, name: &str, group: impl FnOnce(&Rig, &mut Report) -> Result<()>) -> Report {
+        let mut report = Report::default();
+        let start = Instant::now();
+        let verdict = match (self.open)().and_then(Rig::new) {
+            Err(OpError::Unavailable { backend, what }) => Verdict::Skipped(format!("{backend}: {what}")),
+            Err(error) => Verdict::Failed(format!("opening the backend: {error}")),
+            Ok(rig) => match catch_unwind(AssertUnwindSafe(|| group(&rig, &mut report))) {
+                Ok(Ok(())) => return report,
+                Ok(Err(error)) => Verdict::Failed(error.to_string()),
+                Err(panic) => Verdict::Failed(format!("panicked: {}", panic_text(panic.as_ref()))),
             },
-        }
+        };
+        report.outcomes.push(TestOutcome { name: name.into(), verdict, took: start.elapsed() });
+        report
     }
-    Ok(outcome)
+
+    fn contract_test(&self, test: &ContractTest) -> Report {
+        self.with_rig(test.name, |rig, report| {
+            let start = Instant::now();
+            let verdict = match (test.run)(rig) {
+                Ok(()) => Verdict::Passed,
+                Err(Stop::Unsupported(why)) => Verdict::Unsupported(why),
+                Err(Stop::Broken(what)) => Verdict::Failed(what),
+            };
+            let verdict = self.exceptions.judge(test.name, verdict);
+            report.outcomes.push(TestOutcome { name: test.name.into(), verdict, took: start.elapsed() });
+            Ok(())
+        })
+    }
+
+    fn operator_on(&self, kind: OpKind, rig: &Rig, report: &mut Report) -> Result<()> {
+        let mut group = Group::new(self, kind, report);
+        let stream = rig.stream()?;
+        let sample = Sample { every: self.every, shard: self.shard, ..Sample::ALL };
+
+        let subject = Subject { stream: &stream, slack: 1.0 };
+        run_kind(kind, &subject, sample, &mut |case, found| group.case(Promise::Oracle, case, found))?;
+        let ran = group.passed > 0;
+
+        if kind.is_fused() {
+            let composed = Rig::new(CoreOnly::new(rig.backend.clone()))?.stream()?;
+            equivalence_kind(kind, &stream, &composed, sample, &mut |case, found| {
+                group.case(Promise::Equivalence, case, found);
+            })?;
+        }
+
+        // A few cases are enough to see bits change, and dear enough to be few.
+        let sparse = |every: usize, phase: usize| Sample { every: every * self.every, phase, ..sample };
+        let threads = |n| rig.stream_with(StreamOptions { threads: n, ..StreamOptions::default() });
+        let streams = [threads(None)?, threads(Some(1))?, threads(Some(3))?];
+        compare_kind(kind, &streams, sparse(11, 6), &mut |case, found| {
+            group.case(Promise::Determinism, &format!("{case}/threads"), found);
+        })?;
+        repeat_kind(kind, &stream, sparse(67, 9), REPEATS, &mut |case, found| {
+            group.case(Promise::Determinism, &format!("{case}/repeats"), found);
+        })?;
+
+        let invariant =
+            StreamOptions { determinism: Determinism::BatchInvariant, ..StreamOptions::default() };
+        for (form, held) in batch(kind, &rig.stream_with(invariant)?)? {
+            let name = format!("{}/{form}", kind.name());
+            let failed = |(promise, what)| Failure { promise, case: name, what, contract: String::new() };
+            group.case(Promise::Batch, form, held.map_err(failed));
+        }
+
+        #[cfg(feature = "proptest")]
+        if self.shard.0 == 0 {
+            let count = VIEWS.div_ceil(self.every as u32);
+            crate::property::views(kind, &stream, count, self.seed, &mut |form, found| {
+                group.case(Promise::Views, form, found);
+            });
+        }
+
+        let level = stream.options().determinism;
+        let seen = survey_kind(kind, &rig.device, level)?;
+        let missing = gaps(kind, &seen, &rig.device, level);
+        let found = if missing.is_empty() { Ok(ran) } else { Err(missing.join("; ")) };
+        let failed = |what| Failure {
+            promise: Promise::Coverage,
+            case: kind.name().into(),
+            what,
+            contract: String::new(),
+        };
+        group.case(Promise::Coverage, "cases", found.map_err(failed));
+        Ok(())
+    }
+
+    /// The end of a test of the test runner: prints what became of it.
+    ///
+    /// # Panics
+    /// When a test in the report failed.
+    pub fn assert(report: &Report) {
+        if let Some(why) = report.skipped() {
+            // Past the runner's capture: a suite that did not run must not look like one that passed.
+            let _ = writeln!(std::io::stderr(), "SKIPPED: {why}");
+        }
+        println!("{report}");
+        let mut slowest: Vec<&TestOutcome> = report.outcomes.iter().collect();
+        slowest.sort_by_key(|outcome| std::cmp::Reverse(outcome.took));
+        for outcome in slowest.iter().take(10).filter(|outcome| outcome.took > Duration::from_millis(50)) {
+            println!("{:>8.1?}  {}", outcome.took, outcome.name);
+        }
+        let failed = report.failures().count();
+        assert!(failed == 0, "{failed} of {} failed", report.outcomes.len());
+    }
 }
 
-macro_rules! dispatch {
+/// Where the cases of one operator go.
+struct Group<'a> {
+    suite: &'a Suite,
+    kind: OpKind,
+    report: &'a mut Report,
+    since: Instant,
+    passed: usize,
+}
+
+impl<'a> Group<'a> {
+    fn new(suite: &'a Suite, kind: OpKind, report: &'a mut Report) -> Self {
+        Self { suite, kind, report, since: Instant::now(), passed: 0 }
+    }
+
+    /// Books a case under the promise it was run for, or under the one it broke.
+    fn case(&mut self, promise: Promise, case: &str, found: core::result::Result<bool, Failure>) {
+        let (promise, verdict) = match found {
+            Ok(true) => (promise, Verdict::Passed),
+            Ok(false) => (promise, Verdict::Unsupported("support() says no".into())),
+            Err(failure) => (failure.promise, Verdict::Failed(failure.to_string())),
+        };
+        let kind = self.kind.name();
+        // Most case names begin with the operator's.
+        let case = case.strip_prefix(kind).and_then(|rest| rest.strip_prefix('/')).unwrap_or(case);
+        let name = format!("{}/{kind}/{case}", promise.name());
+        let verdict = self.suite.exceptions.judge(&name, verdict);
+        self.passed += usize::from(verdict == Verdict::Passed);
+        let now = Instant::now();
+        let took = now - std::mem::replace(&mut self.since, now);
+        self.report.outcomes.push(TestOutcome { name, verdict, took });
+    }
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
+    panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref().map(String::as_str)).unwrap_or("?")
+}
+
+/// Tests of the test runner that hold a backend against the suite: one for each operator, one for each area of
+/// the contract.
+///
+/// ```ignore
+/// portolan_conformance::suite! {
+///     backend: || MyBackend::open(),                          // Err(Unavailable) skips, any other error fails
+///     unsupported: [("grouped_gemm/masked/*", "no device-side counts")],
+///     expected_failures: [("attention/f16/head_dim_256", "wrong beyond 128 columns")],
+/// }
+/// ```
+#[macro_export]
+macro_rules! suite {
+    (
+        backend: $open:expr
+        $(, unsupported: [$( ($gap:expr, $why:expr) ),* $(,)?])?
+        $(, expected_failures: [$( ($known:expr, $because:expr) ),* $(,)?])?
+        $(,)?
+    ) => {
+        fn portolan_suite() -> $crate::Suite {
+            $crate::Suite::new(|| {
+                let open = $open;
+                Ok(open()?)
+            })
+            $($( .unsupported($gap, $why) )*)?
+            $($( .expected_failure($known, $because) )*)?
+        }
+
+        mod operators {
+            $crate::for_each_op!($crate::operator_tests);
+        }
+
+        mod contract {
+            $crate::for_each_contract!($crate::contract_tests);
+        }
+    };
+}
+
+/// One test for each operator of the table.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! operator_tests {
     (
         kernel { $( $(#[$kdoc:meta])* $kind:ident, $spec:ty, $method:ident; )* }
         fused { $( $(#[$fdoc:meta])* $fkind:ident, $fspec:ty, $fmethod:ident; )* }
     ) => {
-        /// Runs every `every`-th case of one operator (1 for all).
-        ///
-        /// # Errors
-        /// When the operator's own list of cases is not legal; failures of the device are in the outcome.
-        pub fn check_operator(subject: &Subject<'_>, kind: OpKind, every: usize) -> Result<Outcome> {
-            match kind {
-                $( OpKind::$kind => run::<$spec>(subject, every), )*
-                $( OpKind::$fkind => run::<$fspec>(subject, every), )*
-                // A custom operator has its own list of cases: see `check_custom`.
-                _ => Ok(Outcome::default()),
-            }
-        }
-
-        /// Runs every `every`-th case of one operator on all streams, which must write the same bytes.
-        ///
-        /// # Errors
-        /// When the operator's own list of cases is not legal, or a run fails.
-        pub fn compare_streams(streams: &[Stream], kind: OpKind, every: usize) -> Result<Outcome> {
-            match kind {
-                $( OpKind::$kind => compare::<$spec>(streams, every), )*
-                $( OpKind::$fkind => compare::<$fspec>(streams, every), )*
-                _ => Ok(Outcome::default()),
-            }
-        }
+        $( #[test] fn $method() { $crate::Suite::assert(&super::portolan_suite().operator($crate::OpKind::$kind)); } )*
+        $( #[test] fn $fmethod() { $crate::Suite::assert(&super::portolan_suite().operator($crate::OpKind::$fkind)); } )*
     };
 }
-portolan_core::for_each_op!(dispatch);
+
+/// One test for each area of the contract.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! contract_tests {
+    ($( $area:ident { $( $test:ident; )* } )*) => {
+        $( #[test] fn $area() {
+            $crate::Suite::assert(&super::portolan_suite().contract(concat!(stringify!($area), "/*")));
+        } )*
+    };
+}
