@@ -1,6 +1,6 @@
 //! Copy between two layouts of the same extents and element type.
 
-use super::edges::{MOVABLE, edges};
+use super::edges::{BYTE_CODES, MOVABLE, edges};
 use crate::{
     Access, Case, Cases, Contract, Cost, DType, Operand, Result, TensorSpec, Tolerance, expect_dims,
     expect_dtype, expect_writable, streaming_cost,
@@ -81,7 +81,7 @@ impl Contract for CopySpec {
 impl Cases for CopySpec {
     fn cases() -> Result<Vec<Case<Self>>> {
         let mut cases = Vec::new();
-        for dtype in MOVABLE {
+        for dtype in MOVABLE.into_iter().chain(BYTE_CODES) {
             for edge in edges(dtype, dtype)? {
                 let spec = Self::new(&edge.x, &edge.out)?;
                 cases.push(Case::new(format!("{OP}/{dtype}/{}", edge.name), spec));
@@ -89,7 +89,7 @@ impl Cases for CopySpec {
             let x = TensorSpec::of(dtype, &[2, 3, 4, 5, 6])?.permute(&[4, 2, 0, 3, 1])?;
             cases.push(Case::new(format!("{OP}/{dtype}/permuted"), Self::new(&x, &x.to_contiguous())?));
         }
-        for dtype in [DType::I4, DType::U4] {
+        for dtype in [DType::I4, DType::U4, DType::F4E2M1] {
             for (name, dims) in
                 [("row", &[7][..]), ("even", &[5, 32]), ("odd", &[3, 5, 9]), ("empty", &[0, 4])]
             {

@@ -20,6 +20,9 @@ pub(crate) const MOVABLE: [DType; 9] = [
     DType::Bool,
 ];
 
+/// Codes of one byte that are numbers of their own kind: they are moved as they are, and not computed on.
+pub(crate) const BYTE_CODES: [DType; 3] = [DType::F8E4M3, DType::F8E5M2, DType::E8M0];
+
 /// One pair of layouts of the same extents: what is read, and what is written.
 pub(crate) struct Edge {
     pub(crate) name: &'static str,

@@ -1,7 +1,7 @@
 //! Reading entries by index: whole slices along a dimension, or one element per place.
 
 use super::broadcast::around;
-use super::edges::MOVABLE;
+use super::edges::{BYTE_CODES, MOVABLE};
 use crate::{
     Access, Case, Cases, Contract, Cost, DType, Fill, OpError, Operand, Result, Shape, TensorSpec, Tolerance,
     expect_dims, expect_dtype, expect_writable, streaming_cost,
@@ -40,7 +40,8 @@ pub enum GatherForm {
 /// No arithmetic; reads index and as many bytes of x as out takes.
 ///
 /// # Errors
-/// `Shape`, `DType`, `Layout` (out overlaps itself). An index below zero is padding and gives 0; an index not
+/// `Shape`, `DType`, `Layout` (out overlaps itself). An index below zero is padding and gives bits of 0 (in e8m0,
+/// which has no 0, its smallest number); an index not
 /// below the extent is a data fault.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GatherSpec {
@@ -148,6 +149,8 @@ impl Contract for GatherSpec {
     }
 
     fn reference(&self, inputs: &[&[f64]]) -> Vec<Vec<f64>> {
+        // e8m0 has no 0: all bits 0 are its smallest number.
+        let padding = if self.x.dtype() == DType::E8M0 { 2f64.powi(-127) } else { 0.0 };
         let (x, index) = (inputs[0], inputs[1]);
         let (outer, extent, inner) = around(self.x.shape(), self.dim);
         let entries = match self.form {
@@ -163,7 +166,7 @@ impl Contract for GatherSpec {
                         GatherForm::Elements => index[(p * entries + i) * inner + q],
                     };
                     let inside = at >= 0.0 && at < extent as f64;
-                    out.push(if inside { x[(p * extent + at as usize) * inner + q] } else { 0.0 });
+                    out.push(if inside { x[(p * extent + at as usize) * inner + q] } else { padding });
                 }
             }
         }
@@ -196,7 +199,7 @@ impl Cases for GatherSpec {
             ("first_elements", &[6, 19], 0, 9),
             ("middle_elements", &[3, 8, 7], 1, 11),
         ];
-        for dtype in MOVABLE {
+        for dtype in MOVABLE.into_iter().chain(BYTE_CODES) {
             let name = |edge: &str| format!("gather/{dtype}/{edge}");
             // Indices from −1 (padding) to the last.
             let indexed = |name: String, spec: Self| {

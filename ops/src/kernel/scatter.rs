@@ -1,7 +1,7 @@
 //! Writing or adding slices at indices: the inverse of a gather of slices.
 
 use super::broadcast::around;
-use super::edges::{FLOATS, MOVABLE};
+use super::edges::{BYTE_CODES, FLOATS, MOVABLE};
 use super::gather::sliced_shape;
 use super::rounding::{summed, wrapped};
 use crate::{
@@ -182,8 +182,9 @@ impl Cases for ScatterSpec {
             ("wide", &[3, 5000], 0, &[7]),
         ];
         for mode in [ScatterMode::Set, ScatterMode::Add] {
-            for dtype in MOVABLE {
-                if mode == ScatterMode::Add && matches!(dtype, DType::I8 | DType::Bool) {
+            for dtype in MOVABLE.into_iter().chain(BYTE_CODES) {
+                let added = MOVABLE.contains(&dtype) && !matches!(dtype, DType::I8 | DType::Bool);
+                if mode == ScatterMode::Add && !added {
                     continue;
                 }
                 let name = |edge: &str| format!("{}/{dtype}/{edge}", op_name(mode));

@@ -1,7 +1,7 @@
 //! Choice between two operands by a condition, with broadcasting.
 
 use super::broadcast::stretched;
-use super::edges::{MOVABLE, edges};
+use super::edges::{BYTE_CODES, MOVABLE, edges};
 use crate::{
     Access, Case, Cases, Contract, Cost, DType, OpError, Operand, Result, TensorSpec, Tolerance, expect_dims,
     expect_dtype, expect_writable, streaming_cost,
@@ -117,7 +117,7 @@ impl Contract for SelectSpec {
 impl Cases for SelectSpec {
     fn cases() -> Result<Vec<Case<Self>>> {
         let mut cases = Vec::new();
-        for dtype in MOVABLE {
+        for dtype in MOVABLE.into_iter().chain(BYTE_CODES) {
             for edge in edges(dtype, dtype)? {
                 let cond = TensorSpec::new(DType::Bool, *edge.x.shape());
                 let b = TensorSpec::new(dtype, *edge.x.shape());

@@ -206,7 +206,10 @@ fn failed(plant: Plant) -> Vec<String> {
 fn assert_caught(plant: Plant, by: &[&str], also: &[&str]) {
     let names = failed(plant);
     for wanted in by {
-        assert!(names.iter().any(|name| name.starts_with(wanted)), "{plant:?} was not caught by {wanted}");
+        let caught = || names.iter().any(|name| name.starts_with(wanted));
+        // A fault of order shows only when threads meet in a certain way: such a test has several chances.
+        let again = || (0..50).any(|_| Faulty::suite(plant).contract(wanted).failures().count() > 0);
+        assert!(caught() || again(), "{plant:?} was not caught by {wanted}");
     }
     for name in &names {
         let relevant = by.iter().chain(also).any(|prefix| name.starts_with(prefix));
@@ -252,8 +255,8 @@ fn an_ignored_event_is_caught_by_the_tests_of_order_between_streams() {
         "streams/a_read_waits_for_the_write_of_another_stream",
         "streams/a_write_waits_for_the_read_of_another_stream",
     ];
-    // Replays and memory that moves between streams are ordered by the same waits.
-    assert_caught(Plant::IgnoredEvent, &by, &["streams/", "events/", "capture/", "memory/"]);
+    // Replays, memory that moves between streams and faults that travel are ordered by the same waits.
+    assert_caught(Plant::IgnoredEvent, &by, &["streams/", "events/", "capture/", "memory/", "poison/"]);
 }
 
 #[test]
