@@ -64,6 +64,10 @@ macro_rules! for_each_op {
                 Attention, portolan_ops::attention::AttentionSpec, attention;
                 /// Attention over a paged cache.
                 PagedAttention, portolan_ops::attention::PagedAttentionSpec, paged_attention;
+                /// Absorbed latent attention over a cache that all heads share.
+                MlaDecode, portolan_ops::attention::MlaDecodeSpec, mla_decode;
+                /// Partial attention over disjoint keys, merged.
+                MergeAttention, portolan_ops::attention::MergeAttentionSpec, merge_attention;
                 /// Keys or values into a cache.
                 KvCacheWrite, portolan_ops::attention::KvCacheWriteSpec, kv_cache_write;
                 /// The next token of every row of logits.
@@ -82,6 +86,8 @@ pub(crate) mod embedding;
 pub(crate) mod gather;
 pub(crate) mod gemm;
 pub(crate) mod linear;
+mod merge_attention;
+mod mla_decode;
 mod random;
 pub(crate) mod reduce;
 pub(crate) mod rms_norm;

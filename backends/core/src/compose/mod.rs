@@ -7,6 +7,8 @@ mod dequantize;
 mod embedding;
 mod kv_cache_write;
 mod linear;
+mod merge_attention;
+mod mla_decode;
 mod packed;
 mod paged_attention;
 mod parts;
@@ -23,6 +25,8 @@ pub use dequantize::dequantize;
 pub use embedding::embedding;
 pub use kv_cache_write::kv_cache_write;
 pub use linear::linear;
+pub use merge_attention::merge_attention;
+pub use mla_decode::mla_decode;
 pub use packed::{prepack, unpack};
 pub use paged_attention::paged_attention;
 pub use rms_norm::rms_norm;
@@ -61,8 +65,10 @@ fn limit(spec: &SpecRef<'_>) -> Option<Unsupported> {
         }
         SpecRef::Attention(op) => beyond(op.query().tokens()),
         SpecRef::PagedAttention(op) => beyond(op.query().tokens()).or_else(|| beyond(op.k().dims()[0])),
+        SpecRef::MlaDecode(op) => beyond(op.query().tokens()).or_else(|| beyond(op.cache().dims()[0])),
         SpecRef::Sample(op) => beyond(op.logits().numel()),
-        SpecRef::Rope(_)
+        SpecRef::MergeAttention(_)
+        | SpecRef::Rope(_)
         | SpecRef::RmsNorm(_)
         | SpecRef::AddRmsNorm(_)
         | SpecRef::Softmax(_)

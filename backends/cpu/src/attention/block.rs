@@ -15,16 +15,31 @@ pub(super) struct CacheRows {
     pub(super) table: Option<BlockTable>,
     pub(super) sequence: usize,
     pub(super) head: usize,
+    /// The positions of the entries, where these are a list and not the positions themselves.
+    pub(super) list: Option<*const i32>,
 }
 
 impl CacheRows {
-    /// The addresses of the rows of `count` positions from `start`, at most [`BLOCK`].
+    /// The addresses of the rows of `count` positions (or entries of the list) from `start`, at most [`BLOCK`].
     ///
     /// # Safety
-    /// The positions lie within the cache, and their pages were checked.
+    /// The positions lie within the cache (the entries within the list), and their pages were checked.
     pub(super) unsafe fn addresses(&self, start: usize, count: usize) -> [*mut u8; BLOCK] {
         let step = self.cache.step(1);
         let mut addresses = [core::ptr::null_mut(); BLOCK];
+        if let Some(list) = self.list {
+            for (i, place) in addresses[..count].iter_mut().enumerate() {
+                // SAFETY: the caller's promise.
+                let position = unsafe { *list.add(start + i) } as usize;
+                let [outer, row] = match &self.table {
+                    None => [self.sequence, position],
+                    // SAFETY: the caller's promise.
+                    Some(table) => unsafe { table.locate(self.sequence, position) },
+                };
+                *place = self.cache.at([outer, row, self.head, 0]);
+            }
+            return addresses;
+        }
         let mut first = 0;
         while first < count {
             let (index, length) = match &self.table {
@@ -65,7 +80,7 @@ impl CacheRows {
         if !packed && inner == 1 && dim == padded {
             let last = at[count - 1];
             at[count..].fill(last);
-            return Rows { at, dtype };
+            return Rows { at, dtype, step: 0 };
         }
         for (row, at) in at[..count].iter_mut().enumerate() {
             // SAFETY: the caller's promise: dim elements of this row, and padded floats of the block.
@@ -78,7 +93,7 @@ impl CacheRows {
         // SAFETY: to has room for BLOCK rows.
         unsafe { to.add(count * padded).write_bytes(0, (BLOCK - count) * padded) };
         let at = core::array::from_fn(|row| to.wrapping_add(row * padded).cast());
-        Rows { at, dtype: DType::F32 }
+        Rows { at, dtype: DType::F32, step: padded }
     }
 
     /// Bytes of a row of `dim` elements, where they follow one another.
@@ -93,6 +108,8 @@ pub(super) struct Rows {
     pub(super) at: [*mut u8; BLOCK],
     /// The type of their elements.
     pub(super) dtype: DType,
+    /// Floats from one packed row to the next.
+    pub(super) step: usize,
 }
 
 /// The rows of keys and values of a block to come, asked for a few lines at a time while the present one is
@@ -110,7 +127,8 @@ pub(super) struct Ahead {
 }
 
 impl Ahead {
-    /// The block of `keys` and `values` from `start`, of rows of `dims` elements.
+    /// The block of `keys` and `values` from `start`, of rows of `dims` elements; `shared` says that the keys'
+    /// rows are all there is.
     ///
     /// # Safety
     /// As [`CacheRows::addresses`], for the positions from `start` up to `end`.
@@ -120,6 +138,7 @@ impl Ahead {
         start: usize,
         end: usize,
         dims: [usize; 2],
+        shared: bool,
     ) -> Self {
         let count = BLOCK.min(end.saturating_sub(start));
         let bytes = keys.row_bytes(dims[0]).max(values.row_bytes(dims[1]));
@@ -128,7 +147,7 @@ impl Ahead {
         let [keys, values] = unsafe { [keys.addresses(start, count), values.addresses(start, count)] };
         rows[..count].copy_from_slice(&keys[..count]);
         rows[count..2 * count].copy_from_slice(&values[..count]);
-        Self { rows, count: 2 * count, bytes, row: 0, at: 0 }
+        Self { rows, count: if shared { count } else { 2 * count }, bytes, row: 0, at: 0 }
     }
 
     /// Asks for two more cache lines, as far as there are any.
