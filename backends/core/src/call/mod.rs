@@ -66,6 +66,10 @@ macro_rules! for_each_op {
                 PagedAttention, portolan_ops::attention::PagedAttentionSpec, paged_attention;
                 /// Absorbed latent attention over a cache that all heads share.
                 MlaDecode, portolan_ops::attention::MlaDecodeSpec, mla_decode;
+                /// Latent attention over listed entries.
+                SparseAttention, portolan_ops::attention::SparseAttentionSpec, sparse_attention;
+                /// How much each token wants each key; its top-k selects keys.
+                IndexLogits, portolan_ops::attention::IndexLogitsSpec, index_logits;
                 /// Partial attention over disjoint keys, merged.
                 MergeAttention, portolan_ops::attention::MergeAttentionSpec, merge_attention;
                 /// Keys or values into a cache.
@@ -85,6 +89,7 @@ pub(crate) mod copy;
 pub(crate) mod embedding;
 pub(crate) mod gather;
 pub(crate) mod gemm;
+mod index_logits;
 pub(crate) mod linear;
 mod merge_attention;
 mod mla_decode;
@@ -94,6 +99,7 @@ pub(crate) mod rms_norm;
 mod rope;
 mod sample;
 pub(crate) mod softmax;
+mod sparse_attention;
 pub(crate) mod swiglu;
 pub(crate) mod unary;
 

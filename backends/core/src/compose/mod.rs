@@ -5,6 +5,7 @@ mod add_rms_norm;
 mod attention;
 mod dequantize;
 mod embedding;
+mod index_logits;
 mod kv_cache_write;
 mod linear;
 mod merge_attention;
@@ -17,12 +18,14 @@ mod rms_norm;
 mod rope;
 mod sample;
 mod softmax;
+mod sparse_attention;
 mod swiglu;
 
 pub use add_rms_norm::add_rms_norm;
 pub use attention::attention;
 pub use dequantize::dequantize;
 pub use embedding::embedding;
+pub use index_logits::index_logits;
 pub use kv_cache_write::kv_cache_write;
 pub use linear::linear;
 pub use merge_attention::merge_attention;
@@ -33,6 +36,7 @@ pub use rms_norm::rms_norm;
 pub use rope::rope;
 pub use sample::sample;
 pub use softmax::softmax;
+pub use sparse_attention::sparse_attention;
 pub use swiglu::swiglu;
 
 use crate::backend::Support;
@@ -66,6 +70,10 @@ fn limit(spec: &SpecRef<'_>) -> Option<Unsupported> {
         SpecRef::Attention(op) => beyond(op.query().tokens()),
         SpecRef::PagedAttention(op) => beyond(op.query().tokens()).or_else(|| beyond(op.k().dims()[0])),
         SpecRef::MlaDecode(op) => beyond(op.query().tokens()).or_else(|| beyond(op.cache().dims()[0])),
+        SpecRef::SparseAttention(op) => {
+            beyond(op.cache().dims()[..2].iter().product()).or_else(|| beyond(op.q().dims()[0]))
+        }
+        SpecRef::IndexLogits(op) => beyond(op.q().dims()[0]).or_else(|| beyond(op.k().dims()[0])),
         SpecRef::Sample(op) => beyond(op.logits().numel()),
         SpecRef::MergeAttention(_)
         | SpecRef::Rope(_)

@@ -13,6 +13,7 @@ pub(crate) mod embedding;
 pub(crate) mod fill;
 pub(crate) mod gather;
 pub(crate) mod gemm;
+pub(crate) mod index_logits;
 pub(crate) mod kv_cache_write;
 pub(crate) mod linear;
 pub(crate) mod merge_attention;
@@ -29,6 +30,7 @@ pub(crate) mod scan;
 pub(crate) mod scatter;
 pub(crate) mod select;
 pub(crate) mod softmax;
+pub(crate) mod sparse_attention;
 pub(crate) mod swiglu;
 pub(crate) mod top_k;
 pub(crate) mod unary;
@@ -45,6 +47,8 @@ pub(crate) fn support(query: &OpQuery<'_>) -> Support {
         SpecRef::PagedAttention(spec) => attention_support(spec.query()),
         SpecRef::MlaDecode(spec) => attention_support(spec.query()),
         SpecRef::MergeAttention(spec) => native_if(crate::attention::plan_merge(spec)),
+        SpecRef::SparseAttention(spec) => native_if(sparse_attention::plan(spec)),
+        SpecRef::IndexLogits(spec) => native_if(crate::attention::plan_index(spec)),
         SpecRef::Custom(op) => match crate::custom::plan(op) {
             Ok(_) => Support::Native,
             Err((why, _)) => Support::No(why),
