@@ -306,7 +306,7 @@ impl Contract for GemmSpec {
             self.activation != Activation::Identity,
         ];
         let per_element = 2 * self.k() as u64 + epilogue.iter().filter(|&&on| on).count() as u64;
-        streaming_cost(self, self.out.numel() as u64 * per_element)
+        streaming_cost(self, (self.out.numel() as u64).saturating_mul(per_element))
     }
 
     fn reference(&self, inputs: &[&[f64]]) -> Vec<Vec<f64>> {
