@@ -138,9 +138,10 @@ impl DeviceInner {
 
     pub(crate) fn submission(&self) -> MutexGuard<'_, Submission> {
         let mut submission = lock(&self.submission);
-        if self.any_retiring.swap(false, Ordering::Acquire) {
-            let retiring = core::mem::take(&mut *lock(&self.retiring));
-            submission.retired.extend(retiring);
+        if self.any_retiring.load(Ordering::Acquire) {
+            let mut retiring = lock(&self.retiring);
+            self.any_retiring.store(false, Ordering::Release);
+            submission.retired.append(&mut retiring);
         }
         if !submission.retired.is_empty() {
             submission.reap();
@@ -150,7 +151,9 @@ impl DeviceInner {
 
     /// The last handle of a stream has gone.
     pub(crate) fn retire(&self, stream: u64) {
-        lock(&self.retiring).push(stream);
+        let mut retiring = lock(&self.retiring);
+        retiring.push(stream);
+        // Under the lock, so that it agrees with the list in every order of threads.
         self.any_retiring.store(true, Ordering::Release);
     }
 
@@ -169,9 +172,9 @@ struct Estate {
 }
 
 impl Estate {
-    fn settle(mut self) {
+    fn settle(self) {
         if self.streams.iter().all(|(raw, timeout)| raw.synchronize(*timeout).is_ok()) {
-            for pool in self.pools.iter_mut() {
+            for mut pool in ManuallyDrop::into_inner(self.pools) {
                 pool.close(self.backend.as_ref(), self.ordinal);
             }
         }

@@ -7,7 +7,7 @@ use portolan_core::call::{Binary, Fill};
 use portolan_core::{Device, Memory, Registry, Stream, StreamOptions};
 use portolan_cpu::{CpuBackend, CpuOptions, Executor};
 use portolan_ops::{DType, ErrorKind, OpError, TensorSpec};
-use rig::{custom, device_with, down, f32s, queued, sleeper, slow_copy, stream, up};
+use rig::{custom, device_with, down, every_executor, f32s, queued, sleeper, slow_copy, stream, up};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -235,4 +235,16 @@ fn many_short_streams_leave_nothing_behind() {
         s.synchronize().unwrap();
     }
     assert!(device.memory().unwrap().bytes_reserved <= 64 * MIB);
+}
+
+#[test]
+fn a_closed_device_leaves_nothing_behind() {
+    for device in every_executor() {
+        let s = stream(&device);
+        let label = label("kept by a pool that is not freed");
+        let x = s.empty_labelled(&f32s(100), &label).unwrap();
+        s.synchronize().unwrap();
+        drop((x, s, device));
+        assert_eq!(Arc::strong_count(&label), 1);
+    }
 }
