@@ -65,6 +65,12 @@ impl FusedOps for CpuBackend {
     fn paged_attention(&self, launch: &Launch<'_>, op: &call::PagedAttention) -> Result<()> {
         op::paged_attention::launch(launch, op)
     }
+    fn mla_decode(&self, launch: &Launch<'_>, op: &call::MlaDecode) -> Result<()> {
+        op::mla_decode::launch(launch, op)
+    }
+    fn merge_attention(&self, launch: &Launch<'_>, op: &call::MergeAttention) -> Result<()> {
+        op::merge_attention::launch(launch, op)
+    }
     fn kv_cache_write(&self, launch: &Launch<'_>, op: &call::KvCacheWrite) -> Result<()> {
         op::kv_cache_write::launch(launch, op)
     }

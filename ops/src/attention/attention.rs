@@ -2,8 +2,9 @@
 //!
 //! The query side lies in `query.rs`; the same operator over pages is `paged_attention.rs`.
 
-use super::geometry::{DTYPES, GEOMETRIES};
+use super::geometry::{DTYPES, GEOMETRIES, Geometry};
 use super::query::{AttentionQuery, CacheExtents};
+use super::scores::{VARIANTS, score_attributes};
 use super::{AttentionMask, LensSpec};
 use crate::{
     Access, Case, Cases, Contract, Cost, DType, OpError, Operand, Result, TensorSpec, Tolerance, expect_rank,
@@ -18,18 +19,21 @@ const NAME: &str = "attention";
 /// The tokens of the sequences follow one another in q: first `q_lens[0]` rows of sequence 0, then those of
 /// sequence 1, and so on. Row t of a sequence sits at position `kv_len − q_len + t`; its mask says which of
 /// the keys `0..kv_len` it sees. A row without a visible key gives 0 (lse −∞), and so does a row past the
-/// last sequence. A key that a row does not see contributes nothing to it, not even where the key or its value
-/// is infinite or not a number.
+/// last sequence. A key that its mask hides from a row contributes nothing to it, not even where the key or its
+/// value is infinite or not a number. With [`AttentionMask::Full`] the two lengths have nothing to do with each
+/// other: cross attention. Soft cap, ALiBi, explicit mask and sinks: see [`crate::attention::AttentionScores`].
 ///
 /// # Shapes
 /// q `[tokens, num_heads, head_dim]`, k `[batch, max_len, num_kv_heads, head_dim]`, v
 /// `[batch, max_len, num_kv_heads, v_head_dim]`, q_lens and kv_lens `[batch]`, out
 /// `[tokens, num_heads, v_head_dim]`, lse `[tokens, num_heads]`. num_heads is a multiple of num_kv_heads. Any
-/// extent may be zero.
+/// extent may be zero. attn_mask `[tokens, num_heads, keys]` with keys at least kv_lens' bound, slopes and sinks
+/// `[num_heads]`.
 ///
 /// # DTypes
 /// q f32, f16 or bf16; k and v of q's type, or f16 or bf16 beside an f32 q. out of q's type or f32. Lengths
-/// i32, lse f32. Scores and sums in f32; weights may be rounded to q's type.
+/// i32, lse f32. attn_mask bool, f32, f16 or bf16; slopes and sinks f32. Scores and sums in f32; weights may be
+/// rounded to q's type.
 ///
 /// # Layout
 /// Any strides. Kernels may want the innermost dimension contiguous; other layouts are then composed.
@@ -40,7 +44,8 @@ const NAME: &str = "attention";
 ///
 /// # Cost
 /// `2·(head_dim + v_head_dim)·num_heads` operations for each visible pair of query and key; keys and values
-/// visible to any query are read once. From the host's lengths if known, else from their bounds.
+/// visible to any query are read once. From the host's lengths if known, else from their bounds. Steps on scores
+/// count as none, their operands' bytes do.
 ///
 /// # Errors
 /// `Shape`, `DType`, `Layout` (out overlaps itself), `Attribute` (lengths above what the cache holds, a window
@@ -114,6 +119,22 @@ impl AttentionSpec {
         Ok(self)
     }
 
+    score_attributes!();
+
+    fn of_geometry(g: &Geometry, [q_type, kv_type, out_type]: [DType; 3]) -> Result<Self> {
+        let cache = [g.lens.len(), g.max_len(), g.num_kv_heads];
+        let q = TensorSpec::of(q_type, &[g.tokens(), g.num_heads, g.head_dim])?;
+        let k = TensorSpec::of(kv_type, &[cache[0], cache[1], cache[2], g.head_dim])?;
+        let v = TensorSpec::of(kv_type, &[cache[0], cache[1], cache[2], g.v_head_dim])?;
+        let out = TensorSpec::of(out_type, &[g.tokens(), g.num_heads, g.v_head_dim])?;
+        let [q_lens, kv_lens] = g.lens(NAME, g.padding == 0)?;
+        let spec = Self::new(&q, &k, &v, &q_lens, &kv_lens, &out)?.with_mask(g.mask)?;
+        if out_type != DType::F32 {
+            return Ok(spec);
+        }
+        spec.with_lse(&TensorSpec::of(DType::F32, &[g.tokens(), g.num_heads])?)
+    }
+
     /// Query rows, lengths, mask, scale and results.
     pub fn query(&self) -> &AttentionQuery {
         &self.query
@@ -140,6 +161,7 @@ impl Contract for AttentionSpec {
         visit(Operand { name: "v", spec: &self.v, access: Access::Read });
         visit(Operand { name: "q_lens", spec: query.q_lens.device(), access: Access::Read });
         visit(Operand { name: "kv_lens", spec: query.kv_lens.device(), access: Access::Read });
+        query.scores.visit(visit);
         visit(Operand { name: "out", spec: &query.out, access: Access::Write });
         if let Some(spec) = &query.lse {
             visit(Operand { name: "lse", spec, access: Access::Write });
@@ -147,13 +169,14 @@ impl Contract for AttentionSpec {
     }
 
     fn cost(&self) -> Cost {
-        self.query.cost(self.k.dtype(), 0)
+        let entry = self.k.dtype().bytes_for(self.query.head_dim() + self.query.v_head_dim());
+        self.query.cost(entry as u64, 0)
     }
 
     fn reference(&self, inputs: &[&[f64]]) -> Vec<Vec<f64>> {
         let (max_len, kv_heads) = (self.k.dims()[1], self.k.dims()[2]);
         let row = |b: usize, pos: usize, head: usize| Some((b * max_len + pos) * kv_heads + head);
-        self.query.reference(inputs[0], [inputs[1], inputs[2]], [inputs[3], inputs[4]], &row)
+        self.query.reference(inputs[0], [inputs[1], inputs[2]], &inputs[3..], &row)
     }
 
     fn tolerance(&self) -> Vec<Tolerance> {
@@ -166,22 +189,19 @@ impl Cases for AttentionSpec {
         let mut cases = Vec::new();
         for (q_type, kv_type, out_type) in DTYPES {
             for g in &GEOMETRIES {
-                let cache = [g.lens.len(), g.max_len(), g.num_kv_heads];
-                let q = TensorSpec::of(q_type, &[g.tokens(), g.num_heads, g.head_dim])?;
-                let k = TensorSpec::of(kv_type, &[cache[0], cache[1], cache[2], g.head_dim])?;
-                let v = TensorSpec::of(kv_type, &[cache[0], cache[1], cache[2], g.v_head_dim])?;
-                let out = TensorSpec::of(out_type, &[g.tokens(), g.num_heads, g.v_head_dim])?;
-                let [q_lens, kv_lens] = g.lens(NAME, g.padding == 0)?;
-                let mut spec = Self::new(&q, &k, &v, &q_lens, &kv_lens, &out)?.with_mask(g.mask)?;
-                if out_type == DType::F32 {
-                    spec = spec.with_lse(&TensorSpec::of(DType::F32, &[g.tokens(), g.num_heads])?)?;
+                let base = Self::of_geometry(g, [q_type, kv_type, out_type])?;
+                let name = format!("{NAME}/{q_type}_{kv_type}_{out_type}/{}", g.name);
+                for variant in
+                    VARIANTS.iter().filter(|_| g.scores && (q_type, out_type) != (DType::BF16, DType::F32))
+                {
+                    let mut spec = base.clone();
+                    variant.apply(NAME, &mut spec.query)?;
+                    let case = g.case(format!("{name}/{}", variant.name), spec);
+                    cases.push(
+                        variant.fills().into_iter().fold(case, |case, (arg, fill)| case.fill(arg, fill)),
+                    );
                 }
-                let [q_fill, kv_fill] = g.fills();
-                cases.push(
-                    Case::new(format!("{NAME}/{q_type}_{kv_type}_{out_type}/{}", g.name), spec)
-                        .fill("q_lens", q_fill)
-                        .fill("kv_lens", kv_fill),
-                );
+                cases.push(g.case(name, base));
             }
         }
         // q, k and v as slices of one fused projection, and heads outermost in the result.

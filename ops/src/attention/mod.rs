@@ -7,11 +7,17 @@ mod attention;
 mod geometry;
 mod kv_cache_write;
 mod lens;
+mod merge_attention;
+mod mla_decode;
 mod paged_attention;
 mod query;
+mod scores;
 
 pub use attention::AttentionSpec;
 pub use kv_cache_write::KvCacheWriteSpec;
 pub use lens::LensSpec;
+pub use merge_attention::MergeAttentionSpec;
+pub use mla_decode::MlaDecodeSpec;
 pub use paged_attention::PagedAttentionSpec;
 pub use query::{AttentionMask, AttentionQuery};
+pub use scores::AttentionScores;

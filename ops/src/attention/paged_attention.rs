@@ -2,8 +2,9 @@
 //!
 //! The query side lies in `query.rs`; the same operator over a contiguous cache is `attention.rs`.
 
-use super::geometry::{DTYPES, GEOMETRIES};
+use super::geometry::{DTYPES, GEOMETRIES, Geometry};
 use super::query::{AttentionQuery, CacheExtents};
+use super::scores::{VARIANTS, score_attributes};
 use super::{AttentionMask, LensSpec};
 use crate::{
     Access, Case, Cases, Contract, Cost, DType, Fill, OpError, Operand, Result, TensorSpec, Tolerance,
@@ -103,6 +104,23 @@ impl PagedAttentionSpec {
         Ok(self)
     }
 
+    score_attributes!();
+
+    fn of_geometry(g: &Geometry, page_size: usize, [q_type, kv_type, out_type]: [DType; 3]) -> Result<Self> {
+        let (_, max_pages, num_pages) = g.block_table(page_size);
+        let k = TensorSpec::of(kv_type, &[num_pages, page_size, g.num_kv_heads, g.head_dim])?;
+        let v = TensorSpec::of(kv_type, &[num_pages, page_size, g.num_kv_heads, g.v_head_dim])?;
+        let q = TensorSpec::of(q_type, &[g.tokens(), g.num_heads, g.head_dim])?;
+        let out = TensorSpec::of(out_type, &[g.tokens(), g.num_heads, g.v_head_dim])?;
+        let block_table = TensorSpec::of(DType::I32, &[g.lens.len(), max_pages])?;
+        let [q_lens, kv_lens] = g.lens(NAME, g.padding == 0)?;
+        let spec = Self::new(&q, &k, &v, &block_table, &q_lens, &kv_lens, &out)?.with_mask(g.mask)?;
+        if out_type != DType::F32 {
+            return Ok(spec);
+        }
+        spec.with_lse(&TensorSpec::of(DType::F32, &[g.tokens(), g.num_heads])?)
+    }
+
     /// Query rows, lengths, mask, scale and results.
     pub fn query(&self) -> &AttentionQuery {
         &self.query
@@ -171,6 +189,7 @@ impl Contract for PagedAttentionSpec {
         visit(Operand { name: "block_table", spec: &self.block_table, access: Access::Read });
         visit(Operand { name: "q_lens", spec: query.q_lens.device(), access: Access::Read });
         visit(Operand { name: "kv_lens", spec: query.kv_lens.device(), access: Access::Read });
+        query.scores.visit(visit);
         visit(Operand { name: "out", spec: &query.out, access: Access::Write });
         if let Some(spec) = &query.lse {
             visit(Operand { name: "lse", spec, access: Access::Write });
@@ -178,7 +197,8 @@ impl Contract for PagedAttentionSpec {
     }
 
     fn cost(&self) -> Cost {
-        self.query.cost(self.k.dtype(), self.block_table.bytes() as u64)
+        let entry = self.k.dtype().bytes_for(self.query.head_dim() + self.query.v_head_dim());
+        self.query.cost(entry as u64, self.block_table.bytes() as u64)
     }
 
     fn reference(&self, inputs: &[&[f64]]) -> Vec<Vec<f64>> {
@@ -186,7 +206,7 @@ impl Contract for PagedAttentionSpec {
         let dims = [d[0], d[1], d[2], d[3]];
         let max_pages = self.block_table.dims()[1];
         let row = |b, pos, head| paged_row(inputs[3], dims, [max_pages, b, pos, head]);
-        self.query.reference(inputs[0], [inputs[1], inputs[2]], [inputs[4], inputs[5]], &row)
+        self.query.reference(inputs[0], [inputs[1], inputs[2]], &inputs[4..], &row)
     }
 
     fn tolerance(&self) -> Vec<Tolerance> {
@@ -204,28 +224,21 @@ impl Cases for PagedAttentionSpec {
                     if page_size != 16 && (kv_type != DType::F32 || g.lens.is_empty()) {
                         continue;
                     }
-                    let (table, max_pages, num_pages) = g.block_table(page_size);
-                    let k = TensorSpec::of(kv_type, &[num_pages, page_size, g.num_kv_heads, g.head_dim])?;
-                    let v = TensorSpec::of(kv_type, &[num_pages, page_size, g.num_kv_heads, g.v_head_dim])?;
-                    let q = TensorSpec::of(q_type, &[g.tokens(), g.num_heads, g.head_dim])?;
-                    let out = TensorSpec::of(out_type, &[g.tokens(), g.num_heads, g.v_head_dim])?;
-                    let block_table = TensorSpec::of(DType::I32, &[g.lens.len(), max_pages])?;
-                    let [q_lens, kv_lens] = g.lens(NAME, g.padding == 0)?;
-                    let mut spec =
-                        Self::new(&q, &k, &v, &block_table, &q_lens, &kv_lens, &out)?.with_mask(g.mask)?;
-                    if out_type == DType::F32 {
-                        spec = spec.with_lse(&TensorSpec::of(DType::F32, &[g.tokens(), g.num_heads])?)?;
+                    let base = Self::of_geometry(g, page_size, [q_type, kv_type, out_type])?;
+                    let name = format!("{NAME}/{q_type}_{kv_type}_{out_type}/{}/page_{page_size}", g.name);
+                    let case = |name, spec| {
+                        g.case(name, spec).fill("block_table", Fill::Values(g.block_table(page_size).0))
+                    };
+                    // The rest of a row is the contiguous operator's; here that each attribute arrives.
+                    for variant in VARIANTS.iter().filter(|_| g.scores && kv_type == DType::F32) {
+                        let mut spec = base.clone();
+                        variant.apply(NAME, &mut spec.query)?;
+                        let case = case(format!("{name}/{}", variant.name), spec);
+                        cases.push(
+                            variant.fills().into_iter().fold(case, |case, (arg, fill)| case.fill(arg, fill)),
+                        );
                     }
-                    let [q_fill, kv_fill] = g.fills();
-                    cases.push(
-                        Case::new(
-                            format!("{NAME}/{q_type}_{kv_type}_{out_type}/{}/page_{page_size}", g.name),
-                            spec,
-                        )
-                        .fill("block_table", Fill::Values(table))
-                        .fill("q_lens", q_fill)
-                        .fill("kv_lens", kv_fill),
-                    );
+                    cases.push(case(name, base));
                 }
             }
         }

@@ -1,9 +1,10 @@
 //! The query side of attention: what the contiguous and the paged operator share.
 //!
 //! Query rows of a ragged batch, which keys each may see, the scale, and the results. Where keys lie is the
-//! business of each operator's own file.
+//! business of each operator's own file, what else is done to scores that of `scores.rs`.
 
 use super::LensSpec;
+use super::scores::{AttentionScores, ScoreValues};
 use crate::{
     Cost, DType, OpError, Result, TensorSpec, Tolerance, expect_dims, expect_dtype, expect_rank,
     expect_writable,
@@ -71,6 +72,7 @@ pub struct AttentionQuery {
     pub(super) lse: Option<TensorSpec>,
     pub(super) mask: AttentionMask,
     pub(super) scale: f32,
+    pub(super) scores: AttentionScores,
     pub(super) num_kv_heads: usize,
     v_head_dim: usize,
     capacity: usize,
@@ -148,6 +150,7 @@ impl AttentionQuery {
             lse: None,
             mask: AttentionMask::Causal,
             scale: (1.0 / (head_dim.max(1) as f64).sqrt()) as f32,
+            scores: AttentionScores::default(),
             num_kv_heads: cache.num_kv_heads,
             v_head_dim: cache.v_head_dim,
             capacity: cache.capacity,
@@ -182,6 +185,23 @@ impl AttentionQuery {
         Ok(())
     }
 
+    pub(super) fn set_soft_cap(&mut self, op: &'static str, cap: f32) -> Result<()> {
+        self.scores.set_soft_cap(op, cap)
+    }
+
+    pub(super) fn set_attn_mask(&mut self, op: &'static str, mask: &TensorSpec) -> Result<()> {
+        let extents = [self.tokens(), self.num_heads(), self.kv_lens.max() as usize];
+        self.scores.set_attn_mask(op, mask, extents)
+    }
+
+    pub(super) fn set_slopes(&mut self, op: &'static str, slopes: &TensorSpec) -> Result<()> {
+        self.scores.set_slopes(op, slopes, self.num_heads())
+    }
+
+    pub(super) fn set_sinks(&mut self, op: &'static str, sinks: &TensorSpec) -> Result<()> {
+        self.scores.set_sinks(op, sinks, self.num_heads())
+    }
+
     /// Queries.
     pub fn q(&self) -> &TensorSpec {
         &self.q
@@ -209,6 +229,10 @@ impl AttentionQuery {
     /// Factor of the scores.
     pub fn scale(&self) -> f32 {
         self.scale
+    }
+    /// What is done to the scores besides.
+    pub fn scores(&self) -> &AttentionScores {
+        &self.scores
     }
     /// Number of query rows.
     pub fn tokens(&self) -> usize {
@@ -239,9 +263,10 @@ impl AttentionQuery {
         self.capacity
     }
 
-    /// Operations and bytes of the visible pairs; `kv` is the element type of the cache. Without lengths on
-    /// the host: as many sequences of the greatest lengths as there are tokens for.
-    pub(super) fn cost(&self, kv: DType, extra_read: u64) -> Cost {
+    /// Operations and bytes of the visible pairs; `entry` is the bytes that one position of one key head takes
+    /// in the cache. Without lengths on the host: as many sequences of the greatest lengths as there are tokens
+    /// for.
+    pub(super) fn cost(&self, entry: u64, extra_read: u64) -> Cost {
         let (mut pairs, mut keys) = (0u128, 0u128);
         let mut add = |count: u64, q_len: u64, kv_len: u64| {
             let seen = self.mask.visible_to_any(q_len as usize, kv_len as usize).len() as u128;
@@ -266,16 +291,14 @@ impl AttentionQuery {
         }
         let width = (self.head_dim() + self.v_head_dim()) as u128;
         let clamp = |x: u128| u64::try_from(x).unwrap_or(u64::MAX);
-        let cache_bytes = keys
-            .saturating_mul(self.num_kv_heads as u128)
-            .saturating_mul(width)
-            .saturating_mul(u128::from(kv.bits() / 8));
+        let cache_bytes = keys.saturating_mul(self.num_kv_heads as u128).saturating_mul(u128::from(entry));
         let lens = (self.q_lens.device().bytes() + self.kv_lens.device().bytes()) as u64;
         Cost {
             flops: clamp(pairs.saturating_mul(2 * width).saturating_mul(self.num_heads() as u128)),
             bytes_read: clamp(cache_bytes)
                 .saturating_add(self.q.bytes() as u64)
                 .saturating_add(lens)
+                .saturating_add(self.scores.bytes())
                 .saturating_add(extra_read),
             bytes_written: (self.out.bytes() as u64)
                 .saturating_add(self.lse.map_or(0, |lse| lse.bytes() as u64)),
@@ -284,15 +307,17 @@ impl AttentionQuery {
     }
 
     /// The operator in f64. `row(b, pos, kv_head)` is the row of `k` and `v` that holds a key, `None` where
-    /// a fault hides it. Lengths out of range are clamped: what a faulty call gives is not defined.
+    /// a fault hides it; `rest` are the inputs from q_lens on. Lengths out of range are clamped: what a faulty
+    /// call gives is not defined.
     pub(super) fn reference(
         &self,
         q: &[f64],
         [k, v]: [&[f64]; 2],
-        [q_lens, kv_lens]: [&[f64]; 2],
+        rest: &[&[f64]],
         row: &dyn Fn(usize, usize, usize) -> Option<usize>,
     ) -> Vec<Vec<f64>> {
         let (heads, d, dv) = (self.num_heads(), self.head_dim(), self.v_head_dim());
+        let (q_lens, kv_lens, values) = (rest[0], rest[1], self.scores.values(&rest[2..]));
         let group = heads.checked_div(self.num_kv_heads).unwrap_or(1);
         let mut out = vec![0.0; self.tokens() * heads * dv];
         let mut lse = vec![f64::NEG_INFINITY; self.tokens() * heads];
@@ -303,28 +328,18 @@ impl AttentionQuery {
             for t in 0..q_len {
                 for head in 0..heads {
                     let at = (token + t) * heads + head;
-                    let keys: Vec<usize> = self
-                        .mask
-                        .visible(t, q_len, kv_len)
-                        .filter_map(|pos| row(b, pos, head / group))
-                        .collect();
-                    let scores: Vec<f64> = keys
-                        .iter()
-                        .map(|&r| {
-                            let dot: f64 = (0..d).map(|i| q[at * d + i] * k[r * d + i]).sum();
-                            f64::from(self.scale) * dot
-                        })
-                        .collect();
-                    let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-                    let sum: f64 = scores.iter().map(|s| (s - max).exp()).sum();
-                    if keys.is_empty() {
-                        continue;
+                    let position = (kv_len + t) as f64 - q_len as f64;
+                    let mut keys = Vec::new();
+                    for pos in self.mask.visible(t, q_len, kv_len) {
+                        let Some(r) = row(b, pos, head / group) else { continue };
+                        let dot: f64 = (0..d).map(|i| q[at * d + i] * k[r * d + i]).sum();
+                        let product = f64::from(self.scale) * dot;
+                        let distance = position - pos as f64;
+                        if let Some(score) = self.scores.score(&values, [at, head, pos], distance, product) {
+                            keys.push((score, &v[r * dv..(r + 1) * dv]));
+                        }
                     }
-                    lse[at] = max + sum.ln();
-                    for (s, r) in scores.iter().zip(&keys) {
-                        let p = (s - max).exp() / sum;
-                        (0..dv).for_each(|i| out[at * dv + i] += p * v[r * dv + i]);
-                    }
+                    lse[at] = softmax_mean(&keys, &values, head, &mut out[at * dv..(at + 1) * dv]);
                 }
             }
             token += q_len;
@@ -332,27 +347,61 @@ impl AttentionQuery {
         if self.lse.is_some() { vec![out, lse] } else { vec![out] }
     }
 
-    /// With factors in [−1, 1], `u` the f32 roundoff, `d` = head_dim and `n` keys:
-    ///
-    /// * a score errs by at most `2·(d + 8)·u·|scale|` (a sum of d products of at most 1, as for gemm), and
-    ///   a weight `e^(s − max)` by that, relative, plus 8 u for the exponential and its argument;
-    /// * a weighted mean of values in [−1, 1] moves by at most twice the relative error of its weights;
-    /// * the two sums over keys (weights; weighted values) have partial sums of at most their totals, so n
-    ///   independent roundings add about √n·u each; we allow 4 √n u for each;
-    /// * weights may be rounded to q's type before they meet the values: at most that type's roundoff;
-    /// * one rounding to the result's type.
-    ///
-    /// lse moves by a score's error plus 4 √n u of its sum, and is rounded once.
+    /// As [`attend_tolerance`].
     pub(super) fn tolerance(&self) -> Vec<Tolerance> {
-        let u = DType::F32.unit_roundoff();
         let keys = self.kv_lens.host().map_or(self.kv_lens.max(), |l| l.iter().copied().max().unwrap_or(0));
-        let score = 2.0 * (self.head_dim() as f64 + 8.0) * u * f64::from(self.scale.abs());
-        let sums = 4.0 * f64::from(keys).sqrt() * u;
-        let weights = if self.q.dtype() == DType::F32 { 0.0 } else { self.q.dtype().unit_roundoff() };
-        let out = Tolerance::rounded_to(self.out.dtype(), 2.0 * (score + 8.0 * u) + 2.0 * sums + weights);
-        let lse = Tolerance { abs: score + sums + 8.0 * u, rel: 2.0 * u };
+        let products = (self.head_dim(), f64::from(self.scale.abs()));
+        let [out, lse] =
+            attend_tolerance([self.q.dtype(), self.out.dtype()], products, f64::from(keys), &self.scores);
         if self.lse.is_some() { vec![out, lse] } else { vec![out] }
     }
+}
+
+/// Of a result and its lse. With factors in [−1, 1], `u` the f32 roundoff, `d` = head_dim and `n` keys:
+///
+/// * a score errs by at most `2·(d + 8)·u·|scale|` (a sum of d products of at most 1, as for gemm), and
+///   a weight `e^(s − max)` by that, relative, plus 8 u for the exponential and its argument;
+/// * a weighted mean of values in [−1, 1] moves by at most twice the relative error of its weights;
+/// * the two sums over keys (weights; weighted values) have partial sums of at most their totals, so n
+///   independent roundings add about √n·u each; we allow 4 √n u for each;
+/// * weights may be rounded to q's type before they meet the values: at most that type's roundoff;
+/// * one rounding to the result's type.
+///
+/// lse moves by a score's error plus 4 √n u of its sum, and is rounded once. What else is done to the scores
+/// adds to their error as [`AttentionScores`] says where it derives it.
+pub(super) fn attend_tolerance(
+    [q, out]: [DType; 2],
+    (head_dim, scale): (usize, f64),
+    keys: f64,
+    scores: &AttentionScores,
+) -> [Tolerance; 2] {
+    let (u, d) = (DType::F32.unit_roundoff(), head_dim as f64);
+    let score = 2.0 * (d + 8.0) * u * scale + scores.error(d * scale, keys);
+    let sums = 4.0 * keys.sqrt() * u;
+    let weights = if q == DType::F32 { 0.0 } else { q.unit_roundoff() };
+    let out = Tolerance::rounded_to(out, 2.0 * (score + 8.0 * u) + 2.0 * sums + weights);
+    [out, Tolerance { abs: score + sums + 8.0 * u, rel: 2.0 * u }]
+}
+
+/// Adds the mean of values, weighted by the exponentials of their scores, to `out`, which is 0 before; gives the
+/// logarithm of the sum of weights, the head's sink among them.
+pub(super) fn softmax_mean(
+    keys: &[(f64, &[f64])],
+    values: &ScoreValues<'_>,
+    head: usize,
+    out: &mut [f64],
+) -> f64 {
+    let sink = values.sinks.map_or(f64::NEG_INFINITY, |sinks| sinks[head]);
+    let max = keys.iter().map(|(score, _)| *score).fold(sink, f64::max);
+    if max == f64::NEG_INFINITY {
+        return max;
+    }
+    let sum = keys.iter().map(|(score, _)| (score - max).exp()).sum::<f64>() + (sink - max).exp();
+    for (score, value) in keys {
+        let p = (score - max).exp() / sum;
+        out.iter_mut().zip(*value).for_each(|(out, value)| *out += p * value);
+    }
+    max + sum.ln()
 }
 
 #[cfg(test)]

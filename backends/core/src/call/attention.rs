@@ -6,7 +6,47 @@ use crate::weight::Lens;
 use portolan_ops::Result;
 use portolan_ops::attention::{AttentionMask, AttentionSpec, KvCacheWriteSpec, PagedAttentionSpec};
 
+/// The setters of what may be done to scores, for calls whose spec has them.
+macro_rules! score_attributes {
+    ($spec:ident) => {
+        #[doc = concat!("Bounds the scaled products; see [`", stringify!($spec), "::with_soft_cap`].")]
+        ///
+        /// # Errors
+        /// `Attribute` for a cap that is not above 0.
+        pub fn soft_cap(self, cap: f32) -> Result<Self> {
+            self.rebind(self.spec().clone().with_soft_cap(cap)?, &[])
+        }
+
+        #[doc = concat!("Hides keys or adds to their scores; see [`", stringify!($spec), "::with_attn_mask`].")]
+        ///
+        /// # Errors
+        /// `Shape`, `DType`, and as [`crate::Call::bind`].
+        pub fn attn_mask(self, attn_mask: &Tensor) -> Result<Self> {
+            self.rebind(self.spec().clone().with_attn_mask(attn_mask.spec())?, &[("attn_mask", attn_mask)])
+        }
+
+        #[doc = concat!("Lowers scores with distance; see [`", stringify!($spec), "::with_slopes`].")]
+        ///
+        /// # Errors
+        /// `Shape`, `DType`, and as [`crate::Call::bind`].
+        pub fn slopes(self, slopes: &Tensor) -> Result<Self> {
+            self.rebind(self.spec().clone().with_slopes(slopes.spec())?, &[("slopes", slopes)])
+        }
+
+        #[doc = concat!("Adds a logit without a value; see [`", stringify!($spec), "::with_sinks`].")]
+        ///
+        /// # Errors
+        /// `Shape`, `DType`, and as [`crate::Call::bind`].
+        pub fn sinks(self, sinks: &Tensor) -> Result<Self> {
+            self.rebind(self.spec().clone().with_sinks(sinks.spec())?, &[("sinks", sinks)])
+        }
+    };
+}
+pub(super) use score_attributes;
+
 impl Attention {
+    score_attributes!(AttentionSpec);
+
     /// Attention of ragged queries over a contiguous cache.
     ///
     /// # Errors
@@ -50,6 +90,8 @@ impl Attention {
 }
 
 impl PagedAttention {
+    score_attributes!(PagedAttentionSpec);
+
     /// Attention of ragged queries over a paged cache.
     ///
     /// # Errors

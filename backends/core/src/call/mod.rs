@@ -78,6 +78,10 @@ macro_rules! for_each_op {
                 Attention, portolan_ops::attention::AttentionSpec, attention;
                 /// Attention over a paged cache.
                 PagedAttention, portolan_ops::attention::PagedAttentionSpec, paged_attention;
+                /// Absorbed latent attention over a cache that all heads share.
+                MlaDecode, portolan_ops::attention::MlaDecodeSpec, mla_decode;
+                /// Partial attention over disjoint keys, merged.
+                MergeAttention, portolan_ops::attention::MergeAttentionSpec, merge_attention;
                 /// Keys or values into a cache.
                 KvCacheWrite, portolan_ops::attention::KvCacheWriteSpec, kv_cache_write;
                 /// The next token of every row of logits.
@@ -100,6 +104,8 @@ pub(crate) mod hadamard;
 pub(crate) mod layer_norm;
 pub(crate) mod linear;
 pub(crate) mod log_softmax;
+mod merge_attention;
+mod mla_decode;
 pub(crate) mod quantize;
 mod random;
 pub(crate) mod reduce;

@@ -22,7 +22,10 @@ const SCORES_BYTES: usize = 64 << 20;
 /// As the parts; `Unsupported` where the stream denies compositions.
 pub fn attention(l: &Launch<'_>, op: &Attention, why: Unsupported) -> Result<()> {
     let p = begin(l, op, why)?;
-    attend(&p, op, op.spec().query(), &mut |_, cache, first, count| cache.narrow(0, first, count))
+    let cache = [op.require("k")?, op.require("v")?];
+    attend(&p, op, op.spec().query(), &mut |_, first, count| {
+        Ok([cache[0].narrow(0, first, count)?, cache[1].narrow(0, first, count)?])
+    })
 }
 
 /// Which keys the tokens of each sequence see.
@@ -35,8 +38,8 @@ pub(super) struct Visible {
     pub(super) max: usize,
 }
 
-/// Gives entries `[count, keys, num_kv_heads, ..]` of sequences `first..first + count` of a cache tensor.
-pub(super) type Entries<'f> = dyn FnMut(&Visible, &Tensor, usize, usize) -> Result<Tensor> + 'f;
+/// Gives keys and values `[count, keys, num_kv_heads, ..]` of sequences `first..first + count`.
+pub(super) type Entries<'f> = dyn FnMut(&Visible, usize, usize) -> Result<[Tensor; 2]> + 'f;
 
 pub(super) fn attend<C: Dispatch>(
     p: &Parts<'_, '_>,
@@ -52,24 +55,45 @@ pub(super) fn attend<C: Dispatch>(
     }
     let (batch, keys) = (query.batch(), query.kv_lens().max() as usize);
     let max_q = (query.q_lens().max() as usize).min(query.tokens());
-    if [batch, keys, max_q, query.num_heads()].contains(&0) {
+    let heads = query.num_heads();
+    if [batch, max_q, heads].contains(&0) {
         return Ok(());
     }
     let ragged = Ragged::new(p, &op.require("q_lens")?, &op.require("kv_lens")?, max_q)?;
+    let scores = ScoreTensors::of(op);
+    if keys == 0 {
+        // Nothing but the sink is in a row's sum.
+        return match (&lse, &scores.sinks) {
+            (Some(lse), Some(sinks)) => {
+                p.scatter_in_place(lse, &ragged.token, &sinks.broadcast_to(&[batch, max_q, heads])?)
+            }
+            _ => Ok(()),
+        };
+    }
     let visible = Visible::new(p, &ragged, query.mask(), keys)?;
-    let group = Group { p, query, ragged: &ragged, visible: &visible, key: p.iota(keys)?, max_q };
-    let bytes = query.num_heads().saturating_mul(max_q).saturating_mul(keys).saturating_mul(4);
+    let key = p.iota(keys)?;
+    let group = Group { p, query, scores: &scores, ragged: &ragged, visible: &visible, key, max_q };
+    let bytes = heads.saturating_mul(max_q).saturating_mul(keys).saturating_mul(4);
     let step = (SCORES_BYTES / bytes).clamp(1, batch);
     for first in (0..batch).step_by(step) {
         let count = step.min(batch - first);
-        let mut cache = |name| {
-            let tensor = op.require(name)?;
-            entries(&visible, &tensor, first, count)?.narrow(1, 0, keys)
-        };
-        let (k, v) = (cache("k")?, cache("v")?);
-        group.run(&q, &k, &v, [first, count], &out, lse.as_ref())?;
+        let [k, v] = entries(&visible, first, count)?;
+        group.run(&q, &k.narrow(1, 0, keys)?, &v.narrow(1, 0, keys)?, [first, count], &out, lse.as_ref())?;
     }
     Ok(())
+}
+
+/// The operands of what may be done to scores.
+struct ScoreTensors {
+    attn_mask: Option<Tensor>,
+    slopes: Option<Tensor>,
+    sinks: Option<Tensor>,
+}
+
+impl ScoreTensors {
+    fn of<C: Dispatch>(op: &Call<C>) -> Self {
+        Self { attn_mask: op.tensor("attn_mask"), slopes: op.tensor("slopes"), sinks: op.tensor("sinks") }
+    }
 }
 
 impl Visible {
@@ -93,6 +117,7 @@ impl Visible {
 struct Group<'g, 'a, 'l> {
     p: &'g Parts<'a, 'l>,
     query: &'g AttentionQuery,
+    scores: &'g ScoreTensors,
     ragged: &'g Ragged,
     visible: &'g Visible,
     /// 0, 1, 2, … up to the greatest number of keys.
@@ -123,15 +148,28 @@ impl Group<'_, '_, '_> {
         let queries = queries.reshape(&[count, kv_heads, rows, d])?;
         p.run(Gemm::nt(&queries, &k.transpose(1, 2)?, &mut scores)?.alpha(query.scale())?)?;
         let scores = scores.reshape(&[count, heads, max_q, keys])?;
+        let mut mask = self.mask(first, count)?;
+        if let Some(allowed) = self.adjust(&scores, &token, first, count)? {
+            mask = p.binary(BinaryKind::And, &allowed, &mask)?;
+        }
         let hidden = p.full(DType::F32, &[], f64::NEG_INFINITY)?;
-        p.run(Select::new(&self.mask(first, count)?, &scores, &hidden, &mut scores.clone())?)?;
+        p.run(Select::new(&mask, &scores, &hidden, &mut scores.clone())?)?;
 
-        let largest = p.reduce(ReduceKind::Max, &scores, 3)?;
+        let mut largest = p.reduce(ReduceKind::Max, &scores, 3)?;
+        let sinks = self.scores.sinks.as_ref().map(|sinks| sinks.reshape(&[heads, 1, 1])).transpose()?;
+        if let Some(sinks) = &sinks {
+            largest = p.binary(BinaryKind::Max, &largest, sinks)?;
+        }
         let blind = p.compare_scalar(CompareKind::Eq, &largest, f64::NEG_INFINITY)?;
         let largest = p.replace(&blind, 0.0, &largest)?;
         p.binary_in_place(BinaryKind::Sub, &scores, &largest)?;
         p.unary_in_place(UnaryKind::Exp, &scores)?;
         let sum = p.reduce(ReduceKind::Sum, &scores, 3)?;
+        if let Some(sinks) = &sinks {
+            let weight = p.binary(BinaryKind::Sub, sinks, &largest)?;
+            p.unary_in_place(UnaryKind::Exp, &weight)?;
+            p.binary_in_place(BinaryKind::Add, &sum, &weight)?;
+        }
         if let Some(lse) = lse {
             let logarithm = p.unary(UnaryKind::Log, &sum)?;
             p.binary_in_place(BinaryKind::Add, &logarithm, &largest)?;
@@ -180,6 +218,35 @@ impl Group<'_, '_, '_> {
         Ok(values)
     }
 
+    /// Soft cap, slopes and explicit mask, in this order, in place; gives what the mask leaves visible.
+    fn adjust(&self, scores: &Tensor, token: &Tensor, first: usize, count: usize) -> Result<Option<Tensor>> {
+        let (p, keys, heads) = (self.p, self.visible.max, self.query.num_heads());
+        if let Some(cap) = self.query.scores().soft_cap().map(f64::from) {
+            p.scalar_in_place(BinaryKind::Div, scores, cap)?;
+            p.unary_in_place(UnaryKind::Tanh, scores)?;
+            p.scalar_in_place(BinaryKind::Mul, scores, cap)?;
+        }
+        if let Some(slopes) = &self.scores.slopes {
+            let distance = p.f32(&p.binary(BinaryKind::Sub, &self.own(first, count)?, &self.key)?)?;
+            p.unary_in_place(UnaryKind::Abs, &distance)?;
+            let bias = p.binary(BinaryKind::Mul, &slopes.reshape(&[heads, 1, 1])?, &distance)?;
+            p.binary_in_place(BinaryKind::Sub, scores, &bias)?;
+        }
+        let Some(mask) = &self.scores.attn_mask else { return Ok(None) };
+        let entries = p.gather(&mask.narrow(2, 0, keys)?, 0, token)?.transpose(1, 2)?;
+        if entries.dtype() == DType::Bool {
+            return Ok(Some(entries));
+        }
+        let entries = p.f32(&entries)?;
+        p.binary_in_place(BinaryKind::Add, scores, &entries)?;
+        p.compare_scalar(CompareKind::Ne, &entries, f64::NEG_INFINITY).map(Some)
+    }
+
+    /// Position of each query of the group, `[count, 1, max_q, 1]`.
+    fn own(&self, first: usize, count: usize) -> Result<Tensor> {
+        self.ragged.position.narrow(0, first, count)?.reshape(&[count, 1, self.max_q, 1])
+    }
+
     /// Which keys each query of the group sees: `[count, 1, max_q or 1, keys]`.
     fn mask(&self, first: usize, count: usize) -> Result<Tensor> {
         let (p, keys) = (self.p, self.visible.max);
@@ -188,7 +255,7 @@ impl Group<'_, '_, '_> {
             return p.compare(CompareKind::Lt, &self.key, &end)?.reshape(&[count, 1, 1, keys]);
         }
         // A token's own position is below its sequence's number of keys.
-        let own = self.ragged.position.narrow(0, first, count)?.reshape(&[count, 1, self.max_q, 1])?;
+        let own = self.own(first, count)?;
         let causal = p.compare(CompareKind::Le, &self.key, &own)?;
         let AttentionMask::Window(window) = self.query.mask() else { return Ok(causal) };
         // A window as long as the cache hides nothing, and fits an i32.

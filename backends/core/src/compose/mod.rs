@@ -12,6 +12,8 @@ mod kv_cache_write;
 mod layer_norm;
 mod linear;
 mod log_softmax;
+mod merge_attention;
+mod mla_decode;
 mod packed;
 mod paged_attention;
 mod parts;
@@ -35,6 +37,8 @@ pub use kv_cache_write::kv_cache_write;
 pub use layer_norm::layer_norm;
 pub use linear::linear;
 pub use log_softmax::log_softmax;
+pub use merge_attention::merge_attention;
+pub use mla_decode::mla_decode;
 pub use packed::{prepack, unpack};
 pub use paged_attention::paged_attention;
 pub use quantize::quantize;
@@ -75,10 +79,12 @@ fn limit(spec: &SpecRef<'_>) -> Option<Unsupported> {
         }
         SpecRef::Attention(op) => beyond(op.query().tokens()),
         SpecRef::PagedAttention(op) => beyond(op.query().tokens()).or_else(|| beyond(op.k().dims()[0])),
+        SpecRef::MlaDecode(op) => beyond(op.query().tokens()).or_else(|| beyond(op.cache().dims()[0])),
         SpecRef::Sample(op) => beyond(op.logits().numel()),
         SpecRef::Quantize(_)
         | SpecRef::DynamicQuantize(_)
         | SpecRef::Hadamard(_)
+        | SpecRef::MergeAttention(_)
         | SpecRef::Rope(_)
         | SpecRef::RmsNorm(_)
         | SpecRef::LayerNorm(_)

@@ -16,22 +16,28 @@ use portolan_ops::{Result, Unsupported};
 pub fn paged_attention(l: &Launch<'_>, op: &PagedAttention, why: Unsupported) -> Result<()> {
     let p = begin(l, op, why)?;
     let (table, page_size) = (op.require("block_table")?, op.spec().page_size());
-    let num_pages = op.spec().k().dims()[0];
+    let (cache, num_pages) = ([op.require("k")?, op.require("v")?], op.spec().k().dims()[0]);
     let mut pages: Option<Tensor> = None;
-    attend(&p, op, op.spec().query(), &mut |visible, cache, first, count| {
+    attend(&p, op, op.spec().query(), &mut |visible, first, count| {
         let pages = match &pages {
             Some(pages) => pages.clone(),
             None => pages.insert(pages_in_use(&p, visible, &table, page_size, num_pages)?).clone(),
         };
-        let entries = p.gather(cache, 0, &pages.narrow(0, first, count)?)?;
-        let [heads, width] = [cache.dims()[2], cache.dims()[3]];
-        entries.reshape(&[count, pages.dims()[1] * page_size, heads, width])
+        let pages = pages.narrow(0, first, count)?;
+        Ok([entries_of(&p, &cache[0], &pages)?, entries_of(&p, &cache[1], &pages)?])
     })
+}
+
+/// The entries `[count, keys, heads, width]` of the pages `[count, pages]` of a cache.
+pub(super) fn entries_of(p: &Parts<'_, '_>, cache: &Tensor, pages: &Tensor) -> Result<Tensor> {
+    let [page_size, heads, width] = [cache.dims()[1], cache.dims()[2], cache.dims()[3]];
+    let [count, pages_each] = [pages.dims()[0], pages.dims()[1]];
+    p.gather(cache, 0, pages)?.reshape(&[count, pages_each * page_size, heads, width])
 }
 
 /// The page of each block of keys, `[batch, pages]`: −1 where no visible key lies. A page that is absent
 /// though one lies there is past the last page, a data fault when it is gathered.
-fn pages_in_use(
+pub(super) fn pages_in_use(
     p: &Parts<'_, '_>,
     visible: &Visible,
     table: &Tensor,

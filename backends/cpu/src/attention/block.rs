@@ -15,16 +15,31 @@ pub(super) struct CacheRows {
     pub(super) table: Option<BlockTable>,
     pub(super) sequence: usize,
     pub(super) head: usize,
+    /// The positions of the entries, where these are a list and not the positions themselves.
+    pub(super) list: Option<*const i32>,
 }
 
 impl CacheRows {
-    /// The addresses of the rows of `count` positions from `start`, at most [`BLOCK`].
+    /// The addresses of the rows of `count` positions (or entries of the list) from `start`, at most [`BLOCK`].
     ///
     /// # Safety
-    /// The positions lie within the cache, and their pages were checked.
+    /// The positions lie within the cache (the entries within the list), and their pages were checked.
     pub(super) unsafe fn addresses(&self, start: usize, count: usize) -> [*mut u8; BLOCK] {
         let step = self.cache.step(1);
         let mut addresses = [core::ptr::null_mut(); BLOCK];
+        if let Some(list) = self.list {
+            for (i, place) in addresses[..count].iter_mut().enumerate() {
+                // SAFETY: the caller's promise.
+                let position = unsafe { *list.add(start + i) } as usize;
+                let [outer, row] = match &self.table {
+                    None => [self.sequence, position],
+                    // SAFETY: the caller's promise.
+                    Some(table) => unsafe { table.locate(self.sequence, position) },
+                };
+                *place = self.cache.at([outer, row, self.head, 0]);
+            }
+            return addresses;
+        }
         let mut first = 0;
         while first < count {
             let (index, length) = match &self.table {
@@ -67,7 +82,7 @@ impl CacheRows {
         if !packed && inner == 1 && dim == padded {
             let last = at[count - 1];
             at[count..].fill(last);
-            return Rows { at, dtype, ahead };
+            return Rows { at, dtype, step: 0, ahead };
         }
         ask(&ahead, self.row_bytes(dim));
         for (row, at) in at[..count].iter_mut().enumerate() {
@@ -81,7 +96,7 @@ impl CacheRows {
         // SAFETY: to has room for BLOCK rows.
         unsafe { to.add(count * padded).write_bytes(0, (BLOCK - count) * padded) };
         let at = core::array::from_fn(|row| to.wrapping_add(row * padded).cast());
-        Rows { at, dtype: DType::F32, ahead }
+        Rows { at, dtype: DType::F32, step: padded, ahead }
     }
 
     /// The rows of the block from `start`, to be asked for; any address from `end` on.
@@ -106,6 +121,8 @@ pub(super) struct Rows {
     pub(super) at: [*mut u8; BLOCK],
     /// The type of their elements.
     pub(super) dtype: DType,
+    /// Floats from one packed row to the next.
+    pub(super) step: usize,
     /// The rows of the block that comes next, in the same form. A form that reads rows where they lie asks for a
     /// line of these whenever it has come to the same line of its own: asked for all at once they would keep
     /// its loads waiting, and nothing would be on its way during the computation.

@@ -100,7 +100,8 @@ pub(crate) unsafe fn kv_cache_write(
             let (from, to) = (first.max(s.token), end.min(s.token + s.q_len));
             let start = s.kv_len - s.q_len + (from - s.token);
             for head in 0..task.heads {
-                let rows = CacheRows { cache: task.cache, table: task.table, sequence: s.index, head };
+                let rows =
+                    CacheRows { cache: task.cache, table: task.table, sequence: s.index, head, list: None };
                 scratch::with(task.dim.min(PIECE) * size_of::<f32>(), |buffer| {
                     let buffer = buffer.cast();
                     let count = to - from;

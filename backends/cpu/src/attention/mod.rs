@@ -10,9 +10,11 @@
 mod block;
 mod cache_write;
 mod form;
+mod merge;
 mod quad;
 mod rope;
 mod schedule;
+mod scores;
 mod sequences;
 mod softmax;
 mod task;
@@ -24,6 +26,7 @@ mod unseen;
 mod view;
 
 pub(crate) use cache_write::{CacheWriteTask, kv_cache_write};
+pub(crate) use merge::{MergeTask, merge_attention, plan_merge};
 pub(crate) use rope::{RopeTask, rope};
 pub(crate) use schedule::attention;
 pub(crate) use task::{AttentionBases, AttentionTask, plan};

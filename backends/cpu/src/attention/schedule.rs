@@ -44,17 +44,34 @@ pub(crate) unsafe fn attention(
         }
     }
     // SAFETY: the caller's promise; rows from `used` on belong to no sequence.
-    unsafe { clear_rows(task, used) };
-    if task.num_kv_heads == 0 || task.num_heads == 0 {
-        return Ok(());
+    unsafe {
+        clear_rows(task, used);
+        attend(team, max_threads, isa, task, &sequences);
     }
-    let plan = Plan::new(task, &sequences);
+    Ok(())
+}
+
+/// Computes the rows of sequences whose lengths, pages and lists are checked.
+///
+/// # Safety
+/// As [`attention`].
+pub(super) unsafe fn attend(
+    team: &Team,
+    max_threads: usize,
+    isa: Isa,
+    task: &AttentionTask,
+    sequences: &[Sequence],
+) {
+    if task.num_kv_heads == 0 || task.num_heads == 0 {
+        return;
+    }
+    let plan = Plan::new(task, sequences);
     let threads = team.threads().min(max_threads).max(1);
     let decode = sequences.iter().all(|s| s.q_len * plan.group <= DECODE_ROWS);
     if decode || plan.units < PIECES_PER_THREAD * threads {
         // SAFETY: the caller's promise.
         if unsafe { split(team, max_threads.min(threads), isa, task, &plan) } {
-            return Ok(());
+            return;
         }
     }
     team.run_with(plan.units, max_threads, &|i| {
@@ -62,7 +79,6 @@ pub(crate) unsafe fn attention(
         // SAFETY: the caller's promise; units share no row, and lengths and pages are checked.
         unsafe { run(isa, task, &plan.unit(plan.units - 1 - i), Step::Whole) }
     });
-    Ok(())
 }
 
 /// The units of a call, numbered.
@@ -186,7 +202,7 @@ impl States {
 ///
 /// # Safety
 /// As [`attention`].
-unsafe fn clear_rows(task: &AttentionTask, first: usize) {
+pub(super) unsafe fn clear_rows(task: &AttentionTask, first: usize) {
     let zeros = |view: &View<3>, token: usize, head: usize| {
         for i in 0..task.v_head_dim {
             // SAFETY: an element of out; all types of results have all bits 0 for 0.

@@ -2,11 +2,14 @@
 //!
 //! Made from a contract and base addresses, so that the operator layer passes nothing twice.
 
+use super::scores::Scores;
 use super::sequences::{BlockTable, Lengths};
 use super::view::View;
 use core::ops::Range;
-use portolan_ops::attention::{AttentionMask, AttentionQuery, AttentionSpec, PagedAttentionSpec};
-use portolan_ops::{Contract, Unsupported};
+use portolan_ops::attention::{
+    AttentionMask, AttentionQuery, AttentionSpec, MlaDecodeSpec, PagedAttentionSpec,
+};
+use portolan_ops::{Contract, Result, Unsupported};
 
 /// The longest head a kernel keeps blocks of in cache: 128 rows of queries and results of it take 6 MiB.
 const MAX_HEAD_DIM: usize = 4096;
@@ -20,8 +23,11 @@ pub(crate) struct AttentionBases {
     pub(crate) q_lens: *const u8,
     pub(crate) kv_lens: *const u8,
     pub(crate) out: *mut u8,
-    /// Read only if the contract has an lse.
+    /// Read only if the contract has an lse; so for what follows.
     pub(crate) lse: *mut u8,
+    pub(crate) attn_mask: *const u8,
+    pub(crate) slopes: *const u8,
+    pub(crate) sinks: *const u8,
 }
 
 /// One attention call, contiguous or paged.
@@ -31,6 +37,10 @@ pub(crate) struct AttentionTask {
     pub(super) q: View<3>,
     pub(super) k: View<4>,
     pub(super) v: View<4>,
+    /// Values are the first columns of keys, and are not read again.
+    pub(super) shared: bool,
+    /// The positions of each token's keys, where these are listed.
+    pub(super) lists: Option<View<2>>,
     pub(super) table: Option<BlockTable>,
     pub(super) lengths: Lengths,
     pub(super) out: View<3>,
@@ -41,10 +51,11 @@ pub(crate) struct AttentionTask {
     pub(super) v_head_dim: usize,
     pub(super) mask: AttentionMask,
     pub(super) scale: f32,
+    pub(super) scores: Scores,
 }
 
 /// Whether the kernels take this query: any layout and element type, heads up to a length.
-pub(crate) fn plan(query: &AttentionQuery) -> Result<(), Unsupported> {
+pub(crate) fn plan(query: &AttentionQuery) -> core::result::Result<(), Unsupported> {
     if query.head_dim().max(query.v_head_dim()) > MAX_HEAD_DIM {
         return Err(Unsupported::Shape("head_dim and v_head_dim are at most 4096"));
     }
@@ -79,6 +90,18 @@ impl AttentionTask {
         )
     }
 
+    /// Over a latent cache, whose address is `bases.k`; `table` as in [`AttentionTask::paged`] if it is paged.
+    pub(crate) fn latent(spec: &MlaDecodeSpec, table: *const u8, bases: &AttentionBases) -> Result<Self> {
+        let dims = spec.cache().dims();
+        let cache = View::new(&spec.cache().reshape(&[dims[0], dims[1], 1, dims[2]])?, bases.k.cast_mut());
+        let pages = spec.block_table().map(|pages| BlockTable {
+            pages: View::new(pages, table.cast_mut()),
+            page_size: dims[1],
+            num_pages: dims[0],
+        });
+        Ok(Self { shared: true, ..Self::new(spec.name(), spec.query(), [cache, cache], pages, bases) })
+    }
+
     fn new(
         op: &'static str,
         query: &AttentionQuery,
@@ -91,6 +114,8 @@ impl AttentionTask {
             q: View::new(query.q(), bases.q as *mut u8),
             k,
             v,
+            shared: false,
+            lists: None,
             table,
             lengths: Lengths {
                 q: View::new(query.q_lens().device(), bases.q_lens as *mut u8),
@@ -107,6 +132,7 @@ impl AttentionTask {
             v_head_dim: query.v_head_dim(),
             mask: query.mask(),
             scale: query.scale(),
+            scores: Scores::new(query.scores(), bases),
         }
     }
 

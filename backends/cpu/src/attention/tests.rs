@@ -4,7 +4,10 @@
 
 use super::*;
 use crate::{Isa, Team};
-use portolan_ops::attention::{AttentionMask, AttentionSpec, KvCacheWriteSpec, LensSpec, PagedAttentionSpec};
+use portolan_ops::attention::{
+    AttentionMask, AttentionSpec, KvCacheWriteSpec, LensSpec, MergeAttentionSpec, MlaDecodeSpec,
+    PagedAttentionSpec,
+};
 use portolan_ops::rope::RopeSpec;
 use portolan_ops::{Access, Case, Cases, Contract, DType, ErrorKind, Fill, HostTensor, Result, TensorSpec};
 use proptest::prelude::*;
@@ -56,6 +59,9 @@ impl Bound {
             kv_lens: self.base("kv_lens"),
             out: self.base("out"),
             lse: self.base("lse"),
+            attn_mask: self.base("attn_mask"),
+            slopes: self.base("slopes"),
+            sinks: self.base("sinks"),
         }
     }
 
@@ -106,6 +112,25 @@ impl Runs for PagedAttentionSpec {
         let task = AttentionTask::paged(self, bound.base("block_table"), &bound.bases());
         // SAFETY: the operands are owned by `bound`.
         unsafe { attention(team, usize::MAX, isa, &task) }
+    }
+}
+
+impl Runs for MlaDecodeSpec {
+    fn run(&self, team: &Team, isa: Isa, bound: &mut Bound) -> Result<()> {
+        let bases = AttentionBases { k: bound.base("cache"), ..bound.bases() };
+        let task = AttentionTask::latent(self, bound.base("block_table"), &bases)?;
+        // SAFETY: the operands are owned by `bound`.
+        unsafe { attention(team, usize::MAX, isa, &task) }
+    }
+}
+
+impl Runs for MergeAttentionSpec {
+    fn run(&self, team: &Team, isa: Isa, bound: &mut Bound) -> Result<()> {
+        let read = [bound.base("parts").cast_const(), bound.base("lses").cast_const()];
+        let task = MergeTask::new(self, read, [bound.base("out"), bound.base("lse")]);
+        // SAFETY: the operands are owned by `bound`.
+        unsafe { merge_attention(team, usize::MAX, isa, &task) };
+        Ok(())
     }
 }
 
@@ -166,6 +191,16 @@ fn attention_agrees_with_its_oracle_and_with_itself_on_any_number_of_threads() {
 #[test]
 fn paged_attention_agrees_with_its_oracle_and_with_itself_on_any_number_of_threads() {
     all_cases::<PagedAttentionSpec>();
+}
+
+#[test]
+fn mla_decode_agrees_with_its_oracle_and_with_itself_on_any_number_of_threads() {
+    all_cases::<MlaDecodeSpec>();
+}
+
+#[test]
+fn merges_agree_with_their_oracle_and_with_themselves_on_any_number_of_threads() {
+    all_cases::<MergeAttentionSpec>();
 }
 
 #[test]

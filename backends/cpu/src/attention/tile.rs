@@ -76,16 +76,16 @@ impl<const NV: usize, const NK: usize> Form for Tile<NV, NK> {
         keys: usize,
         result: *mut f32,
     ) {
-        let block = block.at[0].cast::<f32>().cast_const();
+        let (block, step) = (block.at[0].cast::<f32>().cast_const(), block.step);
         let mut column = 0;
         // SAFETY: every call takes columns below dim.
         unsafe {
             while column + NK <= dim {
-                weigh_columns::<L, NV, NK>(weights, correction, block, dim, keys, column, result);
+                weigh_columns::<L, NV, NK>(weights, correction, block, step, keys, column, result);
                 column += NK;
             }
             while column + 2 <= dim {
-                weigh_columns::<L, NV, 2>(weights, correction, block, dim, keys, column, result);
+                weigh_columns::<L, NV, 2>(weights, correction, block, step, keys, column, result);
                 column += 2;
             }
         }
@@ -142,12 +142,12 @@ unsafe fn weigh_columns<L: Lanes, const NV: usize, const NC: usize>(
     weights: *const f32,
     correction: *const f32,
     block: *const f32,
-    dim: usize,
+    step: usize,
     keys: usize,
     column: usize,
     result: *mut f32,
 ) {
-    // SAFETY: column + NC ≤ dim; keys rows of weights and values exist.
+    // SAFETY: column + NC columns of keys rows of weights and values exist.
     unsafe {
         let result = result.add(column * NV * L::LEN);
         let mut sums = [[L::zero(); NV]; NC];
@@ -170,7 +170,7 @@ unsafe fn weigh_columns<L: Lanes, const NV: usize, const NC: usize>(
                 }
             }
             p_at = p_at.add(NV * L::LEN);
-            v_at = v_at.add(dim);
+            v_at = v_at.add(step);
         }
         for (c, sums) in sums.iter().enumerate() {
             for (v, sum) in sums.iter().enumerate() {

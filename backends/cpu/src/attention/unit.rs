@@ -7,6 +7,7 @@
 use super::block::{CacheRows, Rows};
 use super::form::{BLOCK, Form};
 use super::quad::Quad;
+use super::scores::slope;
 use super::sequences::Sequence;
 use super::softmax::{State, merge, normalize, weights};
 use super::task::AttentionTask;
@@ -145,11 +146,11 @@ fn room_lens<L: Lanes, F: Form>(task: &AttentionTask, unit: &Unit) -> [usize; 9]
     let states = panels * State::len(width, F::result_len::<L>(dv));
     [
         BLOCK * dk,
-        BLOCK * dv,
+        if task.shared { 0 } else { BLOCK * dv },
         BLOCK * width,
         width,
         2 * width,
-        dk.max(dv).next_multiple_of(16),
+        dk.max(dv).max(BLOCK).next_multiple_of(16),
         unit.heads * panels * F::query_len::<L>(dk),
         states,
         states,
@@ -200,7 +201,7 @@ impl Visit for Piece<'_> {
 
 /// Working memory, in floats.
 struct Room {
-    /// [`BLOCK`] rows of keys and of values.
+    /// [`BLOCK`] rows of keys and of values; of keys only where values are the first columns of keys.
     keys: *mut f32,
     values: *mut f32,
     /// `[BLOCK][width]`.
@@ -208,7 +209,7 @@ struct Room {
     /// `[width]`, and the first and last visible key of each lane, `[2][width]`.
     correction: *mut f32,
     bounds: *mut f32,
-    /// One row of queries or results.
+    /// One row of queries, results or a mask.
     row: *mut f32,
     /// Of every panel: queries, state of the current chunk, state of the chunks before.
     queries: *mut f32,
@@ -321,6 +322,7 @@ impl Work<'_> {
             table: task.table,
             sequence: unit.sequence.index,
             head: unit.head + head,
+            list: task.lists.map(|lists| lists.at([unit.sequence.token, 0]).cast_const().cast()),
         };
         let mut start = (chunk * CHUNK).max(seen.start / BLOCK * BLOCK);
         let end = ((chunk + 1) * CHUNK).min(seen.end);
@@ -336,9 +338,8 @@ impl Work<'_> {
                     let [k, v] = [task.k, task.v].map(|cache| rows(cache, head));
                     let [k_next, v_next] = [task.k, task.v].map(|cache| rows(cache, next).ahead(then, end));
                     let k = k.load::<L>(start, end, [task.head_dim, dk], F::PACKED, room.keys, k_next);
-                    let queries = room.queries.add(head * self.panels * F::query_len::<L>(dk));
                     let states = states.add(head * apart);
-                    self.block::<L, F>(&k, (&v, v_next), [start, end], queries, states, state);
+                    self.block::<L, F>(&k, (&v, v_next), [start, end], head, states, state);
                 }
                 start += BLOCK;
             }
@@ -355,7 +356,7 @@ impl Work<'_> {
         keys: &Rows,
         (values, values_ahead): (&CacheRows, [*mut u8; BLOCK]),
         [start, end]: [usize; 2],
-        queries: *const f32,
+        head: usize,
         states: *mut f32,
         state: usize,
     ) {
@@ -375,16 +376,23 @@ impl Work<'_> {
                 unit.visible(task, last).start <= start && unit.visible(task, first).end >= start + count;
             // SAFETY: the promise of `run`.
             unsafe {
-                let query = queries.add(panel * F::query_len::<L>(dk));
+                let query = room.queries.add((head * self.panels + panel) * F::query_len::<L>(dk));
                 F::score::<L>(query, keys, dk, count, room.scores);
+                if !task.scores.is_plain() {
+                    self.adjust::<L, F>(head, [first, last], start, count);
+                }
                 if !all {
                     self.hide::<L, F>(first, last, start, count);
                 }
                 let state = State::at(states.add(panel * state), width);
                 weights::<L>(room.scores, count, width, &state, room.correction);
-                let values = loaded.get_or_insert_with(|| {
-                    values.load::<L>(start, end, [task.v_head_dim, dv], F::PACKED, room.values, values_ahead)
-                });
+                let values = match task.shared {
+                    true => keys,
+                    false => loaded.get_or_insert_with(|| {
+                        let dims = [task.v_head_dim, dv];
+                        values.load::<L>(start, end, dims, F::PACKED, room.values, values_ahead)
+                    }),
+                };
                 if !all {
                     let finite = match finite {
                         Some(known) => known,
@@ -399,6 +407,61 @@ impl Work<'_> {
                 }
                 F::weigh::<L>(room.scores, room.correction, values, dv, count, state.result);
             }
+        }
+    }
+
+    /// Does to a block's scores what the call asks for besides the product.
+    #[inline(always)]
+    unsafe fn adjust<L: Lanes, F: Form>(
+        &self,
+        head: usize,
+        [first, last]: [usize; 2],
+        start: usize,
+        count: usize,
+    ) {
+        let Work { task, unit, room, .. } = self;
+        let (width, lanes, sequence) = (F::width::<L>(), F::lanes(), &unit.sequence);
+        // SAFETY: the promise of `run`; a row has `lanes` lanes, and `bounds` room for two numbers a lane.
+        unsafe {
+            task.scores.cap::<L>(room.scores, count * width);
+            if let Some(slopes) = task.scores.slopes {
+                room.bounds.write_bytes(0, 2 * width);
+                for row in first..=last {
+                    let slope = slopes.at([self.place(head, row)[1]]).cast::<f32>().read_unaligned();
+                    let position = sequence.kv_len + (unit.first_row + row) / task.group();
+                    let ahead = position as f64 - sequence.q_len as f64 - start as f64;
+                    for lane in (row - first) * lanes..(row - first + 1) * lanes {
+                        *room.bounds.add(lane) = slope * core::f32::consts::LOG2_E;
+                        *room.bounds.add(width + lane) = ahead as f32;
+                    }
+                }
+                slope::<L>(room.scores, room.bounds, width, count);
+            }
+            for row in first..=last {
+                let [token, head] = self.place(head, row);
+                let scores = room.scores.add((row - first) * lanes);
+                task.scores.mask::<L>([token, head, start], count, room.row, scores, [lanes, width]);
+            }
+        }
+    }
+
+    /// Adds the sinks to the totals of a panel whose first row is `first`.
+    #[inline(always)]
+    unsafe fn add_sinks<L: Lanes, F: Form>(&self, total: &State, first: usize) {
+        let (width, len) = (F::width::<L>(), F::result_len::<L>(self.task.padded_v()));
+        let Some(sinks) = self.task.scores.sinks else { return };
+        // SAFETY: the promise of `run`; the state of a chunk is free once the chunks are merged.
+        unsafe {
+            let sink = State::at(self.room.parts, width);
+            sink.clear::<L>(width, len);
+            for row in first..(first + F::rows::<L>()).min(self.unit.rows) {
+                let value = sinks.at([self.place(0, row)[1]]).cast::<f32>().read_unaligned();
+                for lane in (row - first) * F::lanes()..(row - first + 1) * F::lanes() {
+                    *sink.max.add(lane) = value * core::f32::consts::LOG2_E;
+                    *sink.sum.add(lane) = 1.0;
+                }
+            }
+            merge::<L>(total, &sink, width, len);
         }
     }
 
@@ -441,6 +504,7 @@ impl Work<'_> {
             // SAFETY: the promise of `run`.
             unsafe {
                 let total = State::at(room.totals.add(panel * state), width);
+                self.add_sinks::<L, F>(&total, first);
                 normalize::<L>(&total, width, F::result_len::<L>(dv));
                 for row in first..(first + F::rows::<L>()).min(unit.rows) {
                     let [token, head] = self.place(0, row);

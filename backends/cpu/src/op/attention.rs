@@ -25,6 +25,9 @@ pub(crate) fn bases(args: &Args) -> AttentionBases {
         kv_lens: args.read("kv_lens"),
         out: args.write("out"),
         lse: args.write("lse"),
+        attn_mask: args.read("attn_mask"),
+        slopes: args.read("slopes"),
+        sinks: args.read("sinks"),
     }
 }
 

@@ -20,6 +20,8 @@ pub(crate) mod kv_cache_write;
 pub(crate) mod layer_norm;
 pub(crate) mod linear;
 pub(crate) mod log_softmax;
+pub(crate) mod merge_attention;
+pub(crate) mod mla_decode;
 pub(crate) mod paged_attention;
 pub(crate) mod prepack;
 pub(crate) mod quantize;
@@ -40,6 +42,7 @@ pub(crate) mod unary;
 pub(crate) mod unpack;
 
 use portolan_core::{OpQuery, SpecRef, Support};
+use portolan_ops::Unsupported;
 use portolan_ops::attention::AttentionQuery;
 
 /// What launching would do.
@@ -47,6 +50,8 @@ pub(crate) fn support(query: &OpQuery<'_>) -> Support {
     match query.spec {
         SpecRef::Attention(spec) => attention_support(spec.query()),
         SpecRef::PagedAttention(spec) => attention_support(spec.query()),
+        SpecRef::MlaDecode(spec) => attention_support(spec.query()),
+        SpecRef::MergeAttention(spec) => native_if(crate::attention::plan_merge(spec)),
         SpecRef::Custom(op) => match crate::custom::plan(op) {
             Ok(_) => Support::Native,
             Err((why, _)) => Support::No(why),
@@ -56,7 +61,11 @@ pub(crate) fn support(query: &OpQuery<'_>) -> Support {
 }
 
 fn attention_support(query: &AttentionQuery) -> Support {
-    match crate::attention::plan(query) {
+    native_if(crate::attention::plan(query))
+}
+
+fn native_if(plan: Result<(), Unsupported>) -> Support {
+    match plan {
         Ok(()) => Support::Native,
         Err(why) => Support::Composed(why),
     }
