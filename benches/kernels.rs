@@ -9,8 +9,8 @@ mod report;
 use criterion::{Criterion, criterion_group, criterion_main};
 use limits::{Limit, Limits};
 use portolan::call::{
-    Attention, Dequantize, DynamicQuantize, Geglu, Gemm, Hadamard, LayerNorm, Linear, LogSoftmax, Quantize,
-    RmsNorm, Softmax, Sort, Swiglu,
+    Attention, Dequantize, DynamicQuantize, Geglu, Gemm, Hadamard, IndexLogits, KvCacheWrite, LayerNorm,
+    Linear, LogSoftmax, MlaDecode, Quantize, RmsNorm, Softmax, Sort, SparseAttention, Swiglu,
 };
 use portolan::cpu::{CpuBackend, CpuOptions};
 use portolan::{
@@ -233,6 +233,86 @@ fn attention(c: &mut Criterion) {
     }
 }
 
+/// Decode of latent attention (128 heads of rank 512 and 64 rotary elements over 8192 entries), of attention to the
+/// 2048 entries that an index selects, and of that index (64 heads of 128); and decode over an int8 cache.
+fn latent(c: &mut Criterion) {
+    const HEADS: usize = 128;
+    const RANK: usize = 512;
+    const WIDTH: usize = RANK + 64;
+    const CACHED: usize = 8192;
+    const TOP_K: usize = 2048;
+    const INDEX: [usize; 2] = [64, 128];
+    let limits = &mut Limits::new();
+    let threads = all_threads();
+    let lens = |s: &Stream| {
+        Ok::<_, OpError>([Lens::upload(s, &[1], 1)?, Lens::upload(s, &[CACHED as u32], CACHED as u32)?])
+    };
+    let goal = Goal { limit: Limit::Fma, threads, floor: Some(0.4) };
+    measure(c, limits, "mla_decode_8192_bf16_cache", goal, || {
+        let s = stream(threads)?;
+        let q = floats(&s, &[1, HEADS, WIDTH])?;
+        let cache = ops::cast(&s, &floats(&s, &[1, CACHED, WIDTH])?, DType::BF16)?;
+        let [one, cached] = lens(&s)?;
+        let mut out = empty(&s, DType::F32, &[1, HEADS, RANK])?;
+        let op = MlaDecode::new(&q, &cache, &one, &cached, 0.07, &mut out)?;
+        assert_eq!(op.cost().flops as usize, 2 * (WIDTH + RANK) * HEADS * CACHED);
+        rotate(s, vec![op], flops)
+    });
+    let goal = Goal { limit: Limit::Fma, threads, floor: None };
+    measure(c, limits, "sparse_attention_2048_of_8192", goal, || {
+        let s = stream(threads)?;
+        let q = floats(&s, &[1, HEADS, WIDTH])?;
+        let cache = ops::cast(&s, &floats(&s, &[1, CACHED, WIDTH])?, DType::BF16)?;
+        let listed: Vec<i32> = (0..TOP_K).map(|i| (i * 5 % CACHED) as i32).collect();
+        let indices = s.upload(&listed, &Shape::new(&[1, TOP_K])?)?;
+        let [one, _] = lens(&s)?;
+        let mut out = empty(&s, DType::F32, &[1, HEADS, RANK])?;
+        let op = SparseAttention::new(&q, &cache, &indices, &one, 0.07, &mut out)?;
+        rotate(s, vec![op], flops)
+    });
+    measure(c, limits, "index_logits_8192", goal, || {
+        let s = stream(threads)?;
+        let q = floats(&s, &[1, INDEX[0], INDEX[1]])?;
+        let k = ops::cast(&s, &floats(&s, &[1, CACHED, INDEX[1]])?, DType::BF16)?;
+        let weights = floats(&s, &[1, INDEX[0]])?;
+        let [one, cached] = lens(&s)?;
+        let mut logits = empty(&s, DType::F32, &[1, CACHED])?;
+        let op = IndexLogits::new(&q, &k, &weights, [&one, &cached], 1, &mut logits)?;
+        rotate(s, vec![op], flops)
+    });
+    let goal = Goal { limit: Limit::Read, threads, floor: None };
+    measure(c, limits, "attention_decode_8192_int8_cache", goal, || {
+        const KV_HEADS: usize = 8;
+        const HEAD_DIM: usize = 128;
+        let s = stream(threads)?;
+        let x = floats(&s, &[CACHED, KV_HEADS, HEAD_DIM])?;
+        let all = Lens::upload(&s, &[CACHED as u32], CACHED as u32)?;
+        let [one, cached] = lens(&s)?;
+        let q = floats(&s, &[1, 32, HEAD_DIM])?;
+        let mut out = empty(&s, DType::F32, &[1, 32, HEAD_DIM])?;
+        let mut operators = Vec::new();
+        let pair = 2 * CACHED * KV_HEADS * HEAD_DIM;
+        for _ in 0..ROTATION.div_ceil(pair) {
+            let quantized = || {
+                let mut codes = empty(&s, DType::I8, &[1, CACHED, KV_HEADS, HEAD_DIM])?;
+                let mut scale = empty(&s, DType::F32, &[1, CACHED, KV_HEADS])?;
+                s.run(KvCacheWrite::quantized(&x, &mut codes, &mut scale, &all, &all)?)?;
+                Ok::<_, OpError>([codes, scale])
+            };
+            let ([k, k_scale], [v, v_scale]) = (quantized()?, quantized()?);
+            operators.push(Attention::quantized(
+                &q,
+                [&k, &k_scale],
+                [&v, &v_scale],
+                &one,
+                &cached,
+                &mut out,
+            )?);
+        }
+        rotate(s, operators, moved)
+    });
+}
+
 fn rows(c: &mut Criterion) {
     const ROWS: usize = 8192;
     const N: usize = 4096;
@@ -349,5 +429,5 @@ fn conversions(c: &mut Criterion) {
     });
 }
 
-criterion_group!(kernels, products, single_token, attention, rows, conversions);
+criterion_group!(kernels, products, single_token, attention, latent, rows, conversions);
 criterion_main!(kernels);

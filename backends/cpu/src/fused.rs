@@ -68,6 +68,12 @@ impl FusedOps for CpuBackend {
     fn mla_decode(&self, launch: &Launch<'_>, op: &call::MlaDecode) -> Result<()> {
         op::mla_decode::launch(launch, op)
     }
+    fn sparse_attention(&self, launch: &Launch<'_>, op: &call::SparseAttention) -> Result<()> {
+        op::sparse_attention::launch(launch, op)
+    }
+    fn index_logits(&self, launch: &Launch<'_>, op: &call::IndexLogits) -> Result<()> {
+        op::index_logits::launch(launch, op)
+    }
     fn merge_attention(&self, launch: &Launch<'_>, op: &call::MergeAttention) -> Result<()> {
         op::merge_attention::launch(launch, op)
     }

@@ -3,6 +3,7 @@
 //! The query side lies in `query.rs`; the same operator over pages is `paged_attention.rs`.
 
 use super::geometry::{DTYPES, GEOMETRIES, Geometry};
+use super::kv_scales::{KvScales, fills, take_cache, visit_cache};
 use super::query::{AttentionQuery, CacheExtents};
 use super::scores::{VARIANTS, score_attributes};
 use super::{AttentionMask, LensSpec};
@@ -31,7 +32,8 @@ const NAME: &str = "attention";
 /// `[num_heads]`.
 ///
 /// # DTypes
-/// q f32, f16 or bf16; k and v of q's type, or f16 or bf16 beside an f32 q. out of q's type or f32. Lengths
+/// q f32, f16 or bf16; k and v of q's type, or f16 or bf16 beside an f32 q, or i8 with f32 scales
+/// ([`crate::attention::KvScales`]). out of q's type or f32. Lengths
 /// i32, lse f32. attn_mask bool, f32, f16 or bf16; slopes and sinks f32. Scores and sums in f32; weights may be
 /// rounded to q's type.
 ///
@@ -58,6 +60,7 @@ pub struct AttentionSpec {
     query: AttentionQuery,
     k: TensorSpec,
     v: TensorSpec,
+    scales: Option<KvScales>,
 }
 
 impl AttentionSpec {
@@ -68,6 +71,28 @@ impl AttentionSpec {
         v: &TensorSpec,
         q_lens: &LensSpec,
         kv_lens: &LensSpec,
+        out: &TensorSpec,
+    ) -> Result<Self> {
+        Self::checked(q, [k, v], None, [q_lens, kv_lens], out)
+    }
+
+    /// The same over an int8 cache; k and v each with its scales, one for each position and head.
+    pub fn quantized(
+        q: &TensorSpec,
+        [k, k_scale]: [&TensorSpec; 2],
+        [v, v_scale]: [&TensorSpec; 2],
+        q_lens: &LensSpec,
+        kv_lens: &LensSpec,
+        out: &TensorSpec,
+    ) -> Result<Self> {
+        Self::checked(q, [k, v], Some([k_scale, v_scale]), [q_lens, kv_lens], out)
+    }
+
+    fn checked(
+        q: &TensorSpec,
+        [k, v]: [&TensorSpec; 2],
+        scales: Option<[&TensorSpec; 2]>,
+        [q_lens, kv_lens]: [&LensSpec; 2],
         out: &TensorSpec,
     ) -> Result<Self> {
         expect_rank(NAME, "k", k, 4)?;
@@ -89,9 +114,11 @@ impl AttentionSpec {
             num_kv_heads: k.dims()[2],
             head_dim: k.dims()[3],
             v_head_dim: v.dims()[3],
+            scaled: scales.is_some(),
         };
+        let scales = scales.map(|scales| KvScales::new(NAME, [k, v], scales)).transpose()?;
         let query = AttentionQuery::new(NAME, q, [k, v], extents, [q_lens, kv_lens], out)?;
-        Ok(Self { query, k: *k, v: *v })
+        Ok(Self { query, k: *k, v: *v, scales })
     }
 
     /// The result: contiguous, of q's type.
@@ -147,6 +174,10 @@ impl AttentionSpec {
     pub fn v(&self) -> &TensorSpec {
         &self.v
     }
+    /// Scales of an int8 cache.
+    pub fn scales(&self) -> Option<&KvScales> {
+        self.scales.as_ref()
+    }
 }
 
 impl Contract for AttentionSpec {
@@ -157,8 +188,7 @@ impl Contract for AttentionSpec {
     fn operands<'a>(&'a self, visit: &mut dyn FnMut(Operand<'a>)) {
         let query = &self.query;
         visit(Operand { name: "q", spec: &query.q, access: Access::Read });
-        visit(Operand { name: "k", spec: &self.k, access: Access::Read });
-        visit(Operand { name: "v", spec: &self.v, access: Access::Read });
+        visit_cache([&self.k, &self.v], self.scales.as_ref(), visit);
         visit(Operand { name: "q_lens", spec: query.q_lens.device(), access: Access::Read });
         visit(Operand { name: "kv_lens", spec: query.kv_lens.device(), access: Access::Read });
         query.scores.visit(visit);
@@ -169,14 +199,16 @@ impl Contract for AttentionSpec {
     }
 
     fn cost(&self) -> Cost {
-        let entry = self.k.dtype().bytes_for(self.query.head_dim() + self.query.v_head_dim());
+        let scales = if self.scales.is_some() { 2 * DType::F32.bytes_for(1) } else { 0 };
+        let entry = self.k.dtype().bytes_for(self.query.head_dim() + self.query.v_head_dim()) + scales;
         self.query.cost(entry as u64, 0)
     }
 
     fn reference(&self, inputs: &[&[f64]]) -> Vec<Vec<f64>> {
         let (max_len, kv_heads) = (self.k.dims()[1], self.k.dims()[2]);
         let row = |b: usize, pos: usize, head: usize| Some((b * max_len + pos) * kv_heads + head);
-        self.query.reference(inputs[0], [inputs[1], inputs[2]], &inputs[3..], &row)
+        let ([k, v], rest) = take_cache([&self.k, &self.v], self.scales.as_ref(), &inputs[1..]);
+        self.query.reference(inputs[0], [&k, &v], rest, &row)
     }
 
     fn tolerance(&self) -> Vec<Tolerance> {
@@ -202,6 +234,29 @@ impl Cases for AttentionSpec {
                     );
                 }
                 cases.push(g.case(name, base));
+            }
+        }
+        for (q_type, out_type) in
+            [(DType::F32, DType::F32), (DType::BF16, DType::BF16), (DType::F16, DType::F32)]
+        {
+            for g in &GEOMETRIES {
+                let plain = Self::of_geometry(g, [q_type, q_type, out_type])?;
+                let query = plain.query();
+                let [k, v] = [&plain.k, &plain.v].map(|spec| spec.with_dtype(DType::I8).to_contiguous());
+                let own = TensorSpec::of(DType::F32, &k.dims()[..3])?;
+                // One scale for all values of a case, one for each key.
+                let shared = TensorSpec::of(DType::F32, &[1, 1, 1])?.broadcast_to(own.shape())?;
+                let spec = Self::quantized(
+                    &query.q,
+                    [&k, &own],
+                    [&v, if g.scores { &shared } else { &own }],
+                    &query.q_lens,
+                    &query.kv_lens,
+                    &query.out,
+                )?;
+                let case =
+                    g.case(format!("{NAME}/{q_type}_i8_{out_type}/{}", g.name), spec.with_mask(g.mask)?);
+                cases.push(fills().into_iter().fold(case, |case, (arg, fill)| case.fill(arg, fill)));
             }
         }
         // q, k and v as slices of one fused projection, and heads outermost in the result.

@@ -6,8 +6,8 @@ use super::LensSpec;
 use super::geometry::{DTYPES, GEOMETRIES};
 use super::paged_attention::{page_capacity, paged_row};
 use crate::{
-    Access, Case, Cases, Contract, Cost, DType, Fill, OpError, Operand, Result, TensorSpec, Tolerance,
-    expect_dtype, expect_rank, expect_writable,
+    Access, ActQuant, Case, Cases, Contract, Cost, DType, Fill, OpError, Operand, Result, TensorSpec,
+    Tolerance, expect_dims, expect_dtype, expect_rank, expect_writable,
 };
 
 const NAME: &str = "kv_cache_write";
@@ -16,15 +16,19 @@ const NAME: &str = "kv_cache_write";
 ///
 /// `cache[b, kv_len − q_len + t] = x[token]` for token t of sequence b; other entries keep their values.
 ///
-/// Called once for keys and once for values, before the attention that reads them, with the same lengths.
+/// Called once for keys and once for values, before the attention that reads them, with the same lengths. An int8
+/// cache takes the codes of each row (one token, one head) and its scale, as [`crate::ActQuant::round`] gives
+/// them.
 ///
 /// # Shapes
 /// x `[tokens, num_kv_heads, head_dim]`, cache `[batch, max_len, num_kv_heads, head_dim]`, or
 /// `[num_pages, page_size, num_kv_heads, head_dim]` with a block_table `[batch, max_pages]`; q_lens and kv_lens
-/// `[batch]`. Rows of x past the last sequence are not written. Any extent but page_size may be zero.
+/// `[batch]`, scale as cache less its last dimension. Rows of x past the last sequence are not written. Any extent
+/// but page_size may be zero.
 ///
 /// # DTypes
-/// x and cache f32, f16 or bf16, each; lengths and block_table i32. A narrower cache rounds to nearest even.
+/// x and cache f32, f16 or bf16, each, or cache i8 with an f32 scale; lengths and block_table i32. A narrower cache
+/// rounds to nearest even.
 ///
 /// # Layout
 /// Any strides. The cache is one operand, read and written whole.
@@ -45,6 +49,7 @@ const NAME: &str = "kv_cache_write";
 pub struct KvCacheWriteSpec {
     x: TensorSpec,
     cache: TensorSpec,
+    scale: Option<TensorSpec>,
     block_table: Option<TensorSpec>,
     q_lens: LensSpec,
     kv_lens: LensSpec,
@@ -53,6 +58,40 @@ pub struct KvCacheWriteSpec {
 impl KvCacheWriteSpec {
     /// Writes into a contiguous cache.
     pub fn new(x: &TensorSpec, cache: &TensorSpec, q_lens: &LensSpec, kv_lens: &LensSpec) -> Result<Self> {
+        Self::contiguous(x, cache, None, [q_lens, kv_lens])
+    }
+
+    /// Writes codes and scales into a contiguous int8 cache.
+    pub fn quantized(
+        x: &TensorSpec,
+        cache: &TensorSpec,
+        scale: &TensorSpec,
+        q_lens: &LensSpec,
+        kv_lens: &LensSpec,
+    ) -> Result<Self> {
+        Self::contiguous(x, cache, Some(scale), [q_lens, kv_lens])
+    }
+
+    /// Writes codes and scales into a paged int8 cache.
+    pub fn quantized_paged(
+        x: &TensorSpec,
+        cache: &TensorSpec,
+        scale: &TensorSpec,
+        block_table: &TensorSpec,
+        q_lens: &LensSpec,
+        kv_lens: &LensSpec,
+    ) -> Result<Self> {
+        expect_rank(NAME, "cache", cache, 4)?;
+        let capacity = page_capacity(NAME, cache, block_table, kv_lens)?;
+        Self::checked(x, cache, Some(scale), Some(*block_table), [q_lens, kv_lens], capacity)
+    }
+
+    fn contiguous(
+        x: &TensorSpec,
+        cache: &TensorSpec,
+        scale: Option<&TensorSpec>,
+        [q_lens, kv_lens]: [&LensSpec; 2],
+    ) -> Result<Self> {
         expect_rank(NAME, "cache", cache, 4)?;
         if cache.dims()[0] != kv_lens.count() {
             return Err(OpError::shape(
@@ -60,7 +99,7 @@ impl KvCacheWriteSpec {
                 format!("cache is {}, kv_lens has {} sequences", cache.shape(), kv_lens.count()),
             ));
         }
-        Self::checked(x, cache, None, [q_lens, kv_lens], cache.dims()[1])
+        Self::checked(x, cache, scale, None, [q_lens, kv_lens], cache.dims()[1])
     }
 
     /// Writes into a paged cache.
@@ -73,12 +112,13 @@ impl KvCacheWriteSpec {
     ) -> Result<Self> {
         expect_rank(NAME, "cache", cache, 4)?;
         let capacity = page_capacity(NAME, cache, block_table, kv_lens)?;
-        Self::checked(x, cache, Some(*block_table), [q_lens, kv_lens], capacity)
+        Self::checked(x, cache, None, Some(*block_table), [q_lens, kv_lens], capacity)
     }
 
     fn checked(
         x: &TensorSpec,
         cache: &TensorSpec,
+        scale: Option<&TensorSpec>,
         block_table: Option<TensorSpec>,
         [q_lens, kv_lens]: [&LensSpec; 2],
         capacity: usize,
@@ -86,7 +126,15 @@ impl KvCacheWriteSpec {
         let floats = [DType::F32, DType::F16, DType::BF16];
         expect_rank(NAME, "x", x, 3)?;
         expect_dtype(NAME, "x", x, &floats)?;
-        expect_dtype(NAME, "cache", cache, &floats)?;
+        match scale {
+            None => expect_dtype(NAME, "cache", cache, &floats)?,
+            Some(scale) => {
+                expect_dtype(NAME, "cache", cache, &[DType::I8])?;
+                expect_dims(NAME, "scale", scale, &cache.dims()[..3])?;
+                expect_dtype(NAME, "scale", scale, &[DType::F32])?;
+                expect_writable(NAME, "scale", scale)?;
+            }
+        }
         expect_writable(NAME, "cache", cache)?;
         if x.dims()[1..] != cache.dims()[2..] {
             return Err(OpError::shape(
@@ -108,7 +156,14 @@ impl KvCacheWriteSpec {
                 format!("may reach {}, the cache holds {capacity}", kv_lens.max()),
             ));
         }
-        Ok(Self { x: *x, cache: *cache, block_table, q_lens: q_lens.clone(), kv_lens: kv_lens.clone() })
+        Ok(Self {
+            x: *x,
+            cache: *cache,
+            scale: scale.copied(),
+            block_table,
+            q_lens: q_lens.clone(),
+            kv_lens: kv_lens.clone(),
+        })
     }
 
     /// New rows.
@@ -118,6 +173,10 @@ impl KvCacheWriteSpec {
     /// The cache.
     pub fn cache(&self) -> &TensorSpec {
         &self.cache
+    }
+    /// Scales of an int8 cache.
+    pub fn scale(&self) -> Option<&TensorSpec> {
+        self.scale.as_ref()
     }
     /// Pages of each sequence, of a paged cache.
     pub fn block_table(&self) -> Option<&TensorSpec> {
@@ -146,22 +205,27 @@ impl Contract for KvCacheWriteSpec {
         visit(Operand { name: "q_lens", spec: self.q_lens.device(), access: Access::Read });
         visit(Operand { name: "kv_lens", spec: self.kv_lens.device(), access: Access::Read });
         visit(Operand { name: "cache", spec: &self.cache, access: Access::ReadWrite });
+        if let Some(spec) = &self.scale {
+            visit(Operand { name: "scale", spec, access: Access::ReadWrite });
+        }
     }
 
     fn cost(&self) -> Cost {
         let table = self.block_table.map_or(0, |table| table.bytes());
         let lens = self.q_lens.device().bytes() + self.kv_lens.device().bytes();
         let read = self.x.bytes().saturating_add(table).saturating_add(lens);
-        let written = self.cache.dtype().bytes_for(self.x.numel());
+        let scales = if self.scale.is_some() { 4 * self.x.dims()[0] * self.x.dims()[1] } else { 0 };
+        let written = self.cache.dtype().bytes_for(self.x.numel()).saturating_add(scales);
         Cost { bytes_read: read as u64, bytes_written: written as u64, ..Cost::default() }
     }
 
     fn reference(&self, inputs: &[&[f64]]) -> Vec<Vec<f64>> {
-        let [q_lens, kv_lens, cache] =
-            [inputs.len() - 3, inputs.len() - 2, inputs.len() - 1].map(|i| inputs[i]);
+        let behind = inputs.len() - usize::from(self.scale.is_some());
+        let [q_lens, kv_lens, cache] = [behind - 3, behind - 2, behind - 1].map(|i| inputs[i]);
         let c = self.cache.dims();
-        let (dims, width) = ([c[0], c[1], c[2], c[3]], c[2] * c[3]);
-        let (x, mut out, mut token) = (inputs[0], cache.to_vec(), 0);
+        let (dims, heads, dim) = ([c[0], c[1], c[2], c[3]], c[2], c[3]);
+        let (mut out, mut scales, mut token) = (cache.to_vec(), inputs[inputs.len() - 1].to_vec(), 0);
+        let mut codes = vec![0i8; dim];
         for b in 0..self.q_lens.count() {
             let (q_len, kv_len) = (q_lens[b].max(0.0) as usize, kv_lens[b].max(0.0) as usize);
             for t in 0..q_len {
@@ -171,19 +235,32 @@ impl Contract for KvCacheWriteSpec {
                     }
                     None => (pos < dims[1]).then_some(b * dims[1] + pos),
                 });
-                if let Some(row) = row.filter(|_| token + t < self.x.dims()[0]) {
-                    let from = (token + t) * width;
-                    out[row * width..(row + 1) * width].copy_from_slice(&x[from..from + width]);
+                let Some(row) = row.filter(|_| token + t < self.x.dims()[0]) else { continue };
+                for head in 0..heads {
+                    let (from, to) = ((token + t) * heads + head, row * heads + head);
+                    let x = &inputs[0][from * dim..(from + 1) * dim];
+                    let out = &mut out[to * dim..(to + 1) * dim];
+                    if self.scale.is_some() && dim > 0 {
+                        let x: Vec<f32> = x.iter().map(|&x| x as f32).collect();
+                        scales[to] = f64::from(ActQuant::round(&x, &mut codes));
+                        out.iter_mut().zip(&codes).for_each(|(out, &code)| *out = f64::from(code));
+                    } else {
+                        out.copy_from_slice(x);
+                    }
                 }
             }
             token += q_len;
         }
-        vec![out]
+        if self.scale.is_some() { vec![out, scales] } else { vec![out] }
     }
 
-    /// One rounding to the cache's type, exact where that type holds x's: entries that keep their value are
-    /// exact too. Below f16's normal range, where numbers are 2^−24 apart, half that step.
+    /// Codes and scales are defined to the bit. Else one rounding to the cache's type, exact where that type holds
+    /// x's: entries that keep their value are exact too. Below f16's normal range, where numbers are 2^−24 apart,
+    /// half that step.
     fn tolerance(&self) -> Vec<Tolerance> {
+        if self.scale.is_some() {
+            return vec![Tolerance::EXACT; 2];
+        }
         let (from, to) = (self.x.dtype(), self.cache.dtype());
         if from == to || to == DType::F32 {
             return vec![Tolerance::EXACT];
@@ -219,6 +296,39 @@ impl Cases for KvCacheWriteSpec {
                 }
             }
         }
+        for x_type in [DType::F32, DType::F16, DType::BF16] {
+            for g in GEOMETRIES.iter().filter(|g| g.lens.iter().all(|(q, kv)| q <= kv)) {
+                let x = TensorSpec::of(x_type, &[g.tokens(), g.num_kv_heads, g.head_dim])?;
+                let tail = [g.num_kv_heads, g.head_dim];
+                let [q_lens, kv_lens] = g.lens(NAME, true)?;
+                let i8s = |outer, inner| TensorSpec::of(DType::I8, &[outer, inner, tail[0], tail[1]]);
+                let scales = |outer, inner| TensorSpec::of(DType::F32, &[outer, inner, tail[0]]);
+                let (table, max_pages, num_pages) = g.block_table(16);
+                let block_table = TensorSpec::of(DType::I32, &[g.lens.len(), max_pages])?;
+                let (rows, len) = (g.lens.len(), g.max_len());
+                let (flat, pages) = (i8s(rows, len)?, i8s(num_pages, 16)?);
+                let (own, of_pages) = (scales(rows, len)?, scales(num_pages, 16)?);
+                for (form, spec) in [
+                    ("contiguous", Self::quantized(&x, &flat, &own, &q_lens, &kv_lens)?),
+                    ("paged", Self::quantized_paged(&x, &pages, &of_pages, &block_table, &q_lens, &kv_lens)?),
+                ] {
+                    let case = g.case(format!("{NAME}/{x_type}_i8/{}/{form}", g.name), spec);
+                    cases.push(case.fill("block_table", Fill::Values(table.clone())));
+                }
+            }
+        }
+        // Rows of zeros have the scale 0, rows without a finite largest element the scale NaN; all codes 0.
+        let x = TensorSpec::of(DType::F32, &[4, 1, 3])?;
+        let lens = LensSpec::new(NAME, "lens", &TensorSpec::of(DType::I32, &[1])?, 5)?;
+        let (cache, scale) =
+            (TensorSpec::of(DType::I8, &[1, 5, 1, 3])?, TensorSpec::of(DType::F32, &[1, 5, 1])?);
+        let odd = vec![0.0, -0.0, 0.0, 1.0, f64::NAN, 2.0, f64::INFINITY, 1.0, 0.0, 1.0, -0.5, 63.5 / 127.0];
+        cases.push(
+            Case::new(format!("{NAME}/i8_odd"), Self::quantized(&x, &cache, &scale, &lens, &lens)?)
+                .fill("x", Fill::Values(odd))
+                .fill("q_lens", Fill::Values(vec![4.0]))
+                .fill("kv_lens", Fill::Values(vec![5.0])),
+        );
         // Heads outside of positions, and x a slice of a fused projection.
         let x = TensorSpec::of(DType::F32, &[5, 6, 8])?.narrow(1, 2, 2)?;
         let cache = TensorSpec::of(DType::BF16, &[1, 2, 9, 8])?.transpose(1, 2)?;

@@ -110,7 +110,8 @@ impl MlaDecodeSpec {
                 ),
             ));
         }
-        let extents = CacheExtents { capacity, num_kv_heads: 1, head_dim: width, v_head_dim: rank };
+        let extents =
+            CacheExtents { capacity, num_kv_heads: 1, head_dim: width, v_head_dim: rank, scaled: false };
         let mut query = AttentionQuery::new(NAME, q, [cache, cache], extents, lens, out)?;
         query.set_scale(NAME, scale)?;
         Ok(Self { query, cache: *cache, block_table })

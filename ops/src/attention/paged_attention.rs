@@ -3,6 +3,7 @@
 //! The query side lies in `query.rs`; the same operator over a contiguous cache is `attention.rs`.
 
 use super::geometry::{DTYPES, GEOMETRIES, Geometry};
+use super::kv_scales::{KvScales, fills, take_cache, visit_cache};
 use super::query::{AttentionQuery, CacheExtents};
 use super::scores::{VARIANTS, score_attributes};
 use super::{AttentionMask, LensSpec};
@@ -46,6 +47,7 @@ pub struct PagedAttentionSpec {
     query: AttentionQuery,
     k: TensorSpec,
     v: TensorSpec,
+    scales: Option<KvScales>,
     block_table: TensorSpec,
 }
 
@@ -58,6 +60,30 @@ impl PagedAttentionSpec {
         block_table: &TensorSpec,
         q_lens: &LensSpec,
         kv_lens: &LensSpec,
+        out: &TensorSpec,
+    ) -> Result<Self> {
+        Self::checked(q, [k, v], None, block_table, [q_lens, kv_lens], out)
+    }
+
+    /// The same over an int8 cache; k and v each with its scales, one for each position and head.
+    pub fn quantized(
+        q: &TensorSpec,
+        [k, k_scale]: [&TensorSpec; 2],
+        [v, v_scale]: [&TensorSpec; 2],
+        block_table: &TensorSpec,
+        q_lens: &LensSpec,
+        kv_lens: &LensSpec,
+        out: &TensorSpec,
+    ) -> Result<Self> {
+        Self::checked(q, [k, v], Some([k_scale, v_scale]), block_table, [q_lens, kv_lens], out)
+    }
+
+    fn checked(
+        q: &TensorSpec,
+        [k, v]: [&TensorSpec; 2],
+        scales: Option<[&TensorSpec; 2]>,
+        block_table: &TensorSpec,
+        [q_lens, kv_lens]: [&LensSpec; 2],
         out: &TensorSpec,
     ) -> Result<Self> {
         expect_rank(NAME, "k", k, 4)?;
@@ -74,9 +100,11 @@ impl PagedAttentionSpec {
             num_kv_heads: k.dims()[2],
             head_dim: k.dims()[3],
             v_head_dim: v.dims()[3],
+            scaled: scales.is_some(),
         };
+        let scales = scales.map(|scales| KvScales::new(NAME, [k, v], scales)).transpose()?;
         let query = AttentionQuery::new(NAME, q, [k, v], extents, [q_lens, kv_lens], out)?;
-        Ok(Self { query, k: *k, v: *v, block_table: *block_table })
+        Ok(Self { query, k: *k, v: *v, scales, block_table: *block_table })
     }
 
     /// The result: contiguous, of q's type.
@@ -133,6 +161,10 @@ impl PagedAttentionSpec {
     pub fn v(&self) -> &TensorSpec {
         &self.v
     }
+    /// Scales of an int8 cache.
+    pub fn scales(&self) -> Option<&KvScales> {
+        self.scales.as_ref()
+    }
     /// Pages of each sequence.
     pub fn block_table(&self) -> &TensorSpec {
         &self.block_table
@@ -184,8 +216,7 @@ impl Contract for PagedAttentionSpec {
     fn operands<'a>(&'a self, visit: &mut dyn FnMut(Operand<'a>)) {
         let query = &self.query;
         visit(Operand { name: "q", spec: &query.q, access: Access::Read });
-        visit(Operand { name: "k", spec: &self.k, access: Access::Read });
-        visit(Operand { name: "v", spec: &self.v, access: Access::Read });
+        visit_cache([&self.k, &self.v], self.scales.as_ref(), visit);
         visit(Operand { name: "block_table", spec: &self.block_table, access: Access::Read });
         visit(Operand { name: "q_lens", spec: query.q_lens.device(), access: Access::Read });
         visit(Operand { name: "kv_lens", spec: query.kv_lens.device(), access: Access::Read });
@@ -197,7 +228,8 @@ impl Contract for PagedAttentionSpec {
     }
 
     fn cost(&self) -> Cost {
-        let entry = self.k.dtype().bytes_for(self.query.head_dim() + self.query.v_head_dim());
+        let scales = if self.scales.is_some() { 2 * DType::F32.bytes_for(1) } else { 0 };
+        let entry = self.k.dtype().bytes_for(self.query.head_dim() + self.query.v_head_dim()) + scales;
         self.query.cost(entry as u64, self.block_table.bytes() as u64)
     }
 
@@ -205,8 +237,9 @@ impl Contract for PagedAttentionSpec {
         let d = self.k.dims();
         let dims = [d[0], d[1], d[2], d[3]];
         let max_pages = self.block_table.dims()[1];
-        let row = |b, pos, head| paged_row(inputs[3], dims, [max_pages, b, pos, head]);
-        self.query.reference(inputs[0], [inputs[1], inputs[2]], &inputs[4..], &row)
+        let ([k, v], rest) = take_cache([&self.k, &self.v], self.scales.as_ref(), &inputs[1..]);
+        let row = |b, pos, head| paged_row(rest[0], dims, [max_pages, b, pos, head]);
+        self.query.reference(inputs[0], [&k, &v], &rest[1..], &row)
     }
 
     fn tolerance(&self) -> Vec<Tolerance> {
@@ -259,6 +292,25 @@ impl Cases for PagedAttentionSpec {
             .fill("q_lens", Fill::Values(vec![5.0]))
             .fill("kv_lens", Fill::Values(vec![17.0])),
         );
+        for g in GEOMETRIES.iter().filter(|g| !g.lens.is_empty()) {
+            let plain = Self::of_geometry(g, 16, [DType::F32; 3])?;
+            let query = plain.query();
+            let [k, v] = [&plain.k, &plain.v].map(|spec| spec.with_dtype(DType::I8));
+            let own = TensorSpec::of(DType::F32, &k.dims()[..3])?;
+            let spec = Self::quantized(
+                &query.q,
+                [&k, &own],
+                [&v, &own],
+                &plain.block_table,
+                &query.q_lens,
+                &query.kv_lens,
+                &query.out,
+            )?;
+            let case = g
+                .case(format!("{NAME}/f32_i8_f32/{}/page_16", g.name), spec.with_mask(g.mask)?)
+                .fill("block_table", Fill::Values(g.block_table(16).0));
+            cases.push(fills().into_iter().fold(case, |case, (arg, fill)| case.fill(arg, fill)));
+        }
         Ok(cases)
     }
 }

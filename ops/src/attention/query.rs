@@ -76,6 +76,7 @@ pub struct AttentionQuery {
     pub(super) num_kv_heads: usize,
     v_head_dim: usize,
     capacity: usize,
+    scaled: bool,
 }
 
 /// The four extents that say how much room keys and values have.
@@ -84,6 +85,8 @@ pub(super) struct CacheExtents {
     pub(super) num_kv_heads: usize,
     pub(super) head_dim: usize,
     pub(super) v_head_dim: usize,
+    /// Whether the entries are codes with scales, whose types were checked.
+    pub(super) scaled: bool,
 }
 
 impl AttentionQuery {
@@ -98,7 +101,7 @@ impl AttentionQuery {
         expect_rank(op, "q", q, 3)?;
         expect_dtype(op, "q", q, &[DType::F32, DType::F16, DType::BF16])?;
         let narrow = q.dtype() == DType::F32 && matches!(k.dtype(), DType::F16 | DType::BF16);
-        if k.dtype() != q.dtype() && !narrow {
+        if k.dtype() != q.dtype() && !narrow && !cache.scaled {
             return Err(OpError::dtype(op, "k", k.dtype(), format!("{} or narrower", q.dtype())));
         }
         expect_dtype(op, "v", v, &[k.dtype()])?;
@@ -154,6 +157,7 @@ impl AttentionQuery {
             num_kv_heads: cache.num_kv_heads,
             v_head_dim: cache.v_head_dim,
             capacity: cache.capacity,
+            scaled: cache.scaled,
         })
     }
 
@@ -347,12 +351,19 @@ impl AttentionQuery {
         if self.lse.is_some() { vec![out, lse] } else { vec![out] }
     }
 
-    /// As [`attend_tolerance`].
+    /// As [`attend_tolerance`]; where entries are `scale · code`, each is rounded once, which moves a score by at
+    /// most `head_dim · u · |scale|` (of both its sides of a weight) and a mean by `u`.
     pub(super) fn tolerance(&self) -> Vec<Tolerance> {
         let keys = self.kv_lens.host().map_or(self.kv_lens.max(), |l| l.iter().copied().max().unwrap_or(0));
         let products = (self.head_dim(), f64::from(self.scale.abs()));
-        let [out, lse] =
+        let [mut out, mut lse] =
             attend_tolerance([self.q.dtype(), self.out.dtype()], products, f64::from(keys), &self.scores);
+        if self.scaled {
+            let u = DType::F32.unit_roundoff();
+            let score = products.0 as f64 * products.1 * u;
+            out.abs += 2.0 * score + u;
+            lse.abs += score;
+        }
         if self.lse.is_some() { vec![out, lse] } else { vec![out] }
     }
 }

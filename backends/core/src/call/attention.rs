@@ -64,6 +64,25 @@ impl Attention {
         Self::bind(spec, &[q, k, v, q_lens.tensor(), kv_lens.tensor(), out])
     }
 
+    /// The same over an int8 cache; k and v each with its scales, one for each position and head.
+    ///
+    /// # Errors
+    /// As [`AttentionSpec::quantized`] and [`crate::Call::bind`].
+    pub fn quantized(
+        q: &Tensor,
+        [k, k_scale]: [&Tensor; 2],
+        [v, v_scale]: [&Tensor; 2],
+        q_lens: &Lens,
+        kv_lens: &Lens,
+        out: &mut Tensor,
+    ) -> Result<Self> {
+        const OP: &str = "attention";
+        let (queries, keys) = (q_lens.spec(OP, "q_lens")?, kv_lens.spec(OP, "kv_lens")?);
+        let (k_specs, v_specs) = ([k.spec(), k_scale.spec()], [v.spec(), v_scale.spec()]);
+        let spec = AttentionSpec::quantized(q.spec(), k_specs, v_specs, &queries, &keys, out.spec())?;
+        Self::bind(spec, &[q, k, v, k_scale, v_scale, q_lens.tensor(), kv_lens.tensor(), out])
+    }
+
     /// Which keys a query sees; causal when not said.
     ///
     /// # Errors
@@ -119,6 +138,34 @@ impl PagedAttention {
         Self::bind(spec, &[q, k, v, block_table, q_lens.tensor(), kv_lens.tensor(), out])
     }
 
+    /// The same over an int8 cache; k and v each with its scales, one for each position and head.
+    ///
+    /// # Errors
+    /// As [`PagedAttentionSpec::quantized`] and [`crate::Call::bind`].
+    pub fn quantized(
+        q: &Tensor,
+        [k, k_scale]: [&Tensor; 2],
+        [v, v_scale]: [&Tensor; 2],
+        block_table: &Tensor,
+        q_lens: &Lens,
+        kv_lens: &Lens,
+        out: &mut Tensor,
+    ) -> Result<Self> {
+        const OP: &str = "paged_attention";
+        let (queries, keys) = (q_lens.spec(OP, "q_lens")?, kv_lens.spec(OP, "kv_lens")?);
+        let (k_specs, v_specs) = ([k.spec(), k_scale.spec()], [v.spec(), v_scale.spec()]);
+        let spec = PagedAttentionSpec::quantized(
+            q.spec(),
+            k_specs,
+            v_specs,
+            block_table.spec(),
+            &queries,
+            &keys,
+            out.spec(),
+        )?;
+        Self::bind(spec, &[q, k, v, k_scale, v_scale, block_table, q_lens.tensor(), kv_lens.tensor(), out])
+    }
+
     /// Which keys a query sees; causal when not said.
     ///
     /// # Errors
@@ -171,5 +218,42 @@ impl KvCacheWrite {
         let (queries, keys) = (q_lens.spec(OP, "q_lens")?, kv_lens.spec(OP, "kv_lens")?);
         let spec = KvCacheWriteSpec::paged(x.spec(), cache.spec(), block_table.spec(), &queries, &keys)?;
         Self::bind(spec, &[x, block_table, q_lens.tensor(), kv_lens.tensor(), cache])
+    }
+
+    /// Codes and scales of new rows into a contiguous int8 cache.
+    ///
+    /// # Errors
+    /// As [`KvCacheWriteSpec::quantized`] and [`crate::Call::bind`].
+    pub fn quantized(
+        x: &Tensor,
+        cache: &mut Tensor,
+        scale: &mut Tensor,
+        q_lens: &Lens,
+        kv_lens: &Lens,
+    ) -> Result<Self> {
+        const OP: &str = "kv_cache_write";
+        let (queries, keys) = (q_lens.spec(OP, "q_lens")?, kv_lens.spec(OP, "kv_lens")?);
+        let spec = KvCacheWriteSpec::quantized(x.spec(), cache.spec(), scale.spec(), &queries, &keys)?;
+        Self::bind(spec, &[x, q_lens.tensor(), kv_lens.tensor(), cache, scale])
+    }
+
+    /// Codes and scales of new rows into a paged int8 cache.
+    ///
+    /// # Errors
+    /// As [`KvCacheWriteSpec::quantized_paged`] and [`crate::Call::bind`].
+    pub fn quantized_paged(
+        x: &Tensor,
+        cache: &mut Tensor,
+        scale: &mut Tensor,
+        block_table: &Tensor,
+        q_lens: &Lens,
+        kv_lens: &Lens,
+    ) -> Result<Self> {
+        const OP: &str = "kv_cache_write";
+        let (queries, keys) = (q_lens.spec(OP, "q_lens")?, kv_lens.spec(OP, "kv_lens")?);
+        let table = block_table.spec();
+        let spec =
+            KvCacheWriteSpec::quantized_paged(x.spec(), cache.spec(), scale.spec(), table, &queries, &keys)?;
+        Self::bind(spec, &[x, block_table, q_lens.tensor(), kv_lens.tensor(), cache, scale])
     }
 }

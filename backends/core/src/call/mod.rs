@@ -80,6 +80,10 @@ macro_rules! for_each_op {
                 PagedAttention, portolan_ops::attention::PagedAttentionSpec, paged_attention;
                 /// Absorbed latent attention over a cache that all heads share.
                 MlaDecode, portolan_ops::attention::MlaDecodeSpec, mla_decode;
+                /// Latent attention over listed entries.
+                SparseAttention, portolan_ops::attention::SparseAttentionSpec, sparse_attention;
+                /// How much each token wants each key; its top-k selects keys.
+                IndexLogits, portolan_ops::attention::IndexLogitsSpec, index_logits;
                 /// Partial attention over disjoint keys, merged.
                 MergeAttention, portolan_ops::attention::MergeAttentionSpec, merge_attention;
                 /// Keys or values into a cache.
@@ -101,6 +105,7 @@ pub(crate) mod gather;
 pub(crate) mod geglu;
 pub(crate) mod gemm;
 pub(crate) mod hadamard;
+mod index_logits;
 pub(crate) mod layer_norm;
 pub(crate) mod linear;
 pub(crate) mod log_softmax;
@@ -114,6 +119,7 @@ mod rope;
 mod sample;
 pub(crate) mod softmax;
 pub(crate) mod sort;
+mod sparse_attention;
 pub(crate) mod swiglu;
 pub(crate) mod unary;
 

@@ -24,8 +24,27 @@ pub fn attention(l: &Launch<'_>, op: &Attention, why: Unsupported) -> Result<()>
     let p = begin(l, op, why)?;
     let cache = [op.require("k")?, op.require("v")?];
     attend(&p, op, op.spec().query(), &mut |_, first, count| {
-        Ok([cache[0].narrow(0, first, count)?, cache[1].narrow(0, first, count)?])
+        let [k, v] = [cache[0].narrow(0, first, count)?, cache[1].narrow(0, first, count)?];
+        let part = |scale: Option<Tensor>| scale.map(|scale| scale.narrow(0, first, count)).transpose();
+        let scales = [part(op.tensor("k_scale"))?, part(op.tensor("v_scale"))?];
+        scaled(&p, [k, v], &scales)
     })
+}
+
+/// Keys and values as floats: themselves, or codes times their scales.
+pub(super) fn scaled(
+    p: &Parts<'_, '_>,
+    [k, v]: [Tensor; 2],
+    scales: &[Option<Tensor>; 2],
+) -> Result<[Tensor; 2]> {
+    let [Some(k_scale), Some(v_scale)] = scales else { return Ok([k, v]) };
+    let floats = |codes: &Tensor, scale: &Tensor| {
+        let d = scale.dims();
+        let floats = p.f32(codes)?;
+        p.binary_in_place(BinaryKind::Mul, &floats, &scale.reshape(&[d[0], d[1], d[2], 1])?)?;
+        Ok(floats)
+    };
+    Ok([floats(&k, k_scale)?, floats(&v, v_scale)?])
 }
 
 /// Which keys the tokens of each sequence see.
@@ -145,6 +164,8 @@ impl Group<'_, '_, '_> {
         p.run(Gather::slices(q, 0, &token, &mut queries.transpose(1, 2)?)?)?;
         let rows = heads / kv_heads * max_q;
         let mut scores = p.scratch(DType::F32, &[count, kv_heads, rows, keys])?;
+        // A cache of codes has become one of f32.
+        let queries = if k.dtype() == DType::F32 { p.f32(&queries)? } else { queries };
         let queries = queries.reshape(&[count, kv_heads, rows, d])?;
         p.run(Gemm::nt(&queries, &k.transpose(1, 2)?, &mut scores)?.alpha(query.scale())?)?;
         let scores = scores.reshape(&[count, heads, max_q, keys])?;

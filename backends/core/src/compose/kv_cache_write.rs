@@ -6,7 +6,7 @@ use super::ragged::Ragged;
 use crate::call::{KvCacheWrite, Scatter};
 use crate::launch::Launch;
 use crate::tensor::Tensor;
-use portolan_ops::kernel::{BinaryKind, CompareKind, ScatterMode};
+use portolan_ops::kernel::{BinaryKind, CompareKind, ReduceKind, ScatterMode, UnaryKind};
 use portolan_ops::{DType, Result, Unsupported};
 
 /// Computes the cache row of every token and scatters the tokens there; a cache whose rows are not evenly
@@ -28,15 +28,40 @@ pub fn kv_cache_write(l: &Launch<'_>, op: &KvCacheWrite, why: Unsupported) -> Re
     // From the rectangle of places to one a token: so x is read once, however ragged the batch.
     let mut rows = p.full(DType::I32, &[tokens], -1.0)?;
     p.run(Scatter::new(ScatterMode::Set, &rows.clone(), 0, &ragged.token, &place, &mut rows)?)?;
-    let x = p.cast(&x, cache.dtype())?;
-    let flat = [cache.dims()[0] * cache.dims()[1], cache.dims()[2], cache.dims()[3]];
+    let Some(scale) = op.tensor("scale") else {
+        return write(&p, &cache, &rows, &p.cast(&x, cache.dtype())?);
+    };
+    let [codes, scales] = quantized(&p, &x)?;
+    write(&p, &cache, &rows, &codes)?;
+    write(&p, &scale, &rows, &scales)
+}
+
+/// Scatters `x` to rows of a cache tensor, which are its first two dimensions.
+fn write(p: &Parts<'_, '_>, cache: &Tensor, rows: &Tensor, x: &Tensor) -> Result<()> {
+    let flat = [&[cache.dims()[0] * cache.dims()[1]], &cache.dims()[2..]].concat();
     if let Ok(view) = cache.reshape(&flat) {
-        return p.scatter_in_place(&view, &rows, &x);
+        return p.scatter_in_place(&view, rows, x);
     }
     let copy = p.scratch(cache.dtype(), cache.dims())?;
-    p.store(&cache, &copy)?;
-    p.scatter_in_place(&copy.reshape(&flat)?, &rows, &x)?;
-    p.store(&copy, &cache)
+    p.store(cache, &copy)?;
+    p.scatter_in_place(&copy.reshape(&flat)?, rows, x)?;
+    p.store(&copy, cache)
+}
+
+/// Codes and scales of every row of `x`: the largest magnitude becomes 127.
+fn quantized(p: &Parts<'_, '_>, x: &Tensor) -> Result<[Tensor; 2]> {
+    let x = p.f32_copy(x, x.dims())?;
+    let largest = p.reduce(ReduceKind::Max, &p.unary(UnaryKind::Abs, &x)?, 2)?;
+    // A row that is not finite has no scale; one of zeros has 0; the codes of both are 0.
+    let infinite = p.compare_scalar(CompareKind::Eq, &largest, f64::INFINITY)?;
+    let scale = p.scalar(BinaryKind::Div, &p.replace(&infinite, f64::NAN, &largest)?, 127.0)?;
+    p.binary_in_place(BinaryKind::Div, &x, &scale)?;
+    p.unary_in_place(UnaryKind::Round, &x)?;
+    p.scalar_in_place(BinaryKind::Min, &x, 127.0)?;
+    p.scalar_in_place(BinaryKind::Max, &x, -127.0)?;
+    let codes = p.select_or(&p.compare_scalar(CompareKind::Gt, &scale, 0.0)?, &x, 0.0)?;
+    let scales = scale.reshape(&scale.dims()[..2])?;
+    Ok([p.cast(&codes, DType::I8)?, scales])
 }
 
 /// The cache row of the token at `[b, t]`, −1 where there is none. A place outside of its sequence's room, or

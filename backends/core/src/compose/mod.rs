@@ -8,6 +8,7 @@ mod dynamic_quantize;
 mod embedding;
 mod geglu;
 mod hadamard;
+mod index_logits;
 mod kv_cache_write;
 mod layer_norm;
 mod linear;
@@ -24,6 +25,7 @@ mod rope;
 mod sample;
 mod softmax;
 mod sort;
+mod sparse_attention;
 mod swiglu;
 
 pub use add_rms_norm::add_rms_norm;
@@ -33,6 +35,7 @@ pub use dynamic_quantize::dynamic_quantize;
 pub use embedding::embedding;
 pub use geglu::geglu;
 pub use hadamard::hadamard;
+pub use index_logits::index_logits;
 pub use kv_cache_write::kv_cache_write;
 pub use layer_norm::layer_norm;
 pub use linear::linear;
@@ -47,6 +50,7 @@ pub use rope::rope;
 pub use sample::sample;
 pub use softmax::softmax;
 pub use sort::sort;
+pub use sparse_attention::sparse_attention;
 pub use swiglu::swiglu;
 
 use crate::backend::Support;
@@ -80,6 +84,10 @@ fn limit(spec: &SpecRef<'_>) -> Option<Unsupported> {
         SpecRef::Attention(op) => beyond(op.query().tokens()),
         SpecRef::PagedAttention(op) => beyond(op.query().tokens()).or_else(|| beyond(op.k().dims()[0])),
         SpecRef::MlaDecode(op) => beyond(op.query().tokens()).or_else(|| beyond(op.cache().dims()[0])),
+        SpecRef::SparseAttention(op) => {
+            beyond(op.cache().dims()[..2].iter().product()).or_else(|| beyond(op.q().dims()[0]))
+        }
+        SpecRef::IndexLogits(op) => beyond(op.q().dims()[0]).or_else(|| beyond(op.k().dims()[0])),
         SpecRef::Sample(op) => beyond(op.logits().numel()),
         SpecRef::Quantize(_)
         | SpecRef::DynamicQuantize(_)

@@ -1,6 +1,6 @@
 //! Paged attention: the pages in use are gathered, the rest is contiguous attention.
 
-use super::attention::{Visible, attend};
+use super::attention::{Visible, attend, scaled};
 use super::begin;
 use super::parts::Parts;
 use crate::call::PagedAttention;
@@ -24,7 +24,14 @@ pub fn paged_attention(l: &Launch<'_>, op: &PagedAttention, why: Unsupported) ->
             None => pages.insert(pages_in_use(&p, visible, &table, page_size, num_pages)?).clone(),
         };
         let pages = pages.narrow(0, first, count)?;
-        Ok([entries_of(&p, &cache[0], &pages)?, entries_of(&p, &cache[1], &pages)?])
+        let entries = [entries_of(&p, &cache[0], &pages)?, entries_of(&p, &cache[1], &pages)?];
+        let scales = |name| {
+            let Some(scale) = op.tensor(name) else { return Ok(None) };
+            let [outer, inner, heads] = [scale.dims()[0], scale.dims()[1], scale.dims()[2]];
+            let scales = entries_of(&p, &scale.reshape(&[outer, inner, heads, 1])?, &pages)?;
+            scales.reshape(&[count, scales.dims()[1], heads]).map(Some)
+        };
+        scaled(&p, entries, &[scales("k_scale")?, scales("v_scale")?])
     })
 }
 

@@ -4,7 +4,7 @@
 
 use super::form::BLOCK;
 use super::sequences::BlockTable;
-use super::view::{View, read_row};
+use super::view::{View, read_codes, read_row};
 use crate::simd::Lanes;
 use portolan_ops::DType;
 
@@ -17,6 +17,8 @@ pub(super) struct CacheRows {
     pub(super) head: usize,
     /// The positions of the entries, where these are a list and not the positions themselves.
     pub(super) list: Option<*const i32>,
+    /// The scale of each entry, where entries are codes.
+    pub(super) scale: Option<View<4>>,
 }
 
 impl CacheRows {
@@ -79,17 +81,27 @@ impl CacheRows {
         let count = BLOCK.min(end - start);
         // SAFETY: the caller's promise.
         let mut at = unsafe { self.addresses(start, count) };
-        if !packed && inner == 1 && dim == padded {
+        if !packed && inner == 1 && dim == padded && self.scale.is_none() {
             let last = at[count - 1];
             at[count..].fill(last);
             return Rows { at, dtype, step: 0, ahead };
         }
         ask(&ahead, self.row_bytes(dim));
+        let scales = self.scale.map(|cache| {
+            // SAFETY: a scale for every entry.
+            unsafe { Self { cache, ..*self }.addresses(start, count) }
+        });
         for (row, at) in at[..count].iter_mut().enumerate() {
             // SAFETY: the caller's promise: dim elements of this row, and padded floats of the block.
             unsafe {
                 let to = to.add(row * padded);
-                read_row::<L>(dtype, *at, inner, dim, to);
+                match &scales {
+                    None => read_row::<L>(dtype, *at, inner, dim, to),
+                    Some(scales) => {
+                        let scale = scales[row].cast::<f32>().read_unaligned();
+                        read_codes(at.cast_const().cast(), inner, scale, dim, to);
+                    }
+                }
                 to.add(dim).write_bytes(0, padded - dim);
             }
         }

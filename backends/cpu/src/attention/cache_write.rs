@@ -21,6 +21,8 @@ pub(crate) struct CacheWriteTask {
     op: &'static str,
     x: View<3>,
     cache: View<4>,
+    /// The scale of each row, of an int8 cache.
+    scale: Option<View<4>>,
     table: Option<BlockTable>,
     lengths: Lengths,
     heads: usize,
@@ -28,18 +30,20 @@ pub(crate) struct CacheWriteTask {
 }
 
 impl CacheWriteTask {
-    /// From the base addresses of x, block table (unused for a contiguous cache), q_lens, kv_lens and cache.
+    /// From the base addresses of x, block table (unused for a contiguous cache), q_lens, kv_lens, cache and scale
+    /// (unused unless the cache is int8).
     pub(crate) fn new(
         spec: &KvCacheWriteSpec,
         x: *const u8,
         table: *const u8,
         [q_lens, kv_lens]: [*const u8; 2],
-        cache: *mut u8,
+        [cache, scale]: [*mut u8; 2],
     ) -> Self {
         Self {
             op: spec.name(),
             x: View::new(spec.x(), x as *mut u8),
             cache: View::new(spec.cache(), cache),
+            scale: spec.scale().map(|spec| View::new(spec, scale)),
             table: spec.block_table().map(|pages| BlockTable {
                 pages: View::new(pages, table as *mut u8),
                 page_size: spec.cache().dims()[1],
@@ -100,8 +104,14 @@ pub(crate) unsafe fn kv_cache_write(
             let (from, to) = (first.max(s.token), end.min(s.token + s.q_len));
             let start = s.kv_len - s.q_len + (from - s.token);
             for head in 0..task.heads {
-                let rows =
-                    CacheRows { cache: task.cache, table: task.table, sequence: s.index, head, list: None };
+                let rows = CacheRows {
+                    cache: task.cache,
+                    table: task.table,
+                    sequence: s.index,
+                    head,
+                    list: None,
+                    scale: task.scale,
+                };
                 scratch::with(task.dim.min(PIECE) * size_of::<f32>(), |buffer| {
                     let buffer = buffer.cast();
                     let count = to - from;
@@ -135,6 +145,17 @@ impl Kernel for Copy<'_> {
             let count = BLOCK.min(self.count - first);
             // SAFETY: `kv_cache_write` checked lengths and pages.
             let addresses = unsafe { self.rows.addresses(self.start + first, count) };
+            if let Some(cache) = self.rows.scale {
+                // SAFETY: as above; there is a scale for every row.
+                unsafe {
+                    let scales = CacheRows { cache, ..self.rows }.addresses(self.start + first, count);
+                    for (row, (&to, &scale)) in addresses[..count].iter().zip(&scales).enumerate() {
+                        let from = task.x.at([self.token + first + row, self.head, 0]);
+                        self.quantize::<L>(from, to.cast(), scale.cast());
+                    }
+                }
+                continue;
+            }
             for (row, &to) in addresses[..count].iter().enumerate() {
                 let from = task.x.at([self.token + first + row, self.head, 0]);
                 let mut done = 0;
@@ -149,6 +170,44 @@ impl Kernel for Copy<'_> {
                     }
                     done += n;
                 }
+            }
+        }
+    }
+}
+
+impl Copy<'_> {
+    /// Writes one row as codes and their scale, as [`portolan_ops::ActQuant::round`] defines them. The row is read
+    /// twice, a piece at a time: first for its largest magnitude.
+    ///
+    /// # Safety
+    /// A row of x, one of the cache and its scale.
+    #[inline(always)]
+    unsafe fn quantize<L: Lanes>(&self, from: *const u8, to: *mut i8, scale_to: *mut f32) {
+        let (task, dim) = (self.task, self.task.dim);
+        let (step, inner) = (task.x.step(2), task.cache.inner());
+        let piece = |first: usize| {
+            let n = PIECE.min(dim - first);
+            // SAFETY: the caller's promise: n elements from `first` on; the buffer holds a piece.
+            unsafe {
+                let from = from.wrapping_add(first * step);
+                read_row::<L>(task.x.dtype(), from, task.x.inner(), n, self.buffer);
+                core::slice::from_raw_parts(self.buffer.cast_const(), n)
+            }
+        };
+        let mut largest = 0f32;
+        for first in (0..dim).step_by(PIECE) {
+            // The bits of magnitudes are in their order, with NaN above infinity, so integers compare them.
+            let bits = piece(first).iter().fold(0, |top, x| u32::max(top, x.abs().to_bits()));
+            largest = f32::from_bits(u32::max(largest.to_bits(), bits));
+        }
+        let scale = if largest.is_finite() { largest / 127.0 } else { f32::NAN };
+        // SAFETY: the caller's promise.
+        unsafe { scale_to.write_unaligned(scale) };
+        for first in (0..dim).step_by(PIECE) {
+            for (i, &x) in piece(first).iter().enumerate() {
+                let code = if scale > 0.0 { (x / scale).round_ties_even().clamp(-127.0, 127.0) } else { 0.0 };
+                // SAFETY: the caller's promise.
+                unsafe { *to.add((first + i) * inner) = code as i8 };
             }
         }
     }

@@ -10,6 +10,7 @@
 mod block;
 mod cache_write;
 mod form;
+mod index;
 mod merge;
 mod quad;
 mod rope;
@@ -17,6 +18,7 @@ mod schedule;
 mod scores;
 mod sequences;
 mod softmax;
+mod sparse;
 mod task;
 #[cfg(test)]
 mod tests;
@@ -26,7 +28,9 @@ mod unseen;
 mod view;
 
 pub(crate) use cache_write::{CacheWriteTask, kv_cache_write};
+pub(crate) use index::{IndexTask, index_logits, plan_index};
 pub(crate) use merge::{MergeTask, merge_attention, plan_merge};
 pub(crate) use rope::{RopeTask, rope};
 pub(crate) use schedule::attention;
-pub(crate) use task::{AttentionBases, AttentionTask, plan};
+pub(crate) use sparse::{SparseTask, sparse_attention};
+pub(crate) use task::{AttentionBases, AttentionTask, plan, plan_heads};

@@ -7,7 +7,7 @@ use super::sequences::{BlockTable, Lengths};
 use super::view::View;
 use core::ops::Range;
 use portolan_ops::attention::{
-    AttentionMask, AttentionQuery, AttentionSpec, MlaDecodeSpec, PagedAttentionSpec,
+    AttentionMask, AttentionQuery, AttentionSpec, KvScales, MlaDecodeSpec, PagedAttentionSpec,
 };
 use portolan_ops::{Contract, Result, Unsupported};
 
@@ -28,6 +28,8 @@ pub(crate) struct AttentionBases {
     pub(crate) attn_mask: *const u8,
     pub(crate) slopes: *const u8,
     pub(crate) sinks: *const u8,
+    pub(crate) k_scale: *const u8,
+    pub(crate) v_scale: *const u8,
 }
 
 /// One attention call, contiguous or paged.
@@ -37,6 +39,8 @@ pub(crate) struct AttentionTask {
     pub(super) q: View<3>,
     pub(super) k: View<4>,
     pub(super) v: View<4>,
+    /// The scales of keys and values, where these are codes.
+    pub(super) scales: Option<[View<4>; 2]>,
     /// Values are the first columns of keys, and are not read again.
     pub(super) shared: bool,
     /// The positions of each token's keys, where these are listed.
@@ -56,7 +60,12 @@ pub(crate) struct AttentionTask {
 
 /// Whether the kernels take this query: any layout and element type, heads up to a length.
 pub(crate) fn plan(query: &AttentionQuery) -> core::result::Result<(), Unsupported> {
-    if query.head_dim().max(query.v_head_dim()) > MAX_HEAD_DIM {
+    plan_heads(query.head_dim().max(query.v_head_dim()))
+}
+
+/// Whether the kernels take heads of this length.
+pub(crate) fn plan_heads(longest: usize) -> core::result::Result<(), Unsupported> {
+    if longest > MAX_HEAD_DIM {
         return Err(Unsupported::Shape("head_dim and v_head_dim are at most 4096"));
     }
     Ok(())
@@ -65,13 +74,9 @@ pub(crate) fn plan(query: &AttentionQuery) -> core::result::Result<(), Unsupport
 impl AttentionTask {
     /// Over a contiguous cache.
     pub(crate) fn contiguous(spec: &AttentionSpec, bases: &AttentionBases) -> Self {
-        Self::new(
-            spec.name(),
-            spec.query(),
-            [View::new(spec.k(), bases.k as *mut u8), View::new(spec.v(), bases.v as *mut u8)],
-            None,
-            bases,
-        )
+        let cache = [View::new(spec.k(), bases.k as *mut u8), View::new(spec.v(), bases.v as *mut u8)];
+        let task = Self::new(spec.name(), spec.query(), cache, None, bases);
+        Self { scales: spec.scales().map(|scales| scale_views(scales, bases)), ..task }
     }
 
     /// Over a paged cache, whose block table's buffer begins at `table`.
@@ -81,13 +86,9 @@ impl AttentionTask {
             page_size: spec.page_size(),
             num_pages: spec.k().dims()[0],
         };
-        Self::new(
-            spec.name(),
-            spec.query(),
-            [View::new(spec.k(), bases.k as *mut u8), View::new(spec.v(), bases.v as *mut u8)],
-            Some(pages),
-            bases,
-        )
+        let cache = [View::new(spec.k(), bases.k as *mut u8), View::new(spec.v(), bases.v as *mut u8)];
+        let task = Self::new(spec.name(), spec.query(), cache, Some(pages), bases);
+        Self { scales: spec.scales().map(|scales| scale_views(scales, bases)), ..task }
     }
 
     /// Over a latent cache, whose address is `bases.k`; `table` as in [`AttentionTask::paged`] if it is paged.
@@ -114,6 +115,7 @@ impl AttentionTask {
             q: View::new(query.q(), bases.q as *mut u8),
             k,
             v,
+            scales: None,
             shared: false,
             lists: None,
             table,
@@ -155,4 +157,9 @@ impl AttentionTask {
     pub(super) fn visible(&self, row: usize, q_len: usize, kv_len: usize) -> Range<usize> {
         self.mask.visible(row / self.group(), q_len, kv_len)
     }
+}
+
+/// The scales of keys and of values; each is found where its entry's first element would be.
+fn scale_views(scales: &KvScales, bases: &AttentionBases) -> [View<4>; 2] {
+    [View::new(scales.k(), bases.k_scale.cast_mut()), View::new(scales.v(), bases.v_scale.cast_mut())]
 }

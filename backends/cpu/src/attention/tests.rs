@@ -5,8 +5,8 @@
 use super::*;
 use crate::{Isa, Team};
 use portolan_ops::attention::{
-    AttentionMask, AttentionSpec, KvCacheWriteSpec, LensSpec, MergeAttentionSpec, MlaDecodeSpec,
-    PagedAttentionSpec,
+    AttentionMask, AttentionSpec, IndexLogitsSpec, KvCacheWriteSpec, LensSpec, MergeAttentionSpec,
+    MlaDecodeSpec, PagedAttentionSpec, SparseAttentionSpec,
 };
 use portolan_ops::rope::RopeSpec;
 use portolan_ops::{Access, Case, Cases, Contract, DType, ErrorKind, Fill, HostTensor, Result, TensorSpec};
@@ -62,6 +62,8 @@ impl Bound {
             attn_mask: self.base("attn_mask"),
             slopes: self.base("slopes"),
             sinks: self.base("sinks"),
+            k_scale: self.base("k_scale"),
+            v_scale: self.base("v_scale"),
         }
     }
 
@@ -124,6 +126,25 @@ impl Runs for MlaDecodeSpec {
     }
 }
 
+impl Runs for SparseAttentionSpec {
+    fn run(&self, team: &Team, isa: Isa, bound: &mut Bound) -> Result<()> {
+        let bases = AttentionBases { k: bound.base("cache"), ..bound.bases() };
+        let task = SparseTask::new(self, bound.base("block_table"), bound.base("indices"), &bases)?;
+        // SAFETY: the operands are owned by `bound`.
+        unsafe { sparse_attention(team, usize::MAX, isa, task) }
+    }
+}
+
+impl Runs for IndexLogitsSpec {
+    fn run(&self, team: &Team, isa: Isa, bound: &mut Bound) -> Result<()> {
+        let names = ["q", "k", "block_table", "weights", "q_lens", "kv_lens"];
+        let task =
+            IndexTask::new(self, names.map(|name| bound.base(name).cast_const()), bound.base("logits"))?;
+        // SAFETY: the operands are owned by `bound`.
+        unsafe { index_logits(team, usize::MAX, isa, &task) }
+    }
+}
+
 impl Runs for MergeAttentionSpec {
     fn run(&self, team: &Team, isa: Isa, bound: &mut Bound) -> Result<()> {
         let read = [bound.base("parts").cast_const(), bound.base("lses").cast_const()];
@@ -138,7 +159,7 @@ impl Runs for KvCacheWriteSpec {
     fn run(&self, team: &Team, isa: Isa, bound: &mut Bound) -> Result<()> {
         let lens = [bound.base("q_lens").cast_const(), bound.base("kv_lens").cast_const()];
         let (x, table) = (bound.base("x"), bound.base("block_table"));
-        let task = CacheWriteTask::new(self, x, table, lens, bound.base("cache"));
+        let task = CacheWriteTask::new(self, x, table, lens, [bound.base("cache"), bound.base("scale")]);
         // SAFETY: the operands are owned by `bound`.
         unsafe { kv_cache_write(team, usize::MAX, isa, &task) }
     }
@@ -196,6 +217,16 @@ fn paged_attention_agrees_with_its_oracle_and_with_itself_on_any_number_of_threa
 #[test]
 fn mla_decode_agrees_with_its_oracle_and_with_itself_on_any_number_of_threads() {
     all_cases::<MlaDecodeSpec>();
+}
+
+#[test]
+fn sparse_attention_agrees_with_its_oracle_and_with_itself_on_any_number_of_threads() {
+    all_cases::<SparseAttentionSpec>();
+}
+
+#[test]
+fn index_logits_agree_with_their_oracle_and_with_themselves_on_any_number_of_threads() {
+    all_cases::<IndexLogitsSpec>();
 }
 
 #[test]
@@ -279,6 +310,13 @@ fn data_faults_are_reported_and_nothing_is_written() {
         let e = case.contract.run(&team, Isa::detect(), &mut Bound::new(&case, 1)).unwrap_err();
         assert!(e.to_string().starts_with("paged_attention: block_table[0, 0] is"), "{e}");
     }
+    let cases = SparseAttentionSpec::cases().unwrap();
+    let case = cases.iter().find(|c| c.name.contains("/unaligned/contiguous")).unwrap();
+    let case = case.clone().fill("indices", Fill::Values(vec![-1.0, 53.0]));
+    let mut bound = Bound::new(&case, 1);
+    let e = case.contract.run(&team, Isa::detect(), &mut bound).unwrap_err();
+    assert_eq!(e.to_string(), "sparse_attention: indices[0, 1] is 53, a sequence has room for 53");
+    assert!(bound.bits()[0].iter().all(|b| *b == GUARD));
     let cases = KvCacheWriteSpec::cases().unwrap();
     let case = cases.iter().find(|c| c.name.contains("/decode/paged")).unwrap();
     let case = case.clone().fill("block_table", Fill::Values(vec![-1.0]));

@@ -90,16 +90,16 @@ pub(super) unsafe fn run(isa: Isa, task: &AttentionTask, unit: &Unit, step: Step
 }
 
 /// A computation over lanes and a form.
-trait Visit {
+pub(super) trait Visit {
     type Output;
     fn visit<L: Lanes, F: Form>(self) -> Self::Output;
 }
 
 /// Chooses the form for a number of rows. All give the same bits, so only speed depends on it.
-struct Choice<V> {
-    isa: Isa,
-    rows: usize,
-    visit: V,
+pub(super) struct Choice<V> {
+    pub(super) isa: Isa,
+    pub(super) rows: usize,
+    pub(super) visit: V,
 }
 
 impl<V: Visit> Kernel for Choice<V> {
@@ -317,13 +317,15 @@ impl Work<'_> {
         let Work { task, unit, room, .. } = self;
         let dk = task.padded_k();
         let seen = unit.visible_to(task, 0, unit.rows - 1);
-        let rows = |cache, head| CacheRows {
+        let rows = |(cache, scale), head| CacheRows {
             cache,
+            scale,
             table: task.table,
             sequence: unit.sequence.index,
             head: unit.head + head,
             list: task.lists.map(|lists| lists.at([unit.sequence.token, 0]).cast_const().cast()),
         };
+        let cache = [(task.k, task.scales.map(|s| s[0])), (task.v, task.scales.map(|s| s[1]))];
         let mut start = (chunk * CHUNK).max(seen.start / BLOCK * BLOCK);
         let end = ((chunk + 1) * CHUNK).min(seen.end);
         // SAFETY: the promise of `run`; the keys from start to end are visible or lie between visible ones.
@@ -335,8 +337,8 @@ impl Work<'_> {
                 for head in 0..unit.heads {
                     let last = head + 1 == unit.heads;
                     let (next, then) = if last { (0, start + BLOCK) } else { (head + 1, start) };
-                    let [k, v] = [task.k, task.v].map(|cache| rows(cache, head));
-                    let [k_next, v_next] = [task.k, task.v].map(|cache| rows(cache, next).ahead(then, end));
+                    let [k, v] = cache.map(|cache| rows(cache, head));
+                    let [k_next, v_next] = cache.map(|cache| rows(cache, next).ahead(then, end));
                     let k = k.load::<L>(start, end, [task.head_dim, dk], F::PACKED, room.keys, k_next);
                     let states = states.add(head * apart);
                     self.block::<L, F>(&k, (&v, v_next), [start, end], head, states, state);

@@ -110,6 +110,27 @@ unsafe fn read<L: Lanes, T: Stored>(from: *const T, stride: usize, len: usize, t
     }
 }
 
+/// Reads `len` int8 codes that lie `stride` apart as f32, times their scale.
+///
+/// # Safety
+/// They are readable; `to` has room for `len`.
+#[inline(always)]
+pub(super) unsafe fn read_codes(from: *const i8, stride: usize, scale: f32, len: usize, to: *mut f32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if stride == 1 {
+            // Plain enough for the compiler to widen whole vectors, in whatever instruction set this is inlined.
+            for i in 0..len {
+                *to.add(i) = f32::from(*from.add(i)) * scale;
+            }
+        } else {
+            for i in 0..len {
+                *to.add(i) = f32::from(*from.add(i * stride)) * scale;
+            }
+        }
+    }
+}
+
 /// Writes `len` f32 as elements that lie `stride` apart, rounded to nearest even.
 ///
 /// # Safety

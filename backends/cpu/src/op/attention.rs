@@ -28,6 +28,8 @@ pub(crate) fn bases(args: &Args) -> AttentionBases {
         attn_mask: args.read("attn_mask"),
         slopes: args.read("slopes"),
         sinks: args.read("sinks"),
+        k_scale: args.read("k_scale"),
+        v_scale: args.read("v_scale"),
     }
 }
 

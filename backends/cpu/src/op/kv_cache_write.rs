@@ -14,7 +14,8 @@ pub(crate) fn launch(launch: &Launch<'_>, op: &KvCacheWrite) -> Result<()> {
 
 fn run(exec: &Exec, spec: &KvCacheWriteSpec, args: &Args) -> Result<()> {
     let lens = [args.read("q_lens"), args.read("kv_lens")];
-    let task = CacheWriteTask::new(spec, args.read("x"), args.read("block_table"), lens, args.write("cache"));
+    let cache = [args.write("cache"), args.write("scale")];
+    let task = CacheWriteTask::new(spec, args.read("x"), args.read("block_table"), lens, cache);
     // SAFETY: the contract checked extents, strides and overlap; core, that every operand lies within a live
     // block which stream order protects until this call has run. The kernel checks the lengths.
     unsafe { kv_cache_write(&exec.team, exec.threads, exec.isa, &task) }

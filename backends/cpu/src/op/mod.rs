@@ -16,6 +16,7 @@ pub(crate) mod gather;
 pub(crate) mod geglu;
 pub(crate) mod gemm;
 pub(crate) mod hadamard;
+pub(crate) mod index_logits;
 pub(crate) mod kv_cache_write;
 pub(crate) mod layer_norm;
 pub(crate) mod linear;
@@ -36,6 +37,7 @@ pub(crate) mod scatter;
 pub(crate) mod select;
 pub(crate) mod softmax;
 pub(crate) mod sort;
+pub(crate) mod sparse_attention;
 pub(crate) mod swiglu;
 pub(crate) mod top_k;
 pub(crate) mod unary;
@@ -52,6 +54,8 @@ pub(crate) fn support(query: &OpQuery<'_>) -> Support {
         SpecRef::PagedAttention(spec) => attention_support(spec.query()),
         SpecRef::MlaDecode(spec) => attention_support(spec.query()),
         SpecRef::MergeAttention(spec) => native_if(crate::attention::plan_merge(spec)),
+        SpecRef::SparseAttention(spec) => native_if(sparse_attention::plan(spec)),
+        SpecRef::IndexLogits(spec) => native_if(crate::attention::plan_index(spec)),
         SpecRef::Custom(op) => match crate::custom::plan(op) {
             Ok(_) => Support::Native,
             Err((why, _)) => Support::No(why),
