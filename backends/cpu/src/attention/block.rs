@@ -6,15 +6,26 @@ use super::form::BLOCK;
 use super::sequences::BlockTable;
 use super::view::{View, read_codes, read_row};
 use crate::simd::Lanes;
+use core::ops::Range;
 use portolan_ops::DType;
 
-/// Keys, or values, of one sequence and one key head.
+/// Addresses that lie `step` apart.
+#[inline(always)]
+fn apart(first: *mut u8, step: usize, to: &mut [*mut u8]) {
+    for (i, place) in to.iter_mut().enumerate() {
+        *place = first.wrapping_add(i * step);
+    }
+}
+
+/// Where the rows of a block begin.
+pub(super) type Addresses = [*mut u8; BLOCK];
+
+/// Keys, or values, of one sequence.
 #[derive(Clone, Copy)]
 pub(super) struct CacheRows {
     pub(super) cache: View<4>,
     pub(super) table: Option<BlockTable>,
     pub(super) sequence: usize,
-    pub(super) head: usize,
     /// The positions of the entries, where these are a list and not the positions themselves.
     pub(super) list: Option<*const i32>,
     /// The scale of each entry, where entries are codes.
@@ -22,15 +33,14 @@ pub(super) struct CacheRows {
 }
 
 impl CacheRows {
-    /// The addresses of the rows of `count` positions (or entries of the list) from `start`, at most [`BLOCK`].
+    /// The addresses of the rows of one key head at `count` positions (or entries of the list) from `start`, at most
+    /// [`BLOCK`]; then the last of them again.
     ///
     /// # Safety
     /// The positions lie within the cache (the entries within the list), and their pages were checked.
-    pub(super) unsafe fn addresses(&self, start: usize, count: usize) -> [*mut u8; BLOCK] {
-        let step = self.cache.step(1);
-        let mut addresses = [core::ptr::null_mut(); BLOCK];
+    pub(super) unsafe fn addresses(&self, head: usize, start: usize, count: usize, to: &mut Addresses) {
         if let Some(list) = self.list {
-            for (i, place) in addresses[..count].iter_mut().enumerate() {
+            for (i, place) in to[..count].iter_mut().enumerate() {
                 // SAFETY: the caller's promise.
                 let position = unsafe { *list.add(start + i) } as usize;
                 let [outer, row] = match &self.table {
@@ -38,60 +48,82 @@ impl CacheRows {
                     // SAFETY: the caller's promise.
                     Some(table) => unsafe { table.locate(self.sequence, position) },
                 };
-                *place = self.cache.at([outer, row, self.head, 0]);
+                *place = self.cache.at([outer, row, head, 0]);
             }
-            return addresses;
-        }
-        let mut first = 0;
-        while first < count {
-            let (index, length) = match &self.table {
-                None => ([self.sequence, start, self.head, 0], count),
-                Some(table) => {
-                    // SAFETY: the caller's promise.
-                    let [page, row] = unsafe { table.locate(self.sequence, start + first) };
-                    ([page, row, self.head, 0], (table.page_size - row).min(count - first))
-                }
-            };
-            let address = self.cache.at(index);
-            for (i, place) in addresses[first..first + length].iter_mut().enumerate() {
-                *place = address.wrapping_add(i * step);
+        } else if let Some(table) = &self.table {
+            let mut first = 0;
+            while first < count {
+                // SAFETY: the caller's promise.
+                let [page, row] = unsafe { table.locate(self.sequence, start + first) };
+                let length = (table.page_size - row).min(count - first);
+                let address = self.cache.at([page, row, head, 0]);
+                apart(address, self.cache.step(1), &mut to[first..first + length]);
+                first += length;
             }
-            first += length;
+        } else {
+            apart(self.cache.at([self.sequence, start, head, 0]), self.cache.step(1), &mut to[..count]);
         }
-        addresses
+        if let Some(&last) = to[..count].last() {
+            to[count..].fill(last);
+        }
     }
 
-    /// The block of rows from `start`, of `dim` elements: where they lie, or, if `packed` is asked for or they
-    /// cannot be read by fours, as f32 in `to`, `padded` floats apart, zero beyond `dim` and from `end` on.
-    /// The rows `ahead` go with it, or are asked for here.
+    /// The addresses of rows to be asked for while `head` of the block from `start` is worked on, one of the heads
+    /// `heads`: as many as a block has. Any addresses from `end` on.
+    ///
+    /// Where the heads lie one behind another without gaps, a part of the next block in the order of memory; else
+    /// the rows of the next head.
     ///
     /// # Safety
-    /// As [`CacheRows::addresses`], for the positions up to `end`; `to` has room for BLOCK rows.
-    #[inline(always)]
-    pub(super) unsafe fn load<L: Lanes>(
+    /// As [`CacheRows::addresses`], for the positions from `start` up to `end`.
+    pub(super) unsafe fn ahead(
         &self,
-        start: usize,
-        end: usize,
+        head: usize,
+        heads: Range<usize>,
+        [start, end]: [usize; 2],
+        to: &mut Addresses,
+    ) {
+        let (step, whole) = (self.cache.step(2), self.cache.step(1));
+        if self.list.is_none() && self.table.is_none() && step.checked_mul(heads.len()) == Some(whole) {
+            let first = self.cache.at([self.sequence, start + BLOCK, heads.start, 0]);
+            return apart(first.wrapping_add((head - heads.start) * BLOCK * step), step, to);
+        }
+        let (head, start) =
+            if head + 1 < heads.end { (head + 1, start) } else { (heads.start, start + BLOCK) };
+        // SAFETY: the caller's promise.
+        unsafe { self.addresses(head, start, BLOCK.min(end.saturating_sub(start)), to) };
+    }
+
+    /// A block of `count` rows of `dim` elements, the rows of `head` from `start`, which are at `at`: where they lie, or,
+    /// if `packed` is asked for or they cannot be read by fours, as f32 in `to`, `padded` floats apart and `own` their
+    /// addresses, zero beyond `dim` and `count`. The rows `ahead` go with it, or are asked for here.
+    ///
+    /// # Safety
+    /// As [`CacheRows::addresses`], which gave `at`; `to` has room for BLOCK rows.
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments, reason = "the parts of one block, which callers hold apart")]
+    pub(super) unsafe fn load<'a, L: Lanes>(
+        &self,
+        at: &'a Addresses,
+        [head, start, count]: [usize; 3],
         [dim, padded]: [usize; 2],
         packed: bool,
         to: *mut f32,
-        ahead: [*mut u8; BLOCK],
-    ) -> Rows {
+        own: &'a mut Addresses,
+        ahead: &'a Addresses,
+    ) -> Rows<'a> {
         let (dtype, inner) = (self.cache.dtype(), self.cache.inner());
-        let count = BLOCK.min(end - start);
-        // SAFETY: the caller's promise.
-        let mut at = unsafe { self.addresses(start, count) };
         if !packed && inner == 1 && dim == padded && self.scale.is_none() {
-            let last = at[count - 1];
-            at[count..].fill(last);
             return Rows { at, dtype, step: 0, ahead };
         }
-        ask(&ahead, self.row_bytes(dim));
+        ask(ahead, self.row_bytes(dim));
         let scales = self.scale.map(|cache| {
+            let mut scales = *at;
             // SAFETY: a scale for every entry.
-            unsafe { Self { cache, ..*self }.addresses(start, count) }
+            unsafe { Self { cache, ..*self }.addresses(head, start, count, &mut scales) };
+            scales
         });
-        for (row, at) in at[..count].iter_mut().enumerate() {
+        for (row, at) in at[..count].iter().enumerate() {
             // SAFETY: the caller's promise: dim elements of this row, and padded floats of the block.
             unsafe {
                 let to = to.add(row * padded);
@@ -107,18 +139,10 @@ impl CacheRows {
         }
         // SAFETY: to has room for BLOCK rows.
         unsafe { to.add(count * padded).write_bytes(0, (BLOCK - count) * padded) };
-        let at = core::array::from_fn(|row| to.wrapping_add(row * padded).cast());
-        Rows { at, dtype: DType::F32, step: padded, ahead }
-    }
-
-    /// The rows of the block from `start`, to be asked for; any address from `end` on.
-    ///
-    /// # Safety
-    /// As [`CacheRows::addresses`], for the positions from `start` up to `end`.
-    #[inline(always)]
-    pub(super) unsafe fn ahead(&self, start: usize, end: usize) -> [*mut u8; BLOCK] {
-        // SAFETY: the caller's promise.
-        unsafe { self.addresses(start, BLOCK.min(end.saturating_sub(start))) }
+        for (row, own) in own.iter_mut().enumerate() {
+            *own = to.wrapping_add(row * padded).cast();
+        }
+        Rows { at: own, dtype: DType::F32, step: padded, ahead }
     }
 
     /// Bytes of a row of `dim` elements, where they follow one another.
@@ -128,22 +152,29 @@ impl CacheRows {
 }
 
 /// The rows of a block: their elements follow one another, and all of [`BLOCK`] rows can be read.
-pub(super) struct Rows {
+pub(super) struct Rows<'a> {
     /// Where each begins.
-    pub(super) at: [*mut u8; BLOCK],
+    pub(super) at: &'a Addresses,
     /// The type of their elements.
     pub(super) dtype: DType,
     /// Floats from one packed row to the next.
     pub(super) step: usize,
-    /// The rows of the block that comes next, in the same form. A form that reads rows where they lie asks for a
-    /// line of these whenever it has come to the same line of its own: asked for all at once they would keep
-    /// its loads waiting, and nothing would be on its way during the computation.
-    pub(super) ahead: [*mut u8; BLOCK],
+    /// As many rows to come, in the order of memory. A form that reads rows where they lie asks for a line of these
+    /// whenever it has come to the same line of its own: asked for all at once they would keep its loads waiting, and
+    /// nothing would be on its way during the computation.
+    pub(super) ahead: &'a Addresses,
+}
+
+impl Rows<'_> {
+    /// As they are, but for the addresses.
+    pub(super) fn with<'a>(&'a self, at: &'a Addresses) -> Rows<'a> {
+        Rows { at, ..*self }
+    }
 }
 
 /// Asks memory for the first `bytes` of each row, all at once.
 #[inline(always)]
-fn ask(rows: &[*mut u8; BLOCK], bytes: usize) {
+fn ask(rows: &Addresses, bytes: usize) {
     for row in rows {
         for at in (0..bytes).step_by(LINE) {
             prefetch(row.wrapping_add(at));

@@ -108,7 +108,6 @@ pub(crate) unsafe fn kv_cache_write(
                     cache: task.cache,
                     table: task.table,
                     sequence: s.index,
-                    head,
                     list: None,
                     scale: task.scale,
                 };
@@ -141,14 +140,17 @@ impl Kernel for Copy<'_> {
     #[inline(always)]
     fn run<L: Lanes>(self) {
         let (task, dim) = (self.task, self.task.dim);
+        let mut addresses = [core::ptr::null_mut(); BLOCK];
+        let mut scales = addresses;
         for first in (0..self.count).step_by(BLOCK) {
             let count = BLOCK.min(self.count - first);
             // SAFETY: `kv_cache_write` checked lengths and pages.
-            let addresses = unsafe { self.rows.addresses(self.start + first, count) };
+            unsafe { self.rows.addresses(self.head, self.start + first, count, &mut addresses) };
             if let Some(cache) = self.rows.scale {
                 // SAFETY: as above; there is a scale for every row.
                 unsafe {
-                    let scales = CacheRows { cache, ..self.rows }.addresses(self.start + first, count);
+                    let rows = CacheRows { cache, ..self.rows };
+                    rows.addresses(self.head, self.start + first, count, &mut scales);
                     for (row, (&to, &scale)) in addresses[..count].iter().zip(&scales).enumerate() {
                         let from = task.x.at([self.token + first + row, self.head, 0]);
                         self.quantize::<L>(from, to.cast(), scale.cast());

@@ -200,14 +200,8 @@ impl Piece<'_> {
     unsafe fn run<L: Lanes, F: Form>(&self, [block, scores, row, queries, weights]: [*mut f32; 5]) {
         let Piece { task, sequence, tokens, keys } = self;
         let (dim, width, panels) = (task.padded(), F::width::<L>(), task.heads.div_ceil(F::rows::<L>()));
-        let cache = CacheRows {
-            cache: task.k,
-            table: task.table,
-            sequence: sequence.index,
-            head: 0,
-            list: None,
-            scale: None,
-        };
+        let cache =
+            CacheRows { cache: task.k, table: task.table, sequence: sequence.index, list: None, scale: None };
         let end = task.visible(sequence, tokens.end - 1).min(keys.end);
         // SAFETY: the promise of `index_logits`: keys up to `end` are visible to the last token, and rows of logits
         // have `keys`.
@@ -220,10 +214,13 @@ impl Piece<'_> {
                 return;
             }
             self.load::<L, F>(row, queries, weights);
+            let [mut at, mut ahead, mut own] = [[core::ptr::null_mut(); BLOCK]; 3];
             for start in (keys.start..end).step_by(BLOCK) {
-                let ahead = cache.ahead(start + BLOCK, end);
-                let rows = cache.load::<L>(start, end, [task.dim, dim], F::PACKED, block, ahead);
                 let count = BLOCK.min(end - start);
+                cache.addresses(0, start, count, &mut at);
+                cache.ahead(0, 0..1, [start, end], &mut ahead);
+                let (place, dims) = ([0, start, count], [task.dim, dim]);
+                let rows = cache.load::<L>(&at, place, dims, F::PACKED, block, &mut own, &ahead);
                 for t in tokens.clone() {
                     let seen = task.visible(sequence, t).saturating_sub(start).min(count);
                     if seen == 0 {
@@ -231,10 +228,12 @@ impl Piece<'_> {
                     }
                     row.write_bytes(0, BLOCK);
                     let first = (t - tokens.start) * panels;
-                    for panel in first..first + panels {
+                    for panel in 0..panels {
+                        let heads = F::rows::<L>().min(task.heads - panel * F::rows::<L>());
+                        let panel = first + panel;
                         let query = queries.add(panel * F::query_len::<L>(dim));
-                        F::score::<L>(query, &rows, dim, count, scores);
-                        add::<L>(scores, weights.add(panel * width), width, seen, row);
+                        F::score::<L>(query, &rows, dim, [count, heads], scores);
+                        F::rectify::<L>(scores, weights.add(panel * width), [seen, heads], row);
                     }
                     for key in 0..seen {
                         let to = task.logits.at([sequence.token + t, start + key]);
@@ -245,7 +244,7 @@ impl Piece<'_> {
         }
     }
 
-    /// Reads queries and weights, 0 in lanes without a head; a head of several lanes has its weight in the first.
+    /// Reads queries and weights, 0 where there is no head.
     #[inline(always)]
     unsafe fn load<L: Lanes, F: Form>(&self, row: *mut f32, queries: *mut f32, weights: *mut f32) {
         let Piece { task, sequence, tokens, .. } = self;
@@ -264,28 +263,9 @@ impl Piece<'_> {
                     let panel = place * panels + head / rows;
                     F::put_query::<L>(queries.add(panel * F::query_len::<L>(dim)), head % rows, row, dim);
                     let weight = task.weights.at([token, head]).cast::<f32>().read_unaligned();
-                    *weights.add(panel * width + head % rows * F::lanes()) = weight;
+                    *weights.add(panel * width + head % rows) = weight;
                 }
             }
         }
-    }
-}
-
-/// Adds to the sum of each of the first `count` keys its rectified scores, weighted.
-///
-/// # Safety
-/// `scores` is `[count][width]`, `weights` `[width]`, width a multiple of the vector length, `sums` `[count]`.
-#[inline(always)]
-unsafe fn add<L: Lanes>(scores: *const f32, weights: *const f32, width: usize, count: usize, sums: *mut f32) {
-    for key in 0..count {
-        let mut sum = L::zero();
-        for lane in (0..width).step_by(L::LEN) {
-            // SAFETY: the caller's promise.
-            let (score, weight) =
-                unsafe { (L::load(scores.add(key * width + lane)), L::load(weights.add(lane))) };
-            sum = score.max(L::zero()).mul_add(weight, sum);
-        }
-        // SAFETY: the caller's promise.
-        unsafe { *sums.add(key) += sum.sum() };
     }
 }

@@ -2,17 +2,17 @@
 //! and rotary embedding.
 //!
 //! One order of operations per query row (`softmax`) serves both shapes of query block (`tile` for many rows,
-//! `quad` for few), so a row's bits depend on neither its neighbours, nor the split, nor the threads. `task`
+//! `few` for few), so a row's bits depend on neither its neighbours, nor the split, nor the threads. `task`
 //! says what is to be done, `schedule` in which pieces, `unit` does one piece.
 
 #![allow(dead_code, unused_imports, reason = "taken by the operator layer as it arrives")]
 
 mod block;
 mod cache_write;
+mod few;
 mod form;
 mod index;
 mod merge;
-mod quad;
 mod rope;
 mod schedule;
 mod scores;

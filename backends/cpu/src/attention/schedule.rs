@@ -3,6 +3,7 @@
 //! Many units go out whole; few, and those of decode, are split over their chunks of keys first. Either way
 //! every row goes through the same operations in the same order, so the choice may depend on the threads.
 
+use super::form::BLOCK;
 use super::sequences::Sequence;
 use super::task::AttentionTask;
 use super::unit::{Step, UNIT_ROWS, Unit, run, state_len};
@@ -14,6 +15,13 @@ use portolan_ops::Result;
 
 /// Pieces for each thread from which on they balance well enough.
 const PIECES_PER_THREAD: usize = 4;
+
+/// Runs of chunks for each thread: within one, what comes next is asked of memory in time.
+const RUNS_PER_THREAD: usize = 2;
+
+/// Keys, or values, of a block of all heads of a piece, at most: with what is asked for ahead, and values beside keys,
+/// four times as much has its place in a second-level cache of 1 MiB.
+const BLOCK_BYTES: usize = 192 << 10;
 
 /// Rows up to which reading the cache is the work: then its order decides, see [`split`].
 const DECODE_ROWS: usize = 16;
@@ -133,7 +141,7 @@ struct Split {
 /// Computes every chunk of every unit on its own, then merges; false, and nothing done, where that does not
 /// pay or takes too much memory.
 ///
-/// A piece is one chunk of as many key heads as leave pieces enough for all threads.
+/// A piece is a run of chunks of as many key heads as leave pieces enough for all threads.
 ///
 /// # Safety
 /// As [`attention`].
@@ -152,30 +160,41 @@ unsafe fn split(team: &Team, threads: usize, isa: Isa, task: &AttentionTask, pla
     if pieces <= plan.units || floats > MAX_STATE_BYTES / size_of::<f32>() {
         return false;
     }
-    let mut heads = plan.heads;
+    let row_bytes = (task.k.width() * task.head_dim).max(task.v.width() * task.v_head_dim).max(1);
+    let mut heads = plan.heads.min(BLOCK_BYTES / (BLOCK * row_bytes)).max(1);
     while heads > 1 && pieces / heads < PIECES_PER_THREAD * threads {
         heads = heads.div_ceil(2);
     }
     // The units of one set of rows differ in nothing but the head, so they have the same chunks.
-    let mut work: Vec<(Range<usize>, usize)> = Vec::new();
-    for rows in 0..plan.units / plan.heads {
-        let units = rows * plan.heads..(rows + 1) * plan.heads;
-        for chunk in splits[units.start].chunks.clone() {
+    let sets = (plan.units / plan.heads).max(1);
+    let length = (pieces / plan.heads / (RUNS_PER_THREAD * threads)).max(1);
+    let mut work: Vec<(Range<usize>, [usize; 2])> = Vec::new();
+    for set in 0..sets {
+        let units = set * plan.heads..(set + 1) * plan.heads;
+        let chunks = splits[units.start].chunks.clone();
+        let mut chunk = chunks.start;
+        while chunk < chunks.end {
+            let end = chunk + length;
+            // What is left over at the very end is cut finer, so that all threads finish together.
+            let rest = set + 1 == sets && end > chunks.end;
+            let heads = if rest { heads.div_ceil(threads) } else { heads };
+            let end = end.min(chunks.end);
             for first in units.clone().step_by(heads) {
-                work.push((first..(first + heads).min(units.end), chunk));
+                work.push((first..(first + heads).min(units.end), [chunk, end]));
             }
+            chunk = end;
         }
     }
     scratch::with(floats * size_of::<f32>(), |states| {
         let states = States(states.cast());
         team.run_with(work.len(), threads, &|piece| {
-            let (units, chunk) = &work[piece];
+            let (units, chunks) = &work[piece];
             let first = &splits[units.start];
             let apart = first.chunks.len() * first.state;
-            let to = states.at(first.offset + (chunk - first.chunks.start) * first.state);
+            let to = states.at(first.offset + (chunks[0] - first.chunks.start) * first.state);
             let unit = Unit { heads: units.len(), ..first.unit };
             // SAFETY: the promise of `attention`; every chunk of every unit has its own state.
-            unsafe { run(isa, task, &unit, Step::Chunk(*chunk, to, apart)) }
+            unsafe { run(isa, task, &unit, Step::Chunks(*chunks, to, apart)) }
         });
         team.run_with(splits.len(), threads, &|i| {
             let split = &splits[i];

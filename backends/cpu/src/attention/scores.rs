@@ -58,8 +58,8 @@ impl Scores {
     /// beside head_dim products.
     ///
     /// # Safety
-    /// The mask has these entries, `row` has room for `count` floats, and the row's `lanes` scores of each key
-    /// lie `width` apart from `scores` on.
+    /// The mask has these entries, `row` has room for `count` floats, and the row's scores lie `apart` from `scores`
+    /// on.
     #[inline(always)]
     pub(super) unsafe fn mask<L: Lanes>(
         &self,
@@ -67,7 +67,7 @@ impl Scores {
         count: usize,
         row: *mut f32,
         scores: *mut f32,
-        [lanes, width]: [usize; 2],
+        apart: usize,
     ) {
         let Some(mask) = self.attn_mask else { return };
         let from = mask.at([token, head, start]);
@@ -83,32 +83,10 @@ impl Scores {
             }
             for key in 0..count {
                 let entry = *row.add(key);
-                for lane in 0..lanes {
-                    let score = scores.add(key * width + lane);
-                    // What is hidden stays hidden, whatever its score.
-                    let sum = *score + entry * LOG2_E;
-                    *score = if entry == f32::NEG_INFINITY { entry } else { sum };
-                }
-            }
-        }
-    }
-}
-
-/// `s −= slope · |ahead − key|` for the first `count` keys of a block; `lanes` holds the slopes and, behind
-/// them, how far each row is ahead of the block's first key.
-///
-/// # Safety
-/// `scores` is `[count][width]`, `lanes` `[2][width]`, width a multiple of the vector length.
-#[inline(always)]
-pub(super) unsafe fn slope<L: Lanes>(scores: *mut f32, lanes: *const f32, width: usize, count: usize) {
-    for lane in (0..width).step_by(L::LEN) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let (slope, ahead) = (L::load(lanes.add(lane)), L::load(lanes.add(width + lane)));
-            for key in 0..count {
-                let place = scores.add(key * width + lane);
-                let distance = ahead.sub(L::splat(key as f32)).abs();
-                slope.neg_mul_add(distance, L::load(place)).store(place);
+                let score = scores.add(key * apart);
+                // What is hidden stays hidden, whatever its score.
+                let sum = *score + entry * LOG2_E;
+                *score = if entry == f32::NEG_INFINITY { entry } else { sum };
             }
         }
     }

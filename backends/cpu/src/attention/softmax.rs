@@ -1,10 +1,16 @@
-//! Online softmax over lanes: weights of a block of keys, and the merge of two sets of keys.
+//! Online softmax: weights of a block of keys, and the merge of two sets of keys.
 //!
 //! Scores are in units of log 2 (the query was scaled by log2 e), so weights are powers of two of their
-//! distance to the running maximum. The order of every sum is fixed: keys one after another within a chunk,
-//! chunks one after another.
+//! distance to the running maximum. The order of every sum is fixed: within a block [`CHAINS`] chains of keys, which
+//! are then folded by halves; blocks one after another within a chunk, chunks one after another.
 
+use super::form::{BLOCK, Form};
 use crate::simd::Lanes;
+
+/// Chains of the sum of a block's weights: chain c takes the keys c, c + CHAINS, …
+pub(super) const CHAINS: usize = 16;
+
+const _: () = assert!(BLOCK.is_multiple_of(CHAINS));
 
 /// Maximum, sum of weights and weighted values of a panel over some of its keys.
 #[derive(Clone, Copy)]
@@ -69,67 +75,24 @@ pub(super) fn exp2_of_negative<L: Lanes>(x: L) -> L {
 
 /// The maximum to subtract: 0 where no key was seen, so that −∞ minus it stays −∞.
 #[inline(always)]
-fn base<L: Lanes>(max: L) -> L {
+pub(super) fn base<L: Lanes>(max: L) -> L {
     L::select(max.eq(L::splat(f32::NEG_INFINITY)), L::zero(), max)
-}
-
-/// Turns a block's scores into weights relative to the new maximum, in place; updates maximum and sum, and
-/// gives the factor `2^(old − new)` for results of earlier blocks.
-///
-/// # Safety
-/// `scores` is `[keys][width]`, `correction` `[width]`, width a multiple of the vector length.
-#[inline(always)]
-pub(super) unsafe fn weights<L: Lanes>(
-    scores: *mut f32,
-    keys: usize,
-    width: usize,
-    state: &State,
-    correction: *mut f32,
-) {
-    for lane in (0..width).step_by(L::LEN) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let scores = scores.add(lane);
-            let old = L::load(state.max.add(lane));
-            // Four maxima at a time: a maximum is the same in any order, and one chain would wait for itself.
-            let mut tops = [old; 4];
-            let mut key = 0;
-            while key + 4 <= keys {
-                for (i, top) in tops.iter_mut().enumerate() {
-                    *top = top.max(L::load(scores.add((key + i) * width)));
-                }
-                key += 4;
-            }
-            while key < keys {
-                tops[0] = tops[0].max(L::load(scores.add(key * width)));
-                key += 1;
-            }
-            let new = tops[0].max(tops[1]).max(tops[2].max(tops[3]));
-            let base = base(new);
-            let factor = exp2_of_negative(old.sub(base));
-            let mut sum = L::load(state.sum.add(lane)).mul(factor);
-            for key in 0..keys {
-                let place = scores.add(key * width);
-                let weight = exp2_of_negative(L::load(place).sub(base));
-                weight.store(place);
-                sum = sum.add(weight);
-            }
-            new.store(state.max.add(lane));
-            sum.store(state.sum.add(lane));
-            factor.store(correction.add(lane));
-        }
-    }
 }
 
 /// Adds the keys of `part` to those of `total`.
 ///
 /// # Safety
-/// Both states have `width` lanes and `result_len` results, multiples of the vector length.
+/// Both are states of panels of this form for results of `dim` values.
 #[inline(always)]
-pub(super) unsafe fn merge<L: Lanes>(total: &State, part: &State, width: usize, result_len: usize) {
-    for lane in (0..width).step_by(L::LEN) {
-        // SAFETY: the caller's promise.
-        unsafe {
+pub(super) unsafe fn merge<L: Lanes, F: Form>(total: &State, part: &State, dim: usize) {
+    const { assert!(L::LEN <= 16) };
+    let width = F::width::<L>();
+    debug_assert!(width <= MAX_WIDTH);
+    let mut factors = [[0f32; MAX_WIDTH]; 2];
+    let [kept, added] = factors.each_mut().map(|factors| factors.as_mut_ptr());
+    // SAFETY: the caller's promise; width is a multiple of LEN.
+    unsafe {
+        for lane in (0..width).step_by(L::LEN) {
             let (a, b) = (L::load(total.max.add(lane)), L::load(part.max.add(lane)));
             let new = a.max(b);
             let base = base(new);
@@ -137,10 +100,14 @@ pub(super) unsafe fn merge<L: Lanes>(total: &State, part: &State, width: usize, 
             new.store(total.max.add(lane));
             let sum = L::load(part.sum.add(lane)).mul_add(b, L::load(total.sum.add(lane)).mul(a));
             sum.store(total.sum.add(lane));
-            for i in (lane..result_len).step_by(width) {
-                let sum = L::load(part.result.add(i)).mul_add(b, L::load(total.result.add(i)).mul(a));
-                sum.store(total.result.add(i));
-            }
+            a.store(kept.add(lane));
+            b.store(added.add(lane));
+        }
+        for vector in 0..F::result_len::<L>(dim) / L::LEN {
+            let (a, b) = (F::spread::<L>(kept, vector, dim), F::spread::<L>(added, vector, dim));
+            let at = vector * L::LEN;
+            let sum = L::load(part.result.add(at)).mul_add(b, L::load(total.result.add(at)).mul(a));
+            sum.store(total.result.add(at));
         }
     }
 }
@@ -148,17 +115,26 @@ pub(super) unsafe fn merge<L: Lanes>(total: &State, part: &State, width: usize, 
 /// Divides the results by their sums of weights; rows without a key stay 0.
 ///
 /// # Safety
-/// The state has `width` lanes and `result_len` results, multiples of the vector length.
+/// A state of a panel of this form for results of `dim` values.
 #[inline(always)]
-pub(super) unsafe fn normalize<L: Lanes>(state: &State, width: usize, result_len: usize) {
-    for lane in (0..width).step_by(L::LEN) {
-        // SAFETY: the caller's promise.
-        unsafe {
+pub(super) unsafe fn normalize<L: Lanes, F: Form>(state: &State, dim: usize) {
+    let width = F::width::<L>();
+    debug_assert!(width <= MAX_WIDTH);
+    let mut inverses = [0f32; MAX_WIDTH];
+    // SAFETY: the caller's promise; width is a multiple of LEN.
+    unsafe {
+        for lane in (0..width).step_by(L::LEN) {
             let sum = L::load(state.sum.add(lane));
             let inverse = L::select(sum.eq(L::zero()), L::zero(), L::splat(1.0).div(sum));
-            for i in (lane..result_len).step_by(width) {
-                L::load(state.result.add(i)).mul(inverse).store(state.result.add(i));
-            }
+            inverse.store(inverses.as_mut_ptr().add(lane));
+        }
+        for vector in 0..F::result_len::<L>(dim) / L::LEN {
+            let inverse = F::spread::<L>(inverses.as_ptr(), vector, dim);
+            let place = state.result.add(vector * L::LEN);
+            L::load(place).mul(inverse).store(place);
         }
     }
 }
+
+/// Rows of the widest form.
+const MAX_WIDTH: usize = 64;

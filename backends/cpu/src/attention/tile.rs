@@ -5,6 +5,7 @@
 
 use super::block::Rows;
 use super::form::{BLOCK, Form};
+use super::softmax::{CHAINS, State, base, exp2_of_negative};
 use crate::simd::Lanes;
 
 /// `NV` vectors of rows against `NK` keys at a time. On AVX-512, 4 × 6 takes 24 accumulators, 4 vectors of
@@ -22,8 +23,12 @@ impl<const NV: usize, const NK: usize> Form for Tile<NV, NK> {
         NV * L::LEN
     }
 
-    fn lanes() -> usize {
-        1
+    fn scores_of<L: Lanes>(row: usize) -> [usize; 2] {
+        [row, NV * L::LEN]
+    }
+
+    fn scores_len<L: Lanes>(keys: usize) -> usize {
+        keys * NV * L::LEN
     }
 
     fn query_len<L: Lanes>(dim: usize) -> usize {
@@ -54,7 +59,27 @@ impl<const NV: usize, const NK: usize> Form for Tile<NV, NK> {
     }
 
     #[inline(always)]
-    unsafe fn score<L: Lanes>(query: *const f32, block: &Rows, dim: usize, keys: usize, scores: *mut f32) {
+    unsafe fn put_result<L: Lanes>(panel: *mut f32, row: usize, from: *const f32, dim: usize) {
+        for i in 0..dim {
+            // SAFETY: the place is below dim · width.
+            unsafe { *panel.add(i * NV * L::LEN + row) = *from.add(i) };
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn spread<L: Lanes>(rows: *const f32, vector: usize, _dim: usize) -> L {
+        // SAFETY: the caller's promise.
+        unsafe { L::load(rows.add(vector % NV * L::LEN)) }
+    }
+
+    #[inline(always)]
+    unsafe fn score<L: Lanes>(
+        query: *const f32,
+        block: &Rows,
+        dim: usize,
+        [keys, _]: [usize; 2],
+        scores: *mut f32,
+    ) {
         const { assert!(BLOCK.is_multiple_of(NK)) };
         let block = block.at[0].cast::<f32>().cast_const();
         let mut key = 0;
@@ -68,12 +93,107 @@ impl<const NV: usize, const NK: usize> Form for Tile<NV, NK> {
     }
 
     #[inline(always)]
+    unsafe fn hide<L: Lanes>(scores: *mut f32, bounds: *const f32, [keys, _]: [usize; 2]) {
+        let (width, hidden) = (NV * L::LEN, L::splat(f32::NEG_INFINITY));
+        for lane in (0..width).step_by(L::LEN) {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let (low, high) = (L::load(bounds.add(lane)), L::load(bounds.add(width + lane)));
+                for key in 0..keys {
+                    let place = scores.add(key * width + lane);
+                    let key = L::splat(key as f32);
+                    let score = L::select(low.le(key), L::load(place), hidden);
+                    L::select(key.lt(high), score, hidden).store(place);
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn slope<L: Lanes>(scores: *mut f32, lines: *const f32, [keys, _]: [usize; 2]) {
+        let width = NV * L::LEN;
+        for lane in (0..width).step_by(L::LEN) {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let (slope, ahead) = (L::load(lines.add(lane)), L::load(lines.add(width + lane)));
+                for key in 0..keys {
+                    let place = scores.add(key * width + lane);
+                    let distance = ahead.sub(L::splat(key as f32)).abs();
+                    slope.neg_mul_add(distance, L::load(place)).store(place);
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn rectify<L: Lanes>(
+        scores: *const f32,
+        weights: *const f32,
+        [keys, _]: [usize; 2],
+        sums: *mut f32,
+    ) {
+        let width = NV * L::LEN;
+        for key in 0..keys {
+            let mut sum = L::zero();
+            for lane in (0..width).step_by(L::LEN) {
+                // SAFETY: the caller's promise.
+                let (score, weight) =
+                    unsafe { (L::load(scores.add(key * width + lane)), L::load(weights.add(lane))) };
+                sum = score.max(L::zero()).mul_add(weight, sum);
+            }
+            // SAFETY: the caller's promise.
+            unsafe { *sums.add(key) += sum.sum() };
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn weights<L: Lanes>(
+        scores: *mut f32,
+        [keys, _]: [usize; 2],
+        state: &State,
+        correction: *mut f32,
+    ) {
+        let width = NV * L::LEN;
+        for lane in (0..width).step_by(L::LEN) {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let scores = scores.add(lane);
+                let old = L::load(state.max.add(lane));
+                // Four maxima at a time: a maximum is the same in any order, and one chain would wait for itself.
+                let mut tops = [old; 4];
+                let mut key = 0;
+                while key + 4 <= keys {
+                    for (i, top) in tops.iter_mut().enumerate() {
+                        *top = top.max(L::load(scores.add((key + i) * width)));
+                    }
+                    key += 4;
+                }
+                while key < keys {
+                    tops[0] = tops[0].max(L::load(scores.add(key * width)));
+                    key += 1;
+                }
+                let new = tops[0].max(tops[1]).max(tops[2].max(tops[3]));
+                let base = base(new);
+                for key in 0..keys {
+                    let place = scores.add(key * width);
+                    exp2_of_negative(L::load(place).sub(base)).store(place);
+                }
+                let factor = exp2_of_negative(old.sub(base));
+                let sum = L::load(state.sum.add(lane)).mul(factor).add(sum_of_weights(scores, keys, width));
+                new.store(state.max.add(lane));
+                sum.store(state.sum.add(lane));
+                factor.store(correction.add(lane));
+            }
+        }
+    }
+
+    #[inline(always)]
     unsafe fn weigh<L: Lanes>(
         weights: *const f32,
         correction: *const f32,
         block: &Rows,
         dim: usize,
-        keys: usize,
+        [keys, _]: [usize; 2],
         result: *mut f32,
     ) {
         let (block, step) = (block.at[0].cast::<f32>().cast_const(), block.step);
@@ -90,6 +210,26 @@ impl<const NV: usize, const NK: usize> Form for Tile<NV, NK> {
             }
         }
     }
+}
+
+/// The sum of one vector of weights of each of `keys` keys, in the order that `softmax` says.
+#[inline(always)]
+unsafe fn sum_of_weights<L: Lanes>(weights: *const f32, keys: usize, width: usize) -> L {
+    let mut sums = [L::zero(); CHAINS];
+    for (chain, sum) in sums.iter_mut().enumerate() {
+        for key in (chain..keys).step_by(CHAINS) {
+            // SAFETY: the caller has `keys` vectors.
+            *sum = sum.add(unsafe { L::load(weights.add(key * width)) });
+        }
+    }
+    let mut len = CHAINS;
+    while len > 1 {
+        len /= 2;
+        for i in 0..len {
+            sums[i] = sums[i].add(sums[i + len]);
+        }
+    }
+    sums[0]
 }
 
 /// Scores of `NK` keys, chain after chain; the accumulators of one chain fill the registers.

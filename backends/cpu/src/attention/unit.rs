@@ -4,12 +4,11 @@
 //! afresh and is then merged, in order: it makes no difference whether the chunks of a row are computed here
 //! one after another, or elsewhere side by side.
 
-use super::block::{CacheRows, Rows};
+use super::block::{Addresses, CacheRows};
+use super::few::Few;
 use super::form::{BLOCK, Form};
-use super::quad::Quad;
-use super::scores::slope;
 use super::sequences::Sequence;
-use super::softmax::{State, merge, normalize, weights};
+use super::softmax::{State, merge, normalize};
 use super::task::AttentionTask;
 use super::tile::Tile;
 use super::unseen;
@@ -26,11 +25,11 @@ pub(super) const CHUNK: usize = 10 * BLOCK;
 /// Rows of a unit, at most: two panels of AVX-512 share each block of keys and values that is read.
 pub(super) const UNIT_ROWS: usize = 128;
 
-/// Rows up to which four lanes per row are faster than one.
-const QUAD_ROWS: usize = 8;
+/// Rows up to which lanes for keys and columns are faster than a lane per row.
+const FEW_ROWS: usize = 8;
 
 /// Query rows `first_row ..` of one sequence and of each of `heads` key heads from `head` on; numbered token by
-/// token, then by query head. Several heads only in [`Step::Chunk`].
+/// token, then by query head. Several heads only in [`Step::Chunks`].
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Unit {
     pub(super) sequence: Sequence,
@@ -64,8 +63,9 @@ impl Unit {
 pub(super) enum Step {
     /// Everything.
     Whole,
-    /// One chunk, into a state of [`state_len`] floats for each head; the third says how many floats apart.
-    Chunk(usize, *mut f32, usize),
+    /// Some chunks, from the first to before the second, each into a state of [`state_len`] floats for each head, one
+    /// after another; the last says how many floats apart those of heads are.
+    Chunks([usize; 2], *mut f32, usize),
     /// Merge the states of all chunks, one after another in memory, and write the results.
     Finish(*mut f32),
 }
@@ -107,8 +107,8 @@ impl<V: Visit> Kernel for Choice<V> {
 
     #[inline(always)]
     fn run<L: Lanes>(self) -> V::Output {
-        if self.rows <= QUAD_ROWS {
-            self.visit.visit::<L, Quad>()
+        if self.rows <= FEW_ROWS {
+            self.visit.visit::<L, Few>()
         } else if L::LEN == 16 {
             match self.rows {
                 ..=16 => self.visit.visit::<L, Tile<1, 16>>(),
@@ -229,7 +229,7 @@ impl Work<'_> {
     unsafe fn step<L: Lanes, F: Form>(&self, step: Step, state: usize) {
         let all = self.unit.chunks(self.task);
         let (chunks, states, apart) = match step {
-            Step::Chunk(chunk, states, apart) => (chunk..chunk + 1, states, apart),
+            Step::Chunks([first, end], states, apart) => (first..end, states, apart),
             Step::Whole => (all.clone(), self.room.parts, 0),
             Step::Finish(states) => (0..0, states, 0),
         };
@@ -239,13 +239,18 @@ impl Work<'_> {
                 self.load_queries::<L, F>();
             }
             self.clear::<L, F>(self.room.totals, state);
-            for chunk in chunks {
-                self.chunk::<L, F>(chunk, states, [state, apart]);
-                if let Step::Whole = step {
-                    self.add::<L, F>(states, state);
+            let end = chunks.end;
+            for (i, chunk) in chunks.enumerate() {
+                let places = [[state, apart], [chunk, end]];
+                match step {
+                    Step::Whole => {
+                        self.chunk::<L, F>(states, places);
+                        self.add::<L, F>(states, state);
+                    }
+                    _ => self.chunk::<L, F>(states.add(i * self.panels * state), places),
                 }
             }
-            if let Step::Chunk(..) = step {
+            if let Step::Chunks(..) = step {
                 return;
             }
             if let Step::Finish(states) = step {
@@ -269,12 +274,12 @@ impl Work<'_> {
     /// Merges states into the totals.
     #[inline(always)]
     unsafe fn add<L: Lanes, F: Form>(&self, states: *mut f32, state: usize) {
-        let (width, len) = (F::width::<L>(), F::result_len::<L>(self.task.padded_v()));
+        let width = F::width::<L>();
         for panel in 0..self.panels {
             // SAFETY: the promise of `run`.
             unsafe {
                 let total = State::at(self.room.totals.add(panel * state), width);
-                merge::<L>(&total, &State::at(states.add(panel * state), width), width, len);
+                merge::<L, F>(&total, &State::at(states.add(panel * state), width), self.task.padded_v());
             }
         }
     }
@@ -308,40 +313,47 @@ impl Work<'_> {
         }
     }
 
-    /// The state of every panel of every head over the keys of one chunk; states of heads lie `apart`.
+    /// The state of every panel of every head over the keys of one chunk of those up to `last`; states of heads lie
+    /// `apart`.
     ///
     /// Heads take turns at each block: in the usual layouts they are neighbours in memory, so the pages and
     /// lines of a block are opened once. Head after head over the chunk, each row would cost a page walk.
     #[inline(always)]
-    unsafe fn chunk<L: Lanes, F: Form>(&self, chunk: usize, states: *mut f32, [state, apart]: [usize; 2]) {
-        let Work { task, unit, room, .. } = self;
-        let dk = task.padded_k();
+    unsafe fn chunk<L: Lanes, F: Form>(
+        &self,
+        states: *mut f32,
+        [[state, apart], [chunk, last]]: [[usize; 2]; 2],
+    ) {
+        let Work { task, unit, .. } = self;
         let seen = unit.visible_to(task, 0, unit.rows - 1);
-        let rows = |(cache, scale), head| CacheRows {
+        let scales = task.scales.map_or([None; 2], |scales| scales.map(Some));
+        let [keys, values] = [(task.k, scales[0]), (task.v, scales[1])].map(|(cache, scale)| CacheRows {
             cache,
             scale,
             table: task.table,
             sequence: unit.sequence.index,
-            head: unit.head + head,
             list: task.lists.map(|lists| lists.at([unit.sequence.token, 0]).cast_const().cast()),
-        };
-        let cache = [(task.k, task.scales.map(|s| s[0])), (task.v, task.scales.map(|s| s[1]))];
+        });
         let mut start = (chunk * CHUNK).max(seen.start / BLOCK * BLOCK);
         let end = ((chunk + 1) * CHUNK).min(seen.end);
-        // SAFETY: the promise of `run`; the keys from start to end are visible or lie between visible ones.
+        // What is asked for ahead may belong to the next chunk.
+        let limit = (last * CHUNK).min(seen.end);
+        // SAFETY: the promise of `run`; the keys from start to limit are visible or lie between visible ones.
         unsafe {
             for head in 0..unit.heads {
                 self.clear::<L, F>(states.add(head * apart), state);
             }
+            let [mut at, mut ahead, mut own] = [[[core::ptr::null_mut(); BLOCK]; 2]; 3];
             while start < end {
+                let count = BLOCK.min(end - start);
                 for head in 0..unit.heads {
-                    let last = head + 1 == unit.heads;
-                    let (next, then) = if last { (0, start + BLOCK) } else { (head + 1, start) };
-                    let [k, v] = cache.map(|cache| rows(cache, head));
-                    let [k_next, v_next] = cache.map(|cache| rows(cache, next).ahead(then, end));
-                    let k = k.load::<L>(start, end, [task.head_dim, dk], F::PACKED, room.keys, k_next);
-                    let states = states.add(head * apart);
-                    self.block::<L, F>(&k, (&v, v_next), [start, end], head, states, state);
+                    let heads = unit.head..unit.head + unit.heads;
+                    for (i, rows) in [&keys, &values].into_iter().enumerate() {
+                        rows.addresses(unit.head + head, start, count, &mut at[i]);
+                        rows.ahead(unit.head + head, heads.clone(), [start, limit], &mut ahead[i]);
+                    }
+                    let (at, states) = ([&at, &ahead], states.add(head * apart));
+                    self.block::<L, F>([&keys, &values], at, &mut own, [start, end], head, states, state);
                 }
                 start += BLOCK;
             }
@@ -355,8 +367,9 @@ impl Work<'_> {
     #[inline(always)]
     unsafe fn block<L: Lanes, F: Form>(
         &self,
-        keys: &Rows,
-        (values, values_ahead): (&CacheRows, [*mut u8; BLOCK]),
+        [keys, values]: [&CacheRows; 2],
+        [at, ahead]: [&[Addresses; 2]; 2],
+        [own_keys, own_values]: &mut [Addresses; 2],
         [start, end]: [usize; 2],
         head: usize,
         states: *mut f32,
@@ -365,6 +378,13 @@ impl Work<'_> {
         let Work { task, unit, room, .. } = self;
         let (dk, dv, width) = (task.padded_k(), task.padded_v(), F::width::<L>());
         let count = BLOCK.min(end - start);
+        let place = [unit.head + head, start, count];
+        // SAFETY: the promise of `run`.
+        let keys = unsafe {
+            let dims = [task.head_dim, dk];
+            keys.load::<L>(&at[0], place, dims, F::PACKED, room.keys, own_keys, &ahead[0])
+        };
+        let mut own_values = Some(own_values);
         let mut loaded = None;
         let mut finite = None;
         for panel in 0..self.panels {
@@ -379,7 +399,8 @@ impl Work<'_> {
             // SAFETY: the promise of `run`.
             unsafe {
                 let query = room.queries.add((head * self.panels + panel) * F::query_len::<L>(dk));
-                F::score::<L>(query, keys, dk, count, room.scores);
+                let counts = [count, last - first + 1];
+                F::score::<L>(query, &keys, dk, counts, room.scores);
                 if !task.scores.is_plain() {
                     self.adjust::<L, F>(head, [first, last], start, count);
                 }
@@ -387,14 +408,13 @@ impl Work<'_> {
                     self.hide::<L, F>(first, last, start, count);
                 }
                 let state = State::at(states.add(panel * state), width);
-                weights::<L>(room.scores, count, width, &state, room.correction);
-                let values = match task.shared {
-                    true => keys,
-                    false => loaded.get_or_insert_with(|| {
-                        let dims = [task.v_head_dim, dv];
-                        values.load::<L>(start, end, dims, F::PACKED, room.values, values_ahead)
-                    }),
-                };
+                F::weights::<L>(room.scores, counts, &state, room.correction);
+                if let (false, Some(own)) = (task.shared, own_values.take()) {
+                    let dims = [task.v_head_dim, dv];
+                    let to = room.values;
+                    loaded = Some(values.load::<L>(&at[1], place, dims, F::PACKED, to, own, &ahead[1]));
+                }
+                let values = loaded.as_ref().unwrap_or(&keys);
                 if !all {
                     let finite = match finite {
                         Some(known) => known,
@@ -402,12 +422,11 @@ impl Work<'_> {
                     };
                     if !finite {
                         let weights = [room.scores, room.correction].map(<*mut f32>::cast_const);
-                        let rows = last - first + 1;
-                        unseen::weigh::<L, F>(room.bounds, rows, weights, values, dv, state.result);
+                        unseen::weigh::<L, F>(room.bounds, counts[1], weights, values, dv, state.result);
                         continue;
                     }
                 }
-                F::weigh::<L>(room.scores, room.correction, values, dv, count, state.result);
+                F::weigh::<L>(room.scores, room.correction, values, dv, counts, state.result);
             }
         }
     }
@@ -422,27 +441,26 @@ impl Work<'_> {
         count: usize,
     ) {
         let Work { task, unit, room, .. } = self;
-        let (width, lanes, sequence) = (F::width::<L>(), F::lanes(), &unit.sequence);
-        // SAFETY: the promise of `run`; a row has `lanes` lanes, and `bounds` room for two numbers a lane.
+        let (width, sequence) = (F::width::<L>(), &unit.sequence);
+        // SAFETY: the promise of `run`; `bounds` has room for two numbers a row.
         unsafe {
-            task.scores.cap::<L>(room.scores, count * width);
+            task.scores.cap::<L>(room.scores, F::scores_len::<L>(count));
             if let Some(slopes) = task.scores.slopes {
                 room.bounds.write_bytes(0, 2 * width);
                 for row in first..=last {
                     let slope = slopes.at([self.place(head, row)[1]]).cast::<f32>().read_unaligned();
                     let position = sequence.kv_len + (unit.first_row + row) / task.group();
                     let ahead = position as f64 - sequence.q_len as f64 - start as f64;
-                    for lane in (row - first) * lanes..(row - first + 1) * lanes {
-                        *room.bounds.add(lane) = slope * core::f32::consts::LOG2_E;
-                        *room.bounds.add(width + lane) = ahead as f32;
-                    }
+                    *room.bounds.add(row - first) = slope * core::f32::consts::LOG2_E;
+                    *room.bounds.add(width + row - first) = ahead as f32;
                 }
-                slope::<L>(room.scores, room.bounds, width, count);
+                F::slope::<L>(room.scores, room.bounds, [count, last - first + 1]);
             }
             for row in first..=last {
                 let [token, head] = self.place(head, row);
-                let scores = room.scores.add((row - first) * lanes);
-                task.scores.mask::<L>([token, head, start], count, room.row, scores, [lanes, width]);
+                let [from, apart] = F::scores_of::<L>(row - first);
+                let scores = room.scores.add(from);
+                task.scores.mask::<L>([token, head, start], count, room.row, scores, apart);
             }
         }
     }
@@ -458,19 +476,17 @@ impl Work<'_> {
             sink.clear::<L>(width, len);
             for row in first..(first + F::rows::<L>()).min(self.unit.rows) {
                 let value = sinks.at([self.place(0, row)[1]]).cast::<f32>().read_unaligned();
-                for lane in (row - first) * F::lanes()..(row - first + 1) * F::lanes() {
-                    *sink.max.add(lane) = value * core::f32::consts::LOG2_E;
-                    *sink.sum.add(lane) = 1.0;
-                }
+                *sink.max.add(row - first) = value * core::f32::consts::LOG2_E;
+                *sink.sum.add(row - first) = 1.0;
             }
-            merge::<L>(total, &sink, width, len);
+            merge::<L, F>(total, &sink, self.task.padded_v());
         }
     }
 
     /// Sets the scores of keys that a row does not see to −∞.
     #[inline(always)]
     unsafe fn hide<L: Lanes, F: Form>(&self, first: usize, last: usize, start: usize, count: usize) {
-        let (width, bounds, scores) = (F::width::<L>(), self.room.bounds, self.room.scores);
+        let (width, bounds) = (F::width::<L>(), self.room.bounds);
         // SAFETY: the promise of `run`.
         unsafe {
             bounds.write_bytes(0, 2 * width);
@@ -478,21 +494,10 @@ impl Work<'_> {
                 let keys = self.unit.visible(self.task, row);
                 let [low, high] =
                     [keys.start, keys.end].map(|key| key.saturating_sub(start).min(count) as f32);
-                for lane in (row - first) * F::lanes()..(row - first + 1) * F::lanes() {
-                    *bounds.add(lane) = low;
-                    *bounds.add(width + lane) = high;
-                }
+                *bounds.add(row - first) = low;
+                *bounds.add(width + row - first) = high;
             }
-            let hidden = L::splat(f32::NEG_INFINITY);
-            for lane in (0..width).step_by(L::LEN) {
-                let (low, high) = (L::load(bounds.add(lane)), L::load(bounds.add(width + lane)));
-                for key in 0..count {
-                    let place = scores.add(key * width + lane);
-                    let key = L::splat(key as f32);
-                    let score = L::select(low.le(key), L::load(place), hidden);
-                    L::select(key.lt(high), score, hidden).store(place);
-                }
-            }
+            F::hide::<L>(self.room.scores, bounds, [count, last - first + 1]);
         }
     }
 
@@ -507,15 +512,14 @@ impl Work<'_> {
             unsafe {
                 let total = State::at(room.totals.add(panel * state), width);
                 self.add_sinks::<L, F>(&total, first);
-                normalize::<L>(&total, width, F::result_len::<L>(dv));
+                normalize::<L, F>(&total, dv);
                 for row in first..(first + F::rows::<L>()).min(unit.rows) {
                     let [token, head] = self.place(0, row);
                     F::take_result::<L>(total.result, row - first, room.row, dv);
                     let to = task.out.at([token, head, 0]);
                     write_row::<L>(task.out.dtype(), room.row, task.out.inner(), task.v_head_dim, to);
                     if let Some(lse) = task.lse {
-                        let lane = (row - first) * F::lanes();
-                        let [max, sum] = [total.max, total.sum].map(|at| f64::from(*at.add(lane)));
+                        let [max, sum] = [total.max, total.sum].map(|at| f64::from(*at.add(row - first)));
                         let value = ((max + sum.log2()) * core::f64::consts::LN_2) as f32;
                         lse.at([token, head]).cast::<f32>().write_unaligned(value);
                     }

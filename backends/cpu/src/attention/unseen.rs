@@ -47,25 +47,24 @@ pub(super) unsafe fn weigh<L: Lanes, F: Form>(
     dim: usize,
     result: *mut f32,
 ) {
-    let (width, len) = (F::width::<L>(), F::result_len::<L>(dim));
-    let mut memory = vec![0f32; 2 * len];
-    let (before, after) = memory.split_at_mut(len);
-    // SAFETY: the caller's promise; a row's results are in its own lanes of every vector.
+    let len = F::result_len::<L>(dim);
+    let mut memory = vec![0f32; 2 * len + dim];
+    let (before, rest) = memory.split_at_mut(len);
+    let (after, line) = rest.split_at_mut(len);
+    // SAFETY: the caller's promise.
     unsafe {
         before.copy_from_slice(core::slice::from_raw_parts(result, len));
         for row in 0..rows {
-            let lane = row * F::lanes();
-            let [low, high] = [*bounds.add(lane), *bounds.add(width + lane)].map(|bound| bound as usize);
+            let [low, high] =
+                [*bounds.add(row), *bounds.add(F::width::<L>() + row)].map(|bound| bound as usize);
             let low = low.min(high).min(BLOCK - 1);
             let at = core::array::from_fn(|key| block.at[(low + key).min(BLOCK - 1)]);
-            let seen = Rows { at, ..*block };
+            let seen = block.with(&at);
             after.copy_from_slice(before);
-            let weights = weights.add(low * width);
-            F::weigh::<L>(weights, correction, &seen, dim, high - low, after.as_mut_ptr());
-            for vector in (0..len).step_by(width) {
-                let lanes = vector + lane..vector + lane + F::lanes();
-                result.add(lanes.start).copy_from_nonoverlapping(after[lanes].as_ptr(), F::lanes());
-            }
+            let weights = weights.add(low * F::scores_of::<L>(row)[1]);
+            F::weigh::<L>(weights, correction, &seen, dim, [high - low, rows], after.as_mut_ptr());
+            F::take_result::<L>(after.as_ptr(), row, line.as_mut_ptr(), dim);
+            F::put_result::<L>(result, row, line.as_ptr(), dim);
         }
     }
 }

@@ -106,30 +106,24 @@ impl Lanes for F32x8 {
     }
 
     #[inline(always)]
-    unsafe fn load_quads(from: *const f32) -> Self {
-        // SAFETY: the caller's promise; the instructions exist, as `Lanes` says.
-        unsafe { F32x8(_mm256_broadcast_ps(&_mm_loadu_ps(from))) }
-    }
-    #[inline(always)]
-    unsafe fn load_quads_f16(from: *const u16) -> Self {
-        // SAFETY: the caller's promise; the instructions exist, as `Lanes` says.
-        unsafe { F32x8(_mm256_cvtph_ps(_mm_set1_epi64x(from.cast::<i64>().read_unaligned()))) }
-    }
-    #[inline(always)]
-    unsafe fn load_quads_bf16(from: *const u16) -> Self {
-        // SAFETY: the caller's promise; the instructions exist, as `Lanes` says.
-        unsafe {
-            let quads = _mm256_set1_epi64x(from.cast::<i64>().read_unaligned());
-            // Each value into the upper half of its lane; indices with the top bit give 0.
-            let order = _mm_setr_epi8(-1, -1, 0, 1, -1, -1, 2, 3, -1, -1, 4, 5, -1, -1, 6, 7);
-            F32x8(_mm256_castsi256_ps(_mm256_shuffle_epi8(quads, _mm256_broadcastsi128_si256(order))))
+    fn turn_fours([a, b, c, d]: [Self; 4]) -> [Self; 4] {
+        lanes! {
+            let low = [_mm256_unpacklo_ps(a.0, b.0), _mm256_unpacklo_ps(c.0, d.0)];
+            let high = [_mm256_unpackhi_ps(a.0, b.0), _mm256_unpackhi_ps(c.0, d.0)];
+            [
+                F32x8(_mm256_shuffle_ps::<0b01_00_01_00>(low[0], low[1])),
+                F32x8(_mm256_shuffle_ps::<0b11_10_11_10>(low[0], low[1])),
+                F32x8(_mm256_shuffle_ps::<0b01_00_01_00>(high[0], high[1])),
+                F32x8(_mm256_shuffle_ps::<0b11_10_11_10>(high[0], high[1])),
+            ]
         }
     }
     #[inline(always)]
-    fn sum_quads(self) -> Self {
+    fn gather_fours([a, b, _, _]: [Self; 4]) -> [Self; 4] {
         lanes! {
-            let pairs = _mm256_add_ps(self.0, _mm256_permute_ps::<0b10_11_00_01>(self.0));
-            F32x8(_mm256_add_ps(pairs, _mm256_permute_ps::<0b01_00_11_10>(pairs)))
+            let low = F32x8(_mm256_permute2f128_ps::<0x20>(a.0, b.0));
+            let high = F32x8(_mm256_permute2f128_ps::<0x31>(a.0, b.0));
+            [low, high, low, high]
         }
     }
 

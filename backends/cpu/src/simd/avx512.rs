@@ -99,30 +99,30 @@ impl Lanes for F32x16 {
     }
 
     #[inline(always)]
-    unsafe fn load_quads(from: *const f32) -> Self {
-        // SAFETY: the caller's promise; the instructions exist, as `Lanes` says.
-        unsafe { F32x16(_mm512_broadcast_f32x4(_mm_loadu_ps(from))) }
-    }
-    #[inline(always)]
-    unsafe fn load_quads_f16(from: *const u16) -> Self {
-        // SAFETY: the caller's promise; the instructions exist, as `Lanes` says.
-        unsafe { F32x16(_mm512_cvtph_ps(_mm256_set1_epi64x(from.cast::<i64>().read_unaligned()))) }
-    }
-    #[inline(always)]
-    unsafe fn load_quads_bf16(from: *const u16) -> Self {
-        // SAFETY: the caller's promise; the instructions exist, as `Lanes` says.
-        unsafe {
-            let quads = _mm512_set1_epi64(from.cast::<i64>().read_unaligned());
-            // Each value into the upper half of its lane; indices with the top bit give 0.
-            let order = _mm_setr_epi8(-1, -1, 0, 1, -1, -1, 2, 3, -1, -1, 4, 5, -1, -1, 6, 7);
-            F32x16(_mm512_castsi512_ps(_mm512_shuffle_epi8(quads, _mm512_broadcast_i32x4(order))))
+    fn turn_fours([a, b, c, d]: [Self; 4]) -> [Self; 4] {
+        lanes! {
+            let low = [_mm512_unpacklo_ps(a.0, b.0), _mm512_unpacklo_ps(c.0, d.0)];
+            let high = [_mm512_unpackhi_ps(a.0, b.0), _mm512_unpackhi_ps(c.0, d.0)];
+            [
+                F32x16(_mm512_shuffle_ps::<0b01_00_01_00>(low[0], low[1])),
+                F32x16(_mm512_shuffle_ps::<0b11_10_11_10>(low[0], low[1])),
+                F32x16(_mm512_shuffle_ps::<0b01_00_01_00>(high[0], high[1])),
+                F32x16(_mm512_shuffle_ps::<0b11_10_11_10>(high[0], high[1])),
+            ]
         }
     }
     #[inline(always)]
-    fn sum_quads(self) -> Self {
+    fn gather_fours([a, b, c, d]: [Self; 4]) -> [Self; 4] {
         lanes! {
-            let pairs = _mm512_add_ps(self.0, _mm512_shuffle_ps::<0b10_11_00_01>(self.0, self.0));
-            F32x16(_mm512_add_ps(pairs, _mm512_shuffle_ps::<0b01_00_11_10>(pairs, pairs)))
+            // Groups 0 and 2, then 1 and 3, of two vectors each.
+            let even = [_mm512_shuffle_f32x4::<0x88>(a.0, b.0), _mm512_shuffle_f32x4::<0x88>(c.0, d.0)];
+            let odd = [_mm512_shuffle_f32x4::<0xdd>(a.0, b.0), _mm512_shuffle_f32x4::<0xdd>(c.0, d.0)];
+            [
+                F32x16(_mm512_shuffle_f32x4::<0x88>(even[0], even[1])),
+                F32x16(_mm512_shuffle_f32x4::<0x88>(odd[0], odd[1])),
+                F32x16(_mm512_shuffle_f32x4::<0xdd>(even[0], even[1])),
+                F32x16(_mm512_shuffle_f32x4::<0xdd>(odd[0], odd[1])),
+            ]
         }
     }
 

@@ -87,23 +87,10 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
     /// `LEN / 2` bytes are writable; any alignment.
     unsafe fn store_nibbles(a: Self::Int, to: *mut u8);
 
-    /// Reads 4 values and repeats them over the vector.
-    ///
-    /// # Safety
-    /// 4 values are readable; any alignment.
-    unsafe fn load_quads(from: *const f32) -> Self;
-    /// Reads 4 halves, exactly, and repeats them over the vector.
-    ///
-    /// # Safety
-    /// 4 halves are readable; any alignment.
-    unsafe fn load_quads_f16(from: *const u16) -> Self;
-    /// Reads 4 bfloat16 values, exactly, and repeats them over the vector.
-    ///
-    /// # Safety
-    /// 4 values are readable; any alignment.
-    unsafe fn load_quads_bf16(from: *const u16) -> Self;
-    /// The sum of each group of 4 lanes, in all 4 of them: `(x0 + x1) + (x2 + x3)`.
-    fn sum_quads(self) -> Self;
+    /// Turns squares of four: with `LEN / 4` squares side by side, vector i has row j's place `4m + i` at `4m + j`.
+    fn turn_fours(rows: [Self; 4]) -> [Self; 4];
+    /// Parts groups of four places: vector m has group m of each of the first `LEN / 4` vectors.
+    fn gather_fours(rows: [Self; 4]) -> [Self; 4];
 
     /// The even and the odd places of `self` followed by `b`.
     fn deinterleave(self, b: Self) -> (Self, Self);
@@ -239,11 +226,6 @@ pub(crate) trait Stored: Copy + Send + Sync + 'static {
     /// # Safety
     /// `n` elements are readable; any alignment.
     unsafe fn load_partial<L: Lanes>(from: *const Self, n: usize) -> L;
-    /// Reads 4 elements, exactly, and repeats them over the vector.
-    ///
-    /// # Safety
-    /// They are readable; any alignment.
-    unsafe fn load_quads<L: Lanes>(from: *const Self) -> L;
     /// Writes `LEN` elements, rounded to nearest even.
     ///
     /// # Safety
@@ -272,11 +254,6 @@ impl Stored for f32 {
         unsafe { L::load_partial(from, n) }
     }
     #[inline(always)]
-    unsafe fn load_quads<L: Lanes>(from: *const Self) -> L {
-        // SAFETY: the caller's promise.
-        unsafe { L::load_quads(from) }
-    }
-    #[inline(always)]
     unsafe fn store<L: Lanes>(lanes: L, to: *mut Self) {
         // SAFETY: the caller's promise.
         unsafe { lanes.store(to) }
@@ -297,7 +274,7 @@ impl Stored for f32 {
 }
 
 macro_rules! stored_16 {
-    ($type:ty, $load:ident, $load_quads:ident, $store:ident) => {
+    ($type:ty, $load:ident, $store:ident) => {
         impl Stored for $type {
             #[inline(always)]
             unsafe fn load<L: Lanes>(from: *const Self) -> L {
@@ -312,11 +289,6 @@ macro_rules! stored_16 {
                     core::ptr::copy_nonoverlapping(from.cast::<u8>(), whole.as_mut_ptr().cast(), 2 * n);
                     L::$load(whole.as_ptr())
                 }
-            }
-            #[inline(always)]
-            unsafe fn load_quads<L: Lanes>(from: *const Self) -> L {
-                // SAFETY: the caller's promise; the type is a transparent u16.
-                unsafe { L::$load_quads(from.cast()) }
             }
             #[inline(always)]
             unsafe fn store<L: Lanes>(lanes: L, to: *mut Self) {
@@ -343,8 +315,8 @@ macro_rules! stored_16 {
         }
     };
 }
-stored_16!(half::f16, load_f16, load_quads_f16, store_f16);
-stored_16!(half::bf16, load_bf16, load_quads_bf16, store_bf16);
+stored_16!(half::f16, load_f16, store_f16);
+stored_16!(half::bf16, load_bf16, store_bf16);
 
 /// A computation over lanes, with its arguments as fields; `run` must be `#[inline(always)]`.
 pub(crate) trait Kernel {

@@ -413,33 +413,6 @@ mod tests {
         }
     }
 
-    struct Quads<'a, T>(&'a [T; 4]);
-    impl<T: Stored> Kernel for Quads<'_, T> {
-        type Output = ([f32; 16], usize);
-        #[inline(always)]
-        fn run<L: Lanes>(self) -> ([f32; 16], usize) {
-            // SAFETY: four elements are there.
-            (unsafe { T::load_quads::<L>(self.0.as_ptr()) }.to_array(), L::LEN)
-        }
-    }
-
-    fn repeats_four<T: Stored>() {
-        let values = [1.5, -0.0, f32::INFINITY, -3.0e-5].map(T::of_f32);
-        for isa in available() {
-            let (lanes, len) = dispatch(isa, Quads(&values));
-            for (i, lane) in lanes[..len].iter().enumerate() {
-                assert_eq!(lane.to_bits(), values[i % 4].to_f32().to_bits(), "{isa:?} lane {i}");
-            }
-        }
-    }
-
-    #[test]
-    fn four_elements_repeat_over_the_vector_on_every_path() {
-        repeats_four::<half::f16>();
-        repeats_four::<half::bf16>();
-        repeats_four::<f32>();
-    }
-
     #[test]
     fn narrow_types_round_to_nearest_even_on_every_path() {
         converts_like_the_scalar(half::f16::ZERO);

@@ -1,6 +1,6 @@
 //! Vectors of f32 written once and compiled for each instruction set: what every kernel outside the matrix
 //! product is built from. The types are in `portable`, `avx2` and `avx512`, what they have in common in
-//! `lanes`, elementary functions in `math`.
+//! `lanes`, elementary functions in `math`, rows turned into columns in `words`.
 
 #![allow(dead_code, unused_imports, reason = "the vector type is complete; no kernel needs all of it")]
 
@@ -12,5 +12,7 @@ pub(crate) mod code;
 mod lanes;
 pub(crate) mod math;
 mod portable;
+mod words;
 
 pub(crate) use lanes::{Kernel, Lanes, Stored, dispatch};
+pub(crate) use words::Words;

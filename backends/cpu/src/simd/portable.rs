@@ -96,28 +96,12 @@ impl Lanes for Plain8 {
     }
 
     #[inline(always)]
-    unsafe fn load_quads(from: *const f32) -> Self {
-        // SAFETY: the caller's promise.
-        let [a, b, c, d] = unsafe { from.cast::<[f32; 4]>().read_unaligned() };
-        Plain8([a, b, c, d, a, b, c, d])
+    fn turn_fours(rows: [Self; 4]) -> [Self; 4] {
+        core::array::from_fn(|i| Plain8(core::array::from_fn(|at| rows[at % 4].0[at / 4 * 4 + i])))
     }
     #[inline(always)]
-    unsafe fn load_quads_f16(from: *const u16) -> Self {
-        // SAFETY: the caller's promise.
-        let [a, b, c, d] = unsafe { from.cast::<[u16; 4]>().read_unaligned() };
-        Plain8([a, b, c, d, a, b, c, d].map(|b| half::f16::from_bits(b).to_f32()))
-    }
-    #[inline(always)]
-    unsafe fn load_quads_bf16(from: *const u16) -> Self {
-        // SAFETY: the caller's promise.
-        let [a, b, c, d] = unsafe { from.cast::<[u16; 4]>().read_unaligned() };
-        Plain8([a, b, c, d, a, b, c, d].map(|b| f32::from_bits(u32::from(b) << 16)))
-    }
-    #[inline(always)]
-    fn sum_quads(self) -> Self {
-        let [a, b, c, d, e, f, g, h] = self.0;
-        let (low, high) = ((a + b) + (c + d), (e + f) + (g + h));
-        Plain8([low, low, low, low, high, high, high, high])
+    fn gather_fours(rows: [Self; 4]) -> [Self; 4] {
+        core::array::from_fn(|m| Plain8(core::array::from_fn(|at| rows[at / 4].0[m % 2 * 4 + at % 4])))
     }
 
     #[inline(always)]

@@ -1,0 +1,479 @@
+//! The query block of decode: few rows, such as a GQA group of one token.
+//!
+//! A lane per row would leave most lanes idle, so lanes run along keys for scores and along columns for results.
+//! Every line of the cache is then read once and whole, and everything that differs from row to row is a number that a
+//! product repeats from memory by itself. Keys are turned, so that a vector has one element of as many keys.
+
+use super::block::{LINE, Rows, prefetch};
+use super::form::{BLOCK, Form};
+use super::softmax::{CHAINS, State, base, exp2_of_negative};
+use crate::simd::{Lanes, Words};
+use core::mem::MaybeUninit;
+use half::{bf16, f16};
+use portolan_ops::DType;
+
+/// Vectors of value columns accumulated together.
+const COLUMNS: usize = 4;
+
+/// Few rows.
+pub(super) struct Few;
+
+impl Form for Few {
+    const PACKED: bool = false;
+
+    fn width<L: Lanes>() -> usize {
+        L::LEN
+    }
+
+    fn rows<L: Lanes>() -> usize {
+        L::LEN / 4
+    }
+
+    fn scores_of<L: Lanes>(row: usize) -> [usize; 2] {
+        [row * BLOCK, 1]
+    }
+
+    fn scores_len<L: Lanes>(_keys: usize) -> usize {
+        Self::rows::<L>() * BLOCK
+    }
+
+    fn query_len<L: Lanes>(dim: usize) -> usize {
+        Self::rows::<L>() * dim
+    }
+
+    fn result_len<L: Lanes>(dim: usize) -> usize {
+        Self::rows::<L>() * dim.next_multiple_of(L::LEN)
+    }
+
+    #[inline(always)]
+    unsafe fn put_query<L: Lanes>(panel: *mut f32, row: usize, from: *const f32, dim: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { panel.add(row * dim).copy_from_nonoverlapping(from, dim) };
+    }
+
+    #[inline(always)]
+    unsafe fn take_result<L: Lanes>(panel: *const f32, row: usize, to: *mut f32, dim: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { to.copy_from_nonoverlapping(panel.add(row * dim.next_multiple_of(L::LEN)), dim) };
+    }
+
+    #[inline(always)]
+    unsafe fn put_result<L: Lanes>(panel: *mut f32, row: usize, from: *const f32, dim: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { panel.add(row * dim.next_multiple_of(L::LEN)).copy_from_nonoverlapping(from, dim) };
+    }
+
+    #[inline(always)]
+    unsafe fn spread<L: Lanes>(rows: *const f32, vector: usize, dim: usize) -> L {
+        // SAFETY: the caller's promise.
+        L::splat(unsafe { *rows.add(vector / dim.div_ceil(L::LEN)) })
+    }
+
+    #[inline(always)]
+    unsafe fn score<L: Lanes>(
+        query: *const f32,
+        block: &Rows,
+        dim: usize,
+        counts: [usize; 2],
+        scores: *mut f32,
+    ) {
+        // SAFETY: the caller's promise; rows are of this type.
+        unsafe {
+            match block.dtype {
+                DType::F16 => score::<L, f16>(query, block, dim, counts, scores),
+                DType::BF16 => score::<L, bf16>(query, block, dim, counts, scores),
+                _ => score::<L, f32>(query, block, dim, counts, scores),
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn hide<L: Lanes>(scores: *mut f32, bounds: *const f32, [keys, rows]: [usize; 2]) {
+        for row in 0..rows {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let [low, high] = [*bounds.add(row), *bounds.add(L::LEN + row)].map(|bound| bound as usize);
+                let scores = core::slice::from_raw_parts_mut(scores.add(row * BLOCK), keys);
+                scores[..low.min(keys)].fill(f32::NEG_INFINITY);
+                scores[high.min(keys)..].fill(f32::NEG_INFINITY);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn slope<L: Lanes>(scores: *mut f32, lines: *const f32, [keys, rows]: [usize; 2]) {
+        for row in 0..rows {
+            // SAFETY: the caller's promise; BLOCK is a multiple of LEN.
+            unsafe {
+                let (slope, ahead) = (L::splat(*lines.add(row)), L::splat(*lines.add(L::LEN + row)));
+                for key in (0..keys).step_by(L::LEN) {
+                    let place = scores.add(row * BLOCK + key);
+                    let keys = L::splat(key as f32).add(L::from_array(&LANE));
+                    slope.neg_mul_add(ahead.sub(keys).abs(), L::load(place)).store(place);
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn rectify<L: Lanes>(
+        scores: *const f32,
+        weights: *const f32,
+        [keys, rows]: [usize; 2],
+        sums: *mut f32,
+    ) {
+        for row in 0..rows {
+            // SAFETY: the caller's promise; BLOCK is a multiple of LEN.
+            unsafe {
+                let weight = L::splat(*weights.add(row));
+                for key in (0..keys).step_by(L::LEN) {
+                    let score = L::load(scores.add(row * BLOCK + key)).max(L::zero());
+                    score.mul_add(weight, L::load(sums.add(key))).store(sums.add(key));
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn weights<L: Lanes>(
+        scores: *mut f32,
+        [keys, rows]: [usize; 2],
+        state: &State,
+        correction: *mut f32,
+    ) {
+        const { assert!(CHAINS.is_multiple_of(L::LEN)) };
+        for row in 0..rows {
+            // SAFETY: the caller's promise; BLOCK is a multiple of LEN.
+            unsafe {
+                let scores = scores.add(row * BLOCK);
+                let whole = keys.next_multiple_of(CHAINS);
+                core::slice::from_raw_parts_mut(scores, whole)[keys..].fill(f32::NEG_INFINITY);
+                let old = *state.max.add(row);
+                let mut top = L::splat(old);
+                for key in (0..whole).step_by(L::LEN) {
+                    top = top.max(L::load(scores.add(key)));
+                }
+                let new = L::splat(top.largest());
+                let base = base(new);
+                let mut sums = [L::zero(); CHAINS];
+                for key in (0..whole).step_by(L::LEN) {
+                    let weight = exp2_of_negative(L::load(scores.add(key)).sub(base));
+                    weight.store(scores.add(key));
+                    let chains = &mut sums[key % CHAINS / L::LEN];
+                    *chains = chains.add(weight);
+                }
+                let mut len = CHAINS / L::LEN;
+                while len > 1 {
+                    len /= 2;
+                    for i in 0..len {
+                        sums[i] = sums[i].add(sums[i + len]);
+                    }
+                }
+                let factor = exp2_of_negative(L::splat(old).sub(base)).to_array()[0];
+                *correction.add(row) = factor;
+                *state.sum.add(row) = *state.sum.add(row) * factor + sums[0].sum();
+                *state.max.add(row) = new.to_array()[0];
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn weigh<L: Lanes>(
+        weights: *const f32,
+        correction: *const f32,
+        block: &Rows,
+        dim: usize,
+        counts: [usize; 2],
+        result: *mut f32,
+    ) {
+        let at = [weights, correction];
+        // SAFETY: the caller's promise; rows are of this type.
+        unsafe {
+            match block.dtype {
+                DType::F16 => weigh::<L, f16>(at, block, dim, counts, result),
+                DType::BF16 => weigh::<L, bf16>(at, block, dim, counts, result),
+                _ => weigh::<L, f32>(at, block, dim, counts, result),
+            }
+        }
+    }
+}
+
+/// The number of each lane.
+const LANE: [f32; 16] = [0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.];
+
+#[inline(always)]
+unsafe fn score<L: Lanes, T: Words>(
+    query: *const f32,
+    block: &Rows,
+    dim: usize,
+    [keys, rows]: [usize; 2],
+    scores: *mut f32,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match rows {
+            1 => score_rows::<L, T, 1>(query, block, dim, keys, scores),
+            _ if L::LEN == 8 => score_rows::<L, T, 2>(query, block, dim, keys, scores),
+            _ => score_rows::<L, T, 4>(query, block, dim, keys, scores),
+        }
+    }
+}
+
+/// As [`Form::score`] for `R` rows of this type.
+///
+/// Keys are taken a vector at a time, their elements a strip at a time. While one strip is multiplied the next is
+/// turned, in small steps: products and moves then share the ports of the processor.
+#[inline(always)]
+unsafe fn score_rows<L: Lanes, T: Words, const R: usize>(
+    query: *const f32,
+    block: &Rows,
+    dim: usize,
+    keys: usize,
+    scores: *mut f32,
+) {
+    let elements = L::LEN * T::PER_WORD;
+    let parts = dim.div_ceil(elements);
+    let count = keys.div_ceil(L::LEN) * parts;
+    // SAFETY: the caller's promise; BLOCK is a multiple of LEN.
+    let strip = |i: usize| unsafe {
+        let (group, first) = (i / parts * L::LEN, i % parts * elements);
+        Strip { keys: block.at.as_ptr().add(group), first, len: elements.min(dim - first) }
+    };
+    let mut turned = [const { MaybeUninit::<[L; 16]>::uninit() }; 2];
+    let mut fours = MaybeUninit::<[L; 16]>::uninit();
+    let fours = fours.as_mut_ptr().cast::<L>();
+    let [mut current, mut other] = turned.each_mut().map(|words| words.as_mut_ptr().cast::<L>());
+    let mut sums = [[L::zero(); 4]; R];
+    let mut now = strip(0);
+    // SAFETY: as above; every strip is turned before it is used.
+    unsafe { now.turn::<L, T>(fours, current) };
+    for i in 0..count {
+        let next = strip((i + 1).min(count - 1));
+        let group = i / parts * L::LEN;
+        // SAFETY: as above; a full strip has `elements` elements of dim.
+        unsafe {
+            let query = query.add(now.first);
+            if now.len == elements {
+                let half = elements / 8;
+                let ahead = Ahead { rows: block.ahead.as_ptr().add(group), at: now.first * size_of::<T>() };
+                for quad in 0..half {
+                    for step in 0..L::LEN / 4 / half {
+                        next.turn_rows::<L, T>(quad * (L::LEN / 4 / half) + step, fours);
+                    }
+                    ahead.ask::<T>(quad);
+                    add_products::<L, T, R>(query, dim, current.cast_const(), quad, &mut sums);
+                }
+                for quad in 0..half {
+                    for step in 0..4 / half {
+                        turn_columns(fours.cast_const(), quad * (4 / half) + step, other);
+                    }
+                    ahead.ask::<T>(half + quad);
+                    add_products::<L, T, R>(query, dim, current.cast_const(), half + quad, &mut sums);
+                }
+            } else {
+                for quad in 0..now.len / 4 {
+                    add_products::<L, T, R>(query, dim, current.cast_const(), quad, &mut sums);
+                }
+                next.turn::<L, T>(fours, other);
+            }
+            if next.first == 0 || i + 1 == count {
+                for (row, sums) in sums.iter_mut().enumerate() {
+                    let sum = sums[0].add(sums[1]).add(sums[2].add(sums[3]));
+                    sum.store(scores.add(row * BLOCK + group));
+                    *sums = [L::zero(); 4];
+                }
+            }
+        }
+        now = next;
+        core::mem::swap(&mut current, &mut other);
+    }
+}
+
+/// Some elements of a vector of keys.
+struct Strip {
+    keys: *const *mut u8,
+    first: usize,
+    len: usize,
+}
+
+impl Strip {
+    /// Turns the elements: a vector of `to` has one word of every key.
+    #[inline(always)]
+    unsafe fn turn<L: Lanes, T: Words>(&self, fours: *mut L, to: *mut L) {
+        // SAFETY: the caller has LEN keys of these elements.
+        unsafe {
+            for step in 0..L::LEN / 4 {
+                self.turn_rows::<L, T>(step, fours);
+            }
+            for step in 0..4 {
+                turn_columns(fours.cast_const(), step, to);
+            }
+        }
+    }
+
+    /// The first half of turning, for the keys `4 · step ..`.
+    #[inline(always)]
+    unsafe fn turn_rows<L: Lanes, T: Words>(&self, step: usize, fours: *mut L) {
+        let mut rows = [L::zero(); 4];
+        for (i, row) in rows.iter_mut().enumerate() {
+            // SAFETY: the caller has LEN keys of these elements.
+            unsafe {
+                let key = (*self.keys.add(4 * step + i)).cast::<T>().cast_const().add(self.first);
+                *row = match self.len / T::PER_WORD {
+                    all if all == L::LEN => T::load_words(key),
+                    some => T::load_some_words(key, some),
+                };
+            }
+        }
+        let turned = L::turn_fours(rows);
+        for (i, turned) in turned.into_iter().enumerate() {
+            // SAFETY: there is room for LEN vectors.
+            unsafe { fours.add(4 * step + i).write(turned) };
+        }
+    }
+}
+
+/// The second half of turning, for every fourth word from `step` on.
+#[inline(always)]
+unsafe fn turn_columns<L: Lanes>(fours: *const L, step: usize, to: *mut L) {
+    let mut column = [L::zero(); 4];
+    for (group, row) in column.iter_mut().enumerate().take(L::LEN / 4) {
+        // SAFETY: the first half has written LEN vectors.
+        *row = unsafe { fours.add(4 * group + step).read() };
+    }
+    for (i, word) in L::gather_fours(column).into_iter().enumerate().take(L::LEN / 4) {
+        // SAFETY: there is room for LEN vectors.
+        unsafe { to.add(4 * i + step).write(word) };
+    }
+}
+
+/// The rows to come, and where in them the present strip is.
+struct Ahead {
+    rows: *const *mut u8,
+    at: usize,
+}
+
+impl Ahead {
+    /// Asks for lines, evenly over the products: a processor forgets what it is asked for faster than memory answers.
+    #[inline(always)]
+    unsafe fn ask<T: Words>(&self, quad: usize) {
+        let each = 4 / T::PER_WORD;
+        if self.at.is_multiple_of(LINE) {
+            for row in quad * each..(quad + 1) * each {
+                // SAFETY: a strip of LEN rows has LEN / each quads.
+                prefetch(unsafe { *self.rows.add(row) }.wrapping_add(self.at));
+            }
+        }
+    }
+}
+
+/// Adds the products of four elements.
+///
+/// # Safety
+/// There are R rows of queries, `dim` apart, and turned words with `quad`'s elements.
+#[inline(always)]
+unsafe fn add_products<L: Lanes, T: Words, const R: usize>(
+    query: *const f32,
+    dim: usize,
+    turned: *const L,
+    quad: usize,
+    sums: &mut [[L; 4]; R],
+) {
+    // SAFETY: the caller's promise.
+    let words = unsafe { T::quad_of(turned, quad) };
+    for (chain, k) in words.into_iter().enumerate() {
+        for (row, sums) in sums.iter_mut().enumerate() {
+            // SAFETY: the caller's promise.
+            let q = unsafe { *query.add(row * dim + 4 * quad + chain) };
+            sums[chain] = k.mul_add(L::splat(q), sums[chain]);
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn weigh<L: Lanes, T: Words>(
+    at: [*const f32; 2],
+    block: &Rows,
+    dim: usize,
+    [keys, rows]: [usize; 2],
+    result: *mut f32,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match rows {
+            1 => weigh_rows::<L, T, 1>(at, block, dim, keys, result),
+            _ if L::LEN == 8 => weigh_rows::<L, T, 2>(at, block, dim, keys, result),
+            _ => weigh_rows::<L, T, 4>(at, block, dim, keys, result),
+        }
+    }
+}
+
+/// As [`Form::weigh`] for `R` rows of this type.
+#[inline(always)]
+unsafe fn weigh_rows<L: Lanes, T: Words, const R: usize>(
+    at: [*const f32; 2],
+    block: &Rows,
+    dim: usize,
+    keys: usize,
+    result: *mut f32,
+) {
+    let apart = dim.next_multiple_of(L::LEN);
+    let mut column = 0;
+    // SAFETY: every call takes columns below dim.
+    unsafe {
+        while column + COLUMNS * L::LEN <= dim {
+            weigh_columns::<L, T, R, COLUMNS>(at, block, keys, [column, apart], L::LEN, result);
+            column += COLUMNS * L::LEN;
+        }
+        while column < dim {
+            let last = L::LEN.min(dim - column);
+            weigh_columns::<L, T, R, 1>(at, block, keys, [column, apart], last, result);
+            column += L::LEN;
+        }
+    }
+}
+
+/// `C` vectors of columns of the results of `R` rows, which lie `apart`; the last vector has `last` columns.
+#[inline(always)]
+unsafe fn weigh_columns<L: Lanes, T: Words, const R: usize, const C: usize>(
+    [weights, correction]: [*const f32; 2],
+    block: &Rows,
+    keys: usize,
+    [column, apart]: [usize; 2],
+    last: usize,
+    result: *mut f32,
+) {
+    // SAFETY: the caller's promise: these columns exist, and keys rows of weights and values.
+    unsafe {
+        let mut sums = [[L::zero(); C]; R];
+        for (row, sums) in sums.iter_mut().enumerate() {
+            let correction = L::splat(*correction.add(row));
+            for (i, sum) in sums.iter_mut().enumerate() {
+                *sum = L::load(result.add(row * apart + column + i * L::LEN)).mul(correction);
+            }
+        }
+        for (key, (values, ahead)) in block.at[..keys].iter().zip(block.ahead).enumerate() {
+            let values = values.cast::<T>().cast_const().add(column);
+            let ahead = ahead.wrapping_add(column * size_of::<T>());
+            for at in (0..C * L::LEN * size_of::<T>()).step_by(LINE) {
+                prefetch(ahead.wrapping_add(at));
+            }
+            let mut v = [L::zero(); C];
+            for (i, v) in v.iter_mut().enumerate() {
+                let values = values.add(i * L::LEN);
+                *v = if C > 1 || last == L::LEN { T::load(values) } else { T::load_partial(values, last) };
+            }
+            for (row, sums) in sums.iter_mut().enumerate() {
+                let weight = L::splat(*weights.add(row * BLOCK + key));
+                for (v, sum) in v.iter().zip(sums) {
+                    *sum = v.mul_add(weight, *sum);
+                }
+            }
+        }
+        for (row, sums) in sums.iter().enumerate() {
+            for (i, sum) in sums.iter().enumerate() {
+                sum.store(result.add(row * apart + column + i * L::LEN));
+            }
+        }
+    }
+}
