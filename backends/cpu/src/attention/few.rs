@@ -7,13 +7,29 @@
 use super::block::{LINE, Rows, prefetch};
 use super::form::{BLOCK, Form};
 use super::softmax::{CHAINS, State, base, exp2_of_negative};
-use crate::simd::{Lanes, Words};
+use crate::simd::{Kernel, Lanes, Words, dispatch};
+use core::marker::PhantomData;
 use core::mem::MaybeUninit;
 use half::{bf16, f16};
 use portolan_ops::DType;
 
 /// Vectors of value columns accumulated together.
 const COLUMNS: usize = 4;
+
+/// Calls a function for rows of this type and as many as there are, in code of its own: the kernels that use a form
+/// have many branches, and all of them in one function would take a compiler minutes.
+macro_rules! for_rows {
+    ($L:ty, $block:expr, $rows:expr, $kernel:ident { $($field:ident),+ }) => {
+        match ($block.dtype, $rows) {
+            (DType::F16, 1) => dispatch(<$L>::ISA, $kernel::<f16, 1> { $($field,)+ of: PhantomData }),
+            (DType::BF16, 1) => dispatch(<$L>::ISA, $kernel::<bf16, 1> { $($field,)+ of: PhantomData }),
+            (_, 1) => dispatch(<$L>::ISA, $kernel::<f32, 1> { $($field,)+ of: PhantomData }),
+            (DType::F16, _) => dispatch(<$L>::ISA, $kernel::<f16, 4> { $($field,)+ of: PhantomData }),
+            (DType::BF16, _) => dispatch(<$L>::ISA, $kernel::<bf16, 4> { $($field,)+ of: PhantomData }),
+            (_, _) => dispatch(<$L>::ISA, $kernel::<f32, 4> { $($field,)+ of: PhantomData }),
+        }
+    };
+}
 
 /// Few rows.
 pub(super) struct Few;
@@ -74,17 +90,10 @@ impl Form for Few {
         query: *const f32,
         block: &Rows,
         dim: usize,
-        counts: [usize; 2],
+        [keys, rows]: [usize; 2],
         scores: *mut f32,
     ) {
-        // SAFETY: the caller's promise; rows are of this type.
-        unsafe {
-            match block.dtype {
-                DType::F16 => score::<L, f16>(query, block, dim, counts, scores),
-                DType::BF16 => score::<L, bf16>(query, block, dim, counts, scores),
-                _ => score::<L, f32>(query, block, dim, counts, scores),
-            }
-        }
+        for_rows!(L, block, rows, Score { query, block, dim, keys, scores });
     }
 
     #[inline(always)]
@@ -183,38 +192,40 @@ impl Form for Few {
         correction: *const f32,
         block: &Rows,
         dim: usize,
-        counts: [usize; 2],
+        [keys, rows]: [usize; 2],
         result: *mut f32,
     ) {
         let at = [weights, correction];
-        // SAFETY: the caller's promise; rows are of this type.
-        unsafe {
-            match block.dtype {
-                DType::F16 => weigh::<L, f16>(at, block, dim, counts, result),
-                DType::BF16 => weigh::<L, bf16>(at, block, dim, counts, result),
-                _ => weigh::<L, f32>(at, block, dim, counts, result),
-            }
-        }
+        for_rows!(L, block, rows, Weigh { at, block, dim, keys, result });
     }
 }
 
 /// The number of each lane.
 const LANE: [f32; 16] = [0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.];
 
-#[inline(always)]
-unsafe fn score<L: Lanes, T: Words>(
+/// As [`Form::score`], for rows of this type; `R` is 1, or as many rows as a panel has.
+struct Score<'a, T, const R: usize> {
     query: *const f32,
-    block: &Rows,
+    block: &'a Rows<'a>,
     dim: usize,
-    [keys, rows]: [usize; 2],
+    keys: usize,
     scores: *mut f32,
-) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        match rows {
-            1 => score_rows::<L, T, 1>(query, block, dim, keys, scores),
-            _ if L::LEN == 8 => score_rows::<L, T, 2>(query, block, dim, keys, scores),
-            _ => score_rows::<L, T, 4>(query, block, dim, keys, scores),
+    of: PhantomData<T>,
+}
+
+impl<T: Words, const R: usize> Kernel for Score<'_, T, R> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        let Self { query, block, dim, keys, scores, .. } = self;
+        // SAFETY: the promise of `Form::score`.
+        unsafe {
+            match (R, L::LEN) {
+                (1, _) => score_rows::<L, T, 1>(query, block, dim, keys, scores),
+                (_, 8) => score_rows::<L, T, 2>(query, block, dim, keys, scores),
+                _ => score_rows::<L, T, 4>(query, block, dim, keys, scores),
+            }
         }
     }
 }
@@ -390,20 +401,29 @@ unsafe fn add_products<L: Lanes, T: Words, const R: usize>(
     }
 }
 
-#[inline(always)]
-unsafe fn weigh<L: Lanes, T: Words>(
+/// As [`Form::weigh`], for rows of this type; `R` as in [`Score`].
+struct Weigh<'a, T, const R: usize> {
     at: [*const f32; 2],
-    block: &Rows,
+    block: &'a Rows<'a>,
     dim: usize,
-    [keys, rows]: [usize; 2],
+    keys: usize,
     result: *mut f32,
-) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        match rows {
-            1 => weigh_rows::<L, T, 1>(at, block, dim, keys, result),
-            _ if L::LEN == 8 => weigh_rows::<L, T, 2>(at, block, dim, keys, result),
-            _ => weigh_rows::<L, T, 4>(at, block, dim, keys, result),
+    of: PhantomData<T>,
+}
+
+impl<T: Words, const R: usize> Kernel for Weigh<'_, T, R> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        let Self { at, block, dim, keys, result, .. } = self;
+        // SAFETY: the promise of `Form::weigh`.
+        unsafe {
+            match (R, L::LEN) {
+                (1, _) => weigh_rows::<L, T, 1>(at, block, dim, keys, result),
+                (_, 8) => weigh_rows::<L, T, 2>(at, block, dim, keys, result),
+                _ => weigh_rows::<L, T, 4>(at, block, dim, keys, result),
+            }
         }
     }
 }

@@ -2,6 +2,7 @@
 //! Each method is one or two intrinsics; the scalar twin is `portable`.
 
 use super::lanes::Lanes;
+use crate::Isa;
 use core::arch::x86_64::*;
 
 /// Eight f32 values.
@@ -17,6 +18,7 @@ macro_rules! lanes {
 }
 
 impl Lanes for F32x8 {
+    const ISA: Isa = Isa::Avx2;
     const LEN: usize = 8;
     type Mask = __m256;
     type Int = __m256i;

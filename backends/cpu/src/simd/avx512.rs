@@ -2,6 +2,7 @@
 //! Each method is one or two intrinsics; the scalar twin is `portable`.
 
 use super::lanes::Lanes;
+use crate::Isa;
 use core::arch::x86_64::*;
 
 /// Sixteen f32 values.
@@ -17,6 +18,7 @@ macro_rules! lanes {
 }
 
 impl Lanes for F32x16 {
+    const ISA: Isa = Isa::Avx512;
     const LEN: usize = 16;
     type Mask = __mmask16;
     type Int = __m512i;

@@ -10,6 +10,8 @@ use crate::Isa;
 /// an intrinsic turns into its instruction only inside a function compiled for it. A kernel's own functions
 /// that take lanes must be so too.
 pub(crate) trait Lanes: Copy + Send + Sync + 'static {
+    /// The instruction set.
+    const ISA: Isa;
     /// Values in a vector; a power of two, at most 16.
     const LEN: usize;
     /// One truth value a lane.

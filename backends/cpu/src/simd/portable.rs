@@ -2,6 +2,7 @@
 //! scalar twin of `avx2` and `avx512`.
 
 use super::lanes::Lanes;
+use crate::Isa;
 
 /// Eight f32 values.
 #[derive(Clone, Copy)]
@@ -17,6 +18,7 @@ fn each<A: Copy, B: Copy, C>(a: [A; 8], b: [B; 8], f: impl Fn(A, B) -> C) -> [C;
 const ROUNDER: f32 = 12_582_912.0;
 
 impl Lanes for Plain8 {
+    const ISA: Isa = Isa::Portable;
     const LEN: usize = 8;
     type Mask = [bool; 8];
     type Int = [i32; 8];
