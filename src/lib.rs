@@ -37,5 +37,7 @@ pub use portolan_core::{
 };
 #[cfg(feature = "cpu")]
 pub use portolan_cpu as cpu;
+#[cfg(feature = "meta")]
+pub use portolan_meta as meta;
 pub use portolan_ops::{DType, Determinism, DeviceId, Element, ErrorKind, OpError, Shape, TensorSpec};
 pub use text_model::TextModel;

@@ -79,7 +79,7 @@ pub fn summary(device: &Device) -> Result<String> {
     ))
 }
 
-/// The page of the documentation: one table for each backend among the devices, by its first device.
+/// The page of the documentation: one table for each backend among the devices that computes, by its first device.
 ///
 /// # Errors
 /// As [`text`].
@@ -93,7 +93,7 @@ pub fn markdown(devices: &[Device]) -> Result<String> {
     let mut seen: Vec<String> = Vec::new();
     for device in devices {
         let backend = device.id().backend().to_owned();
-        if seen.contains(&backend) {
+        if seen.contains(&backend) || !device.info().keeps_data {
             continue;
         }
         let table = device.support_table(LEVEL)?;
