@@ -135,7 +135,7 @@ fn sum(plan: &Plan) -> Cost {
 
 #[test]
 fn published_models_have_the_published_number_of_parameters() {
-    // From the models' own index files: `total_size` over two bytes a parameter.
+    // As the transformers library counts them in the released checkpoints.
     assert_eq!(LLAMA_2_7B.parameters(), 6_738_415_616);
     assert_eq!(LLAMA_3_8B.parameters(), 8_030_261_248);
     for paper in [&LLAMA_2_7B, &LLAMA_3_8B] {
@@ -145,6 +145,18 @@ fn published_models_have_the_published_number_of_parameters() {
         let want = 2 * (paper.layer_matrices() + paper.embeddings()) + 4 * paper.norms();
         assert_eq!(plan.weight_bytes as u64, want);
     }
+}
+
+#[test]
+fn the_formulas_agree_with_an_independent_counter() {
+    // The README of calflops: 1700.06 GFLOP for 128 tokens of Llama 2 7B. It counts logits of every token, all of the
+    // square of attention, and norms.
+    let paper = &LLAMA_2_7B;
+    let square = 4 * paper.layers * paper.heads * paper.head_dim * 128 * 128;
+    let counted = (paper.products(128, 128) + square) as f64;
+    assert!((counted / 1700.06e9 - 1.0).abs() < 1e-4, "{counted:e}");
+    // The causal half is what a token sees: half of the square, and half of its diagonal.
+    assert_eq!(2 * paper.attention(128, 0), square + square / 128);
 }
 
 #[test]
