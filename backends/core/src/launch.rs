@@ -57,6 +57,7 @@ pub struct Launch<'a> {
 
 impl<'a> Launch<'a> {
     pub(crate) fn raw_copy(stream: &'a Arc<StreamInner>, held: &'a dyn Hold, seq: u64) -> Self {
+        // No operator runs on it, so the kind is never booked.
         Self { stream, held, op: None, seq, depth: 0, call: OpKind::Copy, composed: Cell::new(false) }
     }
 
