@@ -388,7 +388,7 @@ impl Backend for ToyBackend {
     }
     fn devices(&self) -> Result<Vec<DeviceInfo>> {
         let (id, name) = (DeviceId::new("toy", 0), "plain loops".into());
-        Ok(vec![DeviceInfo { id, name, memory_bytes: LIMIT, flushes_denormals: false }])
+        Ok(vec![DeviceInfo { id, name, memory_bytes: LIMIT, flushes_denormals: false, keeps_data: true }])
     }
     fn support(&self, _device: Ordinal, query: &OpQuery<'_>) -> Support {
         match limit(&query.spec) {

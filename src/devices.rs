@@ -11,6 +11,8 @@ pub fn registry() -> Result<Registry> {
     let registry = Registry::new();
     #[cfg(feature = "cpu")]
     let registry = registry.with(portolan_cpu::CpuBackend::new(portolan_cpu::CpuOptions::default())?);
+    #[cfg(feature = "meta")]
+    let registry = registry.with(portolan_meta::MetaBackend::new(portolan_meta::MetaOptions::default()));
     Ok(registry)
 }
 

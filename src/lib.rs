@@ -3,7 +3,7 @@
 //! This crate is what a program adds. It opens devices by name ([`open`]), re-exports the contract
 //! (`portolan-core`) and holds what model authors need above it: [`load`] reads weights and configurations,
 //! [`fetch`] brings a known model to this machine, [`tokenizer`] and [`chat`] turn text into token numbers,
-//! [`nn`] and [`models`] compute, [`generate`] writes text; [`TextModel`] is all of these for one file.
+//! [`nn`] and [`models`] compute, [`generate`] writes text, `plan` says what a pass would cost; [`TextModel`] is all of these for one file.
 //!
 //! ```
 //! use portolan::{Shape, StreamOptions, ops};
@@ -24,6 +24,8 @@ pub mod generate;
 pub mod load;
 pub mod models;
 pub mod nn;
+#[cfg(feature = "meta")]
+pub mod plan;
 pub mod support;
 mod text_model;
 pub mod tokenizer;
@@ -32,10 +34,12 @@ pub use devices::{open, registry};
 pub use error::Error;
 pub use portolan_core::{
     Backend, Buffer, CustomOp, CustomSpec, Device, DeviceInfo, Event, Fallback, Graph, HostBuffer, Lens,
-    OpKind, Pending, QuantTensor, Registry, Stream, StreamOptions, StreamReport, Support, Tensor, Weight,
-    call, ops,
+    OpKind, OpUse, Pending, QuantTensor, Registry, Stream, StreamOptions, StreamReport, Support, Tensor,
+    Weight, call, ops,
 };
 #[cfg(feature = "cpu")]
 pub use portolan_cpu as cpu;
-pub use portolan_ops::{DType, Determinism, DeviceId, Element, ErrorKind, OpError, Shape, TensorSpec};
+#[cfg(feature = "meta")]
+pub use portolan_meta as meta;
+pub use portolan_ops::{Cost, DType, Determinism, DeviceId, Element, ErrorKind, OpError, Shape, TensorSpec};
 pub use text_model::TextModel;

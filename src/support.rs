@@ -1,6 +1,6 @@
 //! Which operators a device runs, as text: what `portolan ops` prints and `docs/operators.md` holds.
 
-use portolan_core::{Device, OpSupport, SupportCount};
+use portolan_core::{Device, OpKind, OpSupport, SupportCount};
 use portolan_ops::{DType, Determinism, Result};
 use std::fmt::Write;
 
@@ -61,25 +61,59 @@ pub fn text(device: &Device) -> Result<String> {
     Ok(out)
 }
 
-/// A device in one line.
+macro_rules! classes {
+    (
+        kernel { $( $(#[$kdoc:meta])* $kind:ident, $spec:ty, $method:ident; )* }
+        fused { $( $(#[$fdoc:meta])* $fkind:ident, $fspec:ty, $fmethod:ident; )* }
+    ) => {
+        /// The class of an operator: the module that its contract is in.
+        fn class(kind: OpKind) -> &'static str {
+            match kind {
+                $( OpKind::$kind => module(stringify!($spec)), )*
+                $( OpKind::$fkind => module(stringify!($fspec)), )*
+                _ => "custom",
+            }
+        }
+    };
+}
+portolan_core::for_each_op!(classes);
+
+/// `norm` of `portolan_ops::norm::RmsNormSpec`.
+fn module(path: &'static str) -> &'static str {
+    path.split("::").nth(1).map_or(path, str::trim)
+}
+
+/// How a device runs the cases of each class of operators, and of all, for a terminal.
 ///
 /// # Errors
 /// As [`text`].
 pub fn summary(device: &Device) -> Result<String> {
-    let table = device.support_table(LEVEL)?;
-    let count = |wanted: &str| table.iter().filter(|op| mark(&op.total) == wanted).count();
-    Ok(format!(
-        "{} operators: {} native, {} composed, {} either, {} in part, {} refused",
-        table.len(),
-        count("n"),
-        count("c"),
-        count("m"),
-        count("p"),
-        count("–"),
-    ))
+    // Operators and their cases, class by class, in the order of the table.
+    let mut rows: Vec<(&str, usize, SupportCount)> = Vec::new();
+    let mut all = ("all", 0, SupportCount::default());
+    for op in device.support_table(LEVEL)? {
+        let class = class(op.kind);
+        let at = rows.iter().position(|(name, ..)| *name == class).unwrap_or_else(|| {
+            rows.push((class, 0, SupportCount::default()));
+            rows.len() - 1
+        });
+        for (_, operators, count) in [&mut rows[at], &mut all] {
+            *operators += 1;
+            count.native += op.total.native;
+            count.composed += op.total.composed;
+            count.refused += op.total.refused;
+        }
+    }
+    let mut out =
+        format!("{:12} {:>9} {:>7} {:>9} {:>7}\n", "class", "operators", "native", "composed", "refused");
+    for (name, operators, SupportCount { native, composed, refused }) in rows.into_iter().chain([all]) {
+        let _ = writeln!(out, "{name:12} {operators:>9} {native:>7} {composed:>9} {refused:>7}");
+    }
+    let _ = writeln!(out, "conformance cases run natively, composed from other operators, and refused");
+    Ok(out)
 }
 
-/// The page of the documentation: one table for each backend among the devices, by its first device.
+/// The page of the documentation: one table for each backend among the devices that computes, by its first device.
 ///
 /// # Errors
 /// As [`text`].
@@ -93,7 +127,7 @@ pub fn markdown(devices: &[Device]) -> Result<String> {
     let mut seen: Vec<String> = Vec::new();
     for device in devices {
         let backend = device.id().backend().to_owned();
-        if seen.contains(&backend) {
+        if seen.contains(&backend) || !device.info().keeps_data {
             continue;
         }
         let table = device.support_table(LEVEL)?;

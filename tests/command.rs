@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-const SUBCOMMANDS: [&str; 7] = ["devices", "check", "fetch", "inspect", "generate", "chat", "bench"];
+const SUBCOMMANDS: [&str; 9] =
+    ["devices", "ops", "check", "fetch", "inspect", "generate", "chat", "bench", "plan"];
 
 fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_portolan"));
@@ -121,6 +122,15 @@ fn wrong_arguments_end_with_2_and_say_what_was_wrong() {
         (&["generate", "--model", "m", "--repetition-penalty", "0", "text"][..], "above 0"),
         (&["generate", "--model", "m", "--top-p", "2", "text"][..], "0 to 1"),
         (&["generate", "--model", "m", "--threads", "0", "text"][..], "threads"),
+        (&["plan"][..], "--model"),
+        (&["plan", "--model", "m", "--tokens", "0"][..], "tokens"),
+        (&["plan", "--model", "m", "--tokens", "many"][..], "tokens"),
+        (&["plan", "--model", "m", "--batch", "0"][..], "batch"),
+        (&["plan", "--model", "m", "--batch", "9999999"][..], "1048576"),
+        (&["plan", "--model", "m", "--cached=-1"][..], "cached"),
+        (&["plan", "--model", "m", "--device", "cpu:0"][..], "--device"),
+        (&["ops", "cpu:0", "--summary", "--markdown"][..], "--markdown"),
+        (&["check", "--device", "meta:0"][..], "keeps no data"),
         (&["sing"][..], "sing"),
     ] {
         let output = run(args);
@@ -131,8 +141,9 @@ fn wrong_arguments_end_with_2_and_say_what_was_wrong() {
 }
 
 #[test]
-fn devices_lists_the_cpu() {
+fn devices_lists_the_cpu_and_the_device_that_only_counts() {
     let list = succeed(&["devices"]);
+    assert!(list.lines().any(|line| line.starts_with("meta:0") && line.contains("keeps no data")), "{list}");
     assert!(list.lines().any(|line| line.starts_with("cpu:0") && line.contains("GiB")), "{list}");
 }
 
@@ -152,6 +163,92 @@ fn check_finds_every_configuration_right_and_identical() {
         }
     }
     assert!(fail(&["check", "--device", "tpu:0"]).contains("registered are"));
+}
+
+#[test]
+fn ops_counts_what_a_device_runs_by_class_of_operators() {
+    // Class, operators, native, composed, refused.
+    let rows = |device: &str| -> Vec<(String, Vec<usize>)> {
+        let table = succeed(&["ops", device, "--summary"]);
+        assert!(table.starts_with(&format!("{device}\nclass")), "{table}");
+        let row = |line: &str| {
+            let mut words = line.split_whitespace();
+            let class = words.next()?.to_owned();
+            let counts = words.map(|word| word.parse().ok()).collect::<Option<Vec<usize>>>()?;
+            (counts.len() == 4).then_some((class, counts))
+        };
+        table.lines().filter_map(row).collect()
+    };
+    let (cpu, meta) = (rows("cpu:0"), rows("meta:0"));
+    for (rows, device) in [(&cpu, "cpu:0"), (&meta, "meta:0")] {
+        let (all, classes) = rows.split_last().unwrap();
+        assert!(classes.iter().any(|(class, _)| class == "kernel") && all.0 == "all", "{rows:?}");
+        for column in 0..4 {
+            assert_eq!(classes.iter().map(|(_, row)| row[column]).sum::<usize>(), all.1[column], "{device}");
+        }
+        // The long table has a line for each operator.
+        let table = succeed(&["ops", device]);
+        assert_eq!(table.lines().count(), all.1[0] + 3, "{table}");
+    }
+    // The cases are the same; the device that only counts takes them all as they are.
+    for ((class, on_cpu), (_, on_meta)) in cpu.iter().zip(&meta) {
+        assert_eq!(on_cpu[1..].iter().sum::<usize>(), on_meta[1], "{class}");
+        assert_eq!(on_meta[2..], [0, 0], "{class}");
+    }
+    assert!(fail(&["ops", "tpu:0"]).contains("registered are: cpu, meta"));
+    assert!(fail(&["ops", "cpu:9", "--summary"]).contains("cpu:9 does not exist"));
+}
+
+#[test]
+fn plan_shows_the_cost_by_operator_and_in_all_without_weights() {
+    let (folder, path) = model();
+    let shown = succeed(&["plan", "--model", &path, "--tokens", "16", "--batch", "2"]);
+    for part in [
+        "2 x 16 tokens behind 0 cached",
+        "linear",
+        "attention",
+        "total",
+        "kv cache",
+        "experts as evenly used",
+    ] {
+        assert!(shown.contains(part), "no {part}:\n{shown}");
+    }
+    let json = |args: &[&str]| -> serde_json::Value {
+        serde_json::from_str(&succeed(&[&["plan", "--json", "--model"], args].concat())).unwrap()
+    };
+    let fused = json(&[&path, "--tokens", "16", "--batch", "2"]);
+    let composed = json(&[&path, "--tokens", "16", "--batch", "2", "--composed"]);
+    for plan in [&fused, &composed] {
+        for column in ["calls", "flops", "bytes_read", "bytes_written", "bytes_comm"] {
+            let rows = plan["operators"].as_array().unwrap();
+            let sum: u64 = rows.iter().map(|row| row[column].as_u64().unwrap()).sum();
+            assert_eq!(plan["total"][column].as_u64(), Some(sum), "{column}");
+        }
+        // Two layers of 2 key heads of 16, keys and values in two bytes, 16 tokens of 2 sequences.
+        assert_eq!(plan["kv_bytes"], 2 * 2 * 2 * 16 * 2 * 16 * 2);
+        assert!(plan["peak_bytes"].as_u64() > plan["weight_bytes"].as_u64());
+    }
+    assert_eq!((&fused["counted"], &composed["counted"]), (&"fused".into(), &"composed".into()));
+    assert_eq!(fused["total"]["calls"], composed["total"]["calls"]);
+    assert!(composed["total"]["bytes_read"].as_u64() > fused["total"]["bytes_read"].as_u64());
+
+    // A configuration alone says the same as the weights beside it.
+    let config = folder.path().join("config.json");
+    std::fs::copy(PathBuf::from(golden("llama-gqa")).join("config.json"), &config).unwrap();
+    let whole = json(&[&golden("llama-gqa"), "--tokens", "5"]);
+    for described in [config.as_path(), folder.path()] {
+        let described = json(&[described.to_str().unwrap(), "--tokens", "5"]);
+        for part in ["operators", "total", "weight_bytes", "kv_bytes", "peak_bytes"] {
+            assert_eq!(described[part], whole[part], "{part}");
+        }
+    }
+    let none = tempfile::tempdir().unwrap();
+    assert!(fail(&["plan", "--model", none.path().to_str().unwrap()]).contains("config.json"));
+    assert!(fail(&["plan", "--model", "/no/such/file"]).contains("no file or folder"));
+    let message = fail(&["plan", "--model", &path, "--tokens", "65000", "--cached", "1000"]);
+    assert!(message.contains("expected 1 to 65536"), "{message}");
+    std::fs::write(&config, "{\"architectures\": [\"MysteryForCausalLM\"]}").unwrap();
+    assert!(fail(&["plan", "--model", config.to_str().unwrap()]).contains("MysteryForCausalLM"));
 }
 
 #[test]

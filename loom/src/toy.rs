@@ -249,7 +249,7 @@ impl Backend for Toy {
     }
     fn devices(&self) -> Result<Vec<DeviceInfo>> {
         let (id, name) = (DeviceId::new("toy", 0), "toy".into());
-        Ok(vec![DeviceInfo { id, name, memory_bytes: 1 << 40, flushes_denormals: false }])
+        Ok(vec![DeviceInfo { id, name, memory_bytes: 1 << 40, flushes_denormals: false, keeps_data: true }])
     }
     fn support(&self, _: Ordinal, _: &OpQuery<'_>) -> Support {
         Support::No(Unsupported::NotImplemented)

@@ -4,16 +4,20 @@
 //! our own and everything in them is taken for hostile: a bad file is a [`LoadError`], never a panic.
 
 pub mod config;
+mod config_only;
 mod error;
+mod form;
 pub mod gguf;
 pub mod names;
 pub mod safetensors;
 mod source;
 mod weights;
 
+pub use config_only::ConfigOnly;
 pub use error::{LoadError, Result};
+pub use form::WeightForm;
 pub use source::{Bytes, FileSource, Source};
-pub use weights::{HostQuant, HostWeight, SourceMetadata, WeightSource, open};
+pub use weights::{HostQuant, HostWeight, SourceMetadata, WeightSource, open, open_specs};
 
 #[cfg(not(target_endian = "little"))]
 compile_error!("weights are kept as little-endian bytes, which this target would misread");

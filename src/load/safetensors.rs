@@ -4,6 +4,7 @@
 //! has been held against the file, and an index may name files of its own folder only.
 
 use super::error::{LoadError, Result, printable};
+use super::form::WeightForm;
 use super::names::Naming;
 use super::source::{FileSource, Source, expect_range, read_vec};
 use super::weights::{HostWeight, SourceMetadata, WeightSource};
@@ -110,24 +111,33 @@ impl SafetensorsFile {
         })
     }
 
-    fn load(&self, name: &str) -> Result<HostWeight> {
-        let info = self.info(name)?;
-        let refuse = || LoadError::UnsupportedType {
+    fn refuse(&self, name: &str, dtype: Dtype) -> LoadError {
+        LoadError::UnsupportedType {
             path: self.source.path().into(),
             name: printable(name),
-            seen: format!("{:?}", info.dtype),
+            seen: format!("{dtype:?}"),
             supported: SUPPORTED,
-        };
-        let dtype = dtype_of(info.dtype).ok_or_else(refuse)?;
-        let spec = TensorSpec::new(dtype, self.shape(name)?);
+        }
+    }
+
+    fn spec(&self, name: &str) -> Result<TensorSpec> {
+        let dtype = self.info(name)?.dtype;
+        let known = dtype_of(dtype).ok_or_else(|| self.refuse(name, dtype))?;
+        Ok(TensorSpec::new(known, self.shape(name)?))
+    }
+
+    fn load(&self, name: &str) -> Result<HostWeight> {
+        let (info, spec) = (self.info(name)?, self.spec(name)?);
         let (start, end) = info.data_offsets;
         let what = format!("tensor `{}`", printable(name));
         let at = self.data_start.saturating_add(start as u64);
         let bytes = read_vec(self.source.as_ref(), &what, at, (end - start) as u64)?;
-        if dtype == DType::Bool && bytes.iter().any(|&b| b > 1) {
+        if spec.dtype() == DType::Bool && bytes.iter().any(|&b| b > 1) {
             return Err(LoadError::tensor(self.source.path(), name, "holds bools other than 0 and 1"));
         }
-        Ok(HostWeight::Dense(HostTensor::from_bytes(&spec, bytes).map_err(|_| refuse())?))
+        Ok(HostWeight::Dense(
+            HostTensor::from_bytes(&spec, bytes).map_err(|_| self.refuse(name, info.dtype))?,
+        ))
     }
 }
 
@@ -181,6 +191,11 @@ impl SafetensorsModel {
     pub fn parse(source: Box<dyn Source>) -> Result<Self> {
         let path = source.path().to_path_buf();
         Self::of(&path, vec![SafetensorsFile::parse(source)?], None)
+    }
+
+    /// Whether a folder has weights in this format.
+    pub(super) fn is_in(folder: &Path) -> bool {
+        folder.join(INDEX).is_file() || folder.join(SINGLE).is_file()
     }
 
     /// Opens a folder: `config.json`, and `model.safetensors` or `model.safetensors.index.json` with its files.
@@ -320,6 +335,10 @@ impl WeightSource for SafetensorsModel {
     fn stored_bytes(&self, name: &str) -> Result<Option<u64>> {
         let (start, end) = self.file(name)?.info(name)?.data_offsets;
         Ok(Some((end - start) as u64))
+    }
+
+    fn form(&self, name: &str, _wanted: &Shape) -> Result<WeightForm> {
+        Ok(WeightForm::Dense(self.file(name)?.spec(name)?))
     }
 
     fn load(&self, name: &str) -> Result<HostWeight> {

@@ -2,7 +2,9 @@
 //!
 //! A later stage uploads; nothing here knows a device. The formats are in `gguf/` and `safetensors.rs`.
 
+use super::config_only::ConfigOnly;
 use super::error::{LoadError, Result};
+use super::form::WeightForm;
 use super::gguf::{self, Gguf};
 use super::names::Naming;
 use super::safetensors::SafetensorsModel;
@@ -140,12 +142,17 @@ impl HostWeight {
         }
     }
 
+    /// The parts: the elements, or codes, scales and what else the scheme has.
+    pub fn parts(&self) -> Vec<&HostTensor> {
+        match self {
+            HostWeight::Dense(tensor) => vec![tensor],
+            HostWeight::Quant(quant) => quant.parts().collect(),
+        }
+    }
+
     /// Bytes held.
     pub fn bytes(&self) -> usize {
-        match self {
-            HostWeight::Dense(tensor) => tensor.bytes().len(),
-            HostWeight::Quant(quant) => quant.parts().map(|part| part.bytes().len()).sum(),
-        }
+        self.parts().iter().map(|part| part.bytes().len()).sum()
     }
 
     /// The elements in f32, in row-major order: exact for narrower floats, by the f32 rule of
@@ -195,6 +202,13 @@ pub trait WeightSource: Send + Sync + core::fmt::Debug {
     /// `MissingTensor`.
     fn stored_bytes(&self, name: &str) -> Result<Option<u64>>;
 
+    /// What [`load`](Self::load) would give, without reading an element. `wanted` are the extents that the model
+    /// expects: the answer of a source that has no tensors to ask.
+    ///
+    /// # Errors
+    /// `MissingTensor`, `UnsupportedType`.
+    fn form(&self, name: &str, wanted: &Shape) -> Result<WeightForm>;
+
     /// Reads a tensor into memory of its own.
     ///
     /// # Errors
@@ -234,6 +248,10 @@ impl WeightSource for Gguf {
         Ok(self.tensor(name)?.bytes())
     }
 
+    fn form(&self, name: &str, _wanted: &Shape) -> Result<WeightForm> {
+        Gguf::form(self, name)
+    }
+
     fn load(&self, name: &str) -> Result<HostWeight> {
         Gguf::load(self, name)
     }
@@ -265,4 +283,22 @@ pub fn open(path: &Path) -> Result<Box<dyn WeightSource>> {
         return Ok(Box::new(Gguf::parse(Box::new(source))?));
     }
     Ok(Box::new(SafetensorsModel::open_file(path)?))
+}
+
+/// Opens what says how a model is made: as [`open`], and also a `config.json`, or a folder that has one and no
+/// weights. Such a model can be loaded onto devices that keep no data, and onto no other.
+///
+/// # Errors
+/// As [`open`], and [`ConfigOnly::open`].
+pub fn open_specs(path: &Path) -> Result<Box<dyn WeightSource>> {
+    if path.extension().is_some_and(|extension| extension == "json") {
+        return Ok(Box::new(ConfigOnly::open(path)?));
+    }
+    if path.is_dir() && !SafetensorsModel::is_in(path) {
+        let config = path.join("config.json");
+        if config.is_file() {
+            return Ok(Box::new(ConfigOnly::open(&config)?));
+        }
+    }
+    open(path)
 }

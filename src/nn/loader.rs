@@ -1,10 +1,12 @@
 //! Weights from a file to a device, by canonical name, in the form the device computes on.
+//!
+//! A device that keeps no data is given the same tensors, and nothing is read for it.
 
 use crate::Error;
 use crate::load::names::NameMap;
-use crate::load::{HostQuant, HostWeight, LoadError, WeightSource};
+use crate::load::{HostWeight, LoadError, WeightForm, WeightSource};
 use portolan_core::{HostBuffer, OpKind, QuantTensor, Stream, Tensor, Weight};
-use portolan_ops::{ActQuant, HostTensor, Shape, TensorSpec};
+use portolan_ops::{ActQuant, DType, HostTensor, OpError, Shape, TensorSpec};
 use std::sync::Arc;
 
 /// How products with quantized weights treat activations.
@@ -68,39 +70,61 @@ impl<'a> Loader<'a> {
         self.file_name(canonical, layer).is_ok_and(|name| self.source.contains(&name))
     }
 
-    /// A tensor on the host, which must have the extents the model expects.
-    fn host(&mut self, canonical: &str, layer: usize, dims: &[usize]) -> Result<HostWeight, Error> {
+    /// How a tensor is held, which must have the extents the model expects.
+    fn form(&self, canonical: &str, layer: usize, dims: &[usize]) -> Result<WeightForm, Error> {
         let name = self.file_name(canonical, layer)?;
-        let shape = self.source.shape(&name)?;
-        if shape.dims() != dims {
-            let what = format!("is {shape}, the model's configuration makes it {dims:?}");
+        let form = self.source.form(&name, &Shape::new(dims)?)?;
+        if form.shape().dims() != dims {
+            let what = format!("is {}, the model's configuration makes it {dims:?}", form.shape());
             return Err(LoadError::tensor(self.source.path(), &name, what).into());
         }
-        let weight = self.source.load(&name)?;
-        self.loaded += shape.numel() as u64;
+        Ok(form)
+    }
+
+    /// The elements of a tensor whose form was asked for; none for a device that would not keep them.
+    fn read(
+        &mut self,
+        canonical: &str,
+        layer: usize,
+        form: &WeightForm,
+    ) -> Result<Option<HostWeight>, Error> {
+        let name = self.file_name(canonical, layer)?;
+        let host = if self.keeps_data() { Some(self.source.load(&name)?) } else { None };
+        self.loaded += form.shape().numel() as u64;
         (self.progress)(self.loaded, self.total);
-        Ok(weight)
+        Ok(host)
+    }
+
+    fn keeps_data(&self) -> bool {
+        self.stream.device().info().keeps_data
     }
 
     /// A vector in f32: a norm's weight or a bias.
     pub fn vector(&mut self, canonical: &str, layer: usize, len: usize) -> Result<Tensor, Error> {
-        let values = self.host(canonical, layer, &[len])?.to_f32();
-        Ok(self.stream.upload(&values, &Shape::new(&[len])?)?)
+        self.vectors(&[(canonical, len)], layer)
     }
 
     /// Several vectors behind each other, in f32.
     pub fn vectors(&mut self, parts: &[(&str, usize)], layer: usize) -> Result<Tensor, Error> {
-        let mut values = Vec::new();
+        let (mut values, mut numel) = (Vec::new(), 0);
         for &(canonical, len) in parts {
-            values.extend(self.host(canonical, layer, &[len])?.to_f32());
+            let form = self.form(canonical, layer, &[len])?;
+            let host = self.read(canonical, layer, &form)?;
+            values.extend(host.iter().flat_map(HostWeight::to_f32));
+            numel += len;
         }
-        Ok(self.stream.upload(&values, &Shape::new(&[values.len()])?)?)
+        let shape = Shape::new(&[numel])?;
+        Ok(match self.keeps_data() {
+            true => self.stream.upload(&values, &shape)?,
+            false => self.stream.empty(&TensorSpec::new(DType::F32, shape))?,
+        })
     }
 
     /// A weight `[n, k]` as the file has it, for row look-ups.
     pub fn weight(&mut self, canonical: &str, layer: usize, n: usize, k: usize) -> Result<Weight, Error> {
-        let host = self.host(canonical, layer, &[n, k])?;
-        self.upload(&host, canonical)
+        let form = self.form(canonical, layer, &[n, k])?;
+        let host = self.read(canonical, layer, &form)?;
+        self.upload(&form, host.as_slice(), canonical)
     }
 
     /// The rows of several weights as one, packed for products; `None` when their formats differ.
@@ -110,13 +134,15 @@ impl<'a> Loader<'a> {
         layer: usize,
         k: usize,
     ) -> Result<Option<Weight>, Error> {
+        let forms = parts.iter().map(|&(canonical, n)| self.form(canonical, layer, &[n, k]));
+        let forms = forms.collect::<Result<Vec<_>, Error>>()?;
+        let Some(whole) = WeightForm::concat_rows(&forms)? else { return Ok(None) };
         let mut hosts = Vec::new();
-        for &(canonical, n) in parts {
-            hosts.push(self.host(canonical, layer, &[n, k])?);
+        for (&(canonical, _), form) in parts.iter().zip(&forms) {
+            hosts.extend(self.read(canonical, layer, form)?);
         }
-        let Some(host) = concat_rows(hosts)? else { return Ok(None) };
         let label = parts.first().map_or("weight", |(name, _)| name);
-        let weight = self.upload(&host, label)?;
+        let weight = self.upload(&whole, &hosts, label)?;
         Ok(Some(self.pack(&weight)?))
     }
 
@@ -133,60 +159,44 @@ impl<'a> Loader<'a> {
         Ok(if self.precision == Precision::Fast && integers { ActQuant::INT8 } else { ActQuant::None })
     }
 
-    fn upload(&self, host: &HostWeight, label: &str) -> Result<Weight, Error> {
+    /// A weight on the device: the rows of the hosts one behind the other, or memory alone where there are none.
+    fn upload(&self, form: &WeightForm, hosts: &[HostWeight], label: &str) -> Result<Weight, Error> {
         let label: Arc<str> = label.into();
-        let part = |tensor: &HostTensor| {
-            self.stream.upload_bytes(tensor.spec(), HostBuffer::from_bytes(tensor.bytes())?, &label)
+        let parts: Vec<Vec<&HostTensor>> = hosts.iter().map(HostWeight::parts).collect();
+        let part = |at: usize, spec: &TensorSpec| -> Result<Tensor, OpError> {
+            if hosts.is_empty() {
+                return self.stream.empty_labelled(spec, &label);
+            }
+            let bytes: Vec<&[u8]> = parts.iter().filter_map(|p| p.get(at)).map(|part| part.bytes()).collect();
+            self.stream.upload_bytes(spec, joined(&bytes)?, &label)
         };
-        Ok(match host {
-            HostWeight::Dense(tensor) => Weight::Dense(part(tensor)?),
-            HostWeight::Quant(quant) => Weight::Quant(QuantTensor::new(
-                *quant.spec().scheme(),
-                part(quant.codes())?,
-                part(quant.scale())?,
-                quant.offset().map(part).transpose()?,
-                quant.outer().map(part).transpose()?,
-                quant.outer_offset().map(part).transpose()?,
-            )?),
+        Ok(match form {
+            WeightForm::Dense(spec) => Weight::Dense(part(0, spec)?),
+            WeightForm::Quant(_, spec) => {
+                let (codes, scale) = (part(0, spec.codes())?, part(1, spec.scale())?);
+                // Of the others those that the scheme has follow, without gaps.
+                let mut at = 1;
+                let mut next = |spec: Option<&TensorSpec>| {
+                    at += usize::from(spec.is_some());
+                    spec.map(|spec| part(at, spec)).transpose()
+                };
+                let (offset, outer) = (next(spec.offset())?, next(spec.outer())?);
+                let outer_offset = next(spec.outer_offset())?;
+                QuantTensor::new(*spec.scheme(), codes, scale, offset, outer, outer_offset)?.into()
+            }
         })
     }
 }
 
-/// One weight with the rows of all; `None` when element types or schemes differ.
-fn concat_rows(hosts: Vec<HostWeight>) -> Result<Option<HostWeight>, Error> {
-    if hosts.len() == 1 {
-        return Ok(hosts.into_iter().next());
-    }
-    let rows: usize = hosts.iter().map(|h| h.shape().rows()).sum();
-    let k = hosts.first().map_or(0, |h| h.shape().last());
-    let dense: Option<Vec<&HostTensor>> =
-        hosts.iter().map(|h| if let HostWeight::Dense(t) = h { Some(t) } else { None }).collect();
-    if let Some(dense) = dense {
-        if dense.iter().any(|t| t.spec().dtype() != dense[0].spec().dtype()) {
-            return Ok(None);
+/// Bytes behind each other, in memory that a copy may use.
+fn joined(parts: &[&[u8]]) -> Result<HostBuffer, OpError> {
+    let mut host = HostBuffer::zeroed(parts.iter().map(|part| part.len()).sum())?;
+    if let Some(mut room) = host.bytes_mut() {
+        for part in parts {
+            let (here, rest) = room.split_at_mut(part.len());
+            here.copy_from_slice(part);
+            room = rest;
         }
-        let spec = TensorSpec::of(dense[0].spec().dtype(), &[rows, k])?;
-        let bytes = dense.iter().flat_map(|t| t.bytes()).copied().collect();
-        return Ok(Some(HostWeight::Dense(HostTensor::from_bytes(&spec, bytes)?)));
     }
-    let quant: Option<Vec<&HostQuant>> =
-        hosts.iter().map(|h| if let HostWeight::Quant(q) = h { Some(q.as_ref()) } else { None }).collect();
-    let Some(quant) = quant else { return Ok(None) };
-    let scheme = *quant[0].spec().scheme();
-    // Rows that share a scale with a neighbour's cannot be cut from it.
-    if scheme.block[0] != 1 || quant.iter().any(|q| *q.spec().scheme() != scheme) {
-        return Ok(None);
-    }
-    let join = |get: fn(&HostQuant) -> Option<&HostTensor>| -> Vec<u8> {
-        quant.iter().filter_map(|q| get(q)).flat_map(HostTensor::bytes).copied().collect()
-    };
-    let parts = [
-        join(|q| Some(q.codes())),
-        join(|q| Some(q.scale())),
-        join(HostQuant::offset),
-        join(HostQuant::outer),
-        join(HostQuant::outer_offset),
-    ];
-    let spec = portolan_ops::quant::QuantSpec::of(scheme, rows, k)?;
-    Ok(Some(HostWeight::Quant(Box::new(HostQuant::new(Shape::new(&[rows, k])?, spec, parts)?))))
+    Ok(host)
 }

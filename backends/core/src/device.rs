@@ -25,6 +25,9 @@ pub struct DeviceInfo {
     pub memory_bytes: usize,
     /// Whether subnormal numbers are flushed to zero.
     pub flushes_denormals: bool,
+    /// Whether its memory holds what is written to it. A device without data only counts shapes and costs:
+    /// nothing can be downloaded from it, and loading a model onto it reads no weights.
+    pub keeps_data: bool,
 }
 
 /// What the submission lock protects.

@@ -7,7 +7,7 @@ use crate::backend::Support;
 use crate::buffer::Buffer;
 use crate::device::DeviceInner;
 use crate::launch::{Held, Hold, book_replay, order_operands, submit};
-use crate::op::Op;
+use crate::op::{Op, OpKind};
 use crate::pool::Pool;
 use crate::stream::{Fallback, Stream, StreamInner};
 use crate::sync::thread::{self, ThreadId};
@@ -108,7 +108,8 @@ pub struct Graph {
     ops: Vec<Box<dyn Op>>,
     /// Every buffer touched, with the union of its accesses.
     touched: Vec<(Buffer, Access)>,
-    cost: Cost,
+    /// Calls by kind, their number and their cost.
+    calls: Vec<(OpKind, u64, Cost)>,
     replay: Mutex<PrivatePool>,
 }
 
@@ -182,16 +183,19 @@ impl Stream {
             return Err(OpError::internal("capture", "the capture vanished"));
         };
         let mut touched: Vec<(Buffer, Access)> = Vec::new();
-        let mut cost = Cost::default();
+        let mut calls: Vec<(OpKind, u64, Cost)> = Vec::new();
         for op in &ops {
-            cost += op.cost();
+            match calls.iter_mut().find(|(kind, _, _)| *kind == op.kind()) {
+                Some((_, count, cost)) => (*count, *cost) = (*count + 1, *cost + op.cost()),
+                None => calls.push((op.kind(), 1, op.cost())),
+            }
             op.operands(&mut |arg| match touched.iter_mut().find(|(buffer, _)| buffer.same(arg.buffer)) {
                 Some((_, access)) if *access != arg.access => *access = Access::ReadWrite,
                 Some(_) => {}
                 None => touched.push((arg.buffer.clone(), arg.access)),
             });
         }
-        Ok(Graph { ops, touched, cost, replay: Mutex::new(private) })
+        Ok(Graph { ops, touched, calls, replay: Mutex::new(private) })
     }
 }
 
@@ -206,7 +210,7 @@ impl Graph {
     }
     /// Cost of one replay, every operator counted as one kernel.
     pub fn cost(&self) -> Cost {
-        self.cost
+        self.calls.iter().fold(Cost::default(), |sum, &(_, _, cost)| sum + cost)
     }
 
     /// Runs everything again on a stream of the same device, as one operator: ordered behind whatever
@@ -231,10 +235,10 @@ impl Graph {
                 order_operands(stream.id(), submission, seq, &mut |visit| {
                     self.touched.iter().for_each(|(buffer, access)| visit(buffer, *access));
                 })?;
-                book_replay(submission, stream.id(), self.cost);
+                book_replay(submission, stream.id(), &self.calls);
             }
             for op in &self.ops {
-                submit(inner, &held, op.as_ref(), 1)?;
+                submit(inner, &held, op.as_ref(), 1, op.kind())?;
             }
         }
         stream.after_submit()

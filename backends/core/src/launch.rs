@@ -3,7 +3,7 @@
 use crate::backend::{RawCopy, RawStream};
 use crate::buffer::{Buffer, HostBuffer, Point};
 use crate::device::{Device, Submission};
-use crate::op::Op;
+use crate::op::{Op, OpKind};
 use crate::pool::Pool;
 use crate::stream::{Fallback, StreamInner, StreamOptions};
 use crate::sync::MutexGuard;
@@ -50,17 +50,20 @@ pub struct Launch<'a> {
     op: Option<&'a dyn Op>,
     seq: u64,
     depth: u32,
+    /// The program's call that this is, or is a part of.
+    call: OpKind,
     composed: Cell<bool>,
 }
 
 impl<'a> Launch<'a> {
     pub(crate) fn raw_copy(stream: &'a Arc<StreamInner>, held: &'a dyn Hold, seq: u64) -> Self {
-        Self { stream, held, op: None, seq, depth: 0, composed: Cell::new(false) }
+        // No operator runs on it, so the kind is never booked.
+        Self { stream, held, op: None, seq, depth: 0, call: OpKind::Copy, composed: Cell::new(false) }
     }
 
     /// Runs a part of a composition on the same stream, through the outermost backend.
     pub fn run(&self, op: impl Op) -> Result<()> {
-        submit(self.stream, self.held, &op, self.depth + 1)
+        submit(self.stream, self.held, &op, self.depth + 1, self.call)
     }
 
     /// Books that `op` is composed and why; a composition's first line.
@@ -182,8 +185,14 @@ pub(crate) fn order_operands(
     Ok(())
 }
 
-/// The one choke point: order, health, account, launch.
-pub(crate) fn submit(stream: &Arc<StreamInner>, held: &dyn Hold, op: &dyn Op, depth: u32) -> Result<()> {
+/// The one choke point: order, health, account, launch. `call` is the program's call that `op` is, or is a part of.
+pub(crate) fn submit(
+    stream: &Arc<StreamInner>,
+    held: &dyn Hold,
+    op: &dyn Op,
+    depth: u32,
+    call: OpKind,
+) -> Result<()> {
     let (mut seq, mut has_output) = (0, false);
     let mut same_device = true;
     op.operands(&mut |arg| {
@@ -206,7 +215,7 @@ pub(crate) fn submit(stream: &Arc<StreamInner>, held: &dyn Hold, op: &dyn Op, de
             op.operands(&mut |arg| visit(arg.buffer, arg.access));
         })?;
     }
-    let launch = Launch { stream, held, op: Some(op), seq, depth, composed: Cell::new(false) };
+    let launch = Launch { stream, held, op: Some(op), seq, depth, call, composed: Cell::new(false) };
     if has_output {
         op.launch(stream.device().backend.as_ref(), &launch)?;
     }
@@ -215,12 +224,12 @@ pub(crate) fn submit(stream: &Arc<StreamInner>, held: &dyn Hold, op: &dyn Op, de
         let report = &mut slot.report;
         if depth == 0 {
             report.launches += 1;
-            report.fused += cost;
+            report.book_calls(call, 1, cost);
         }
         if !launch.composed.get() {
-            report.composed += cost;
+            report.book_kernel(call, cost);
         }
-        report.prepacks += u64::from(op.kind() == crate::op::OpKind::Prepack);
+        report.prepacks += u64::from(op.kind() == OpKind::Prepack);
     }
     Ok(())
 }
@@ -235,10 +244,10 @@ fn foreign_stream(stream: &Arc<StreamInner>, op: &dyn Op) -> OpError {
     OpError::Device { op: op.op_name(), lhs: stream.device().info.id.clone(), rhs }
 }
 
-/// Cost of an operator that is not launched through `submit` (a replayed graph books its parts itself).
-pub(crate) fn book_replay(submission: &mut Submission, stream: u64, cost: Cost) {
+/// Books a replayed graph: one launch, and the calls it was made of. Their kernels are booked as they are submitted.
+pub(crate) fn book_replay(submission: &mut Submission, stream: u64, calls: &[(OpKind, u64, Cost)]) {
     if let Some(slot) = submission.slots.get_mut(stream) {
         slot.report.launches += 1;
-        slot.report.fused += cost;
+        calls.iter().for_each(|&(kind, count, cost)| slot.report.book_calls(kind, count, cost));
     }
 }

@@ -46,7 +46,7 @@ pub use launch::Launch;
 pub use op::{Arg, Bind, Call, CustomKernel, CustomOp, CustomSpec, Dispatch, Op, OpKind, OpQuery};
 pub use pool::PoolStats;
 pub use registry::Registry;
-pub use report::StreamReport;
+pub use report::{OpUse, StreamReport};
 pub use stream::{Fallback, Stream, StreamOptions};
 pub use support::{OpSupport, SupportCount};
 pub use tensor::Tensor;

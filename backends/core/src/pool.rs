@@ -30,14 +30,16 @@ const HOLDERS: usize = 5;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Block {
     pub(crate) address: usize,
-    /// Length asked for, rounded up to the grain.
+    /// Length asked for, with padding and rounded up to the grain.
     pub(crate) bytes: usize,
+    /// Length asked for.
+    asked: usize,
     segment: usize,
     offset: usize,
 }
 
 impl Block {
-    const EMPTY: Block = Block { address: GRAIN, bytes: 0, segment: usize::MAX, offset: 0 };
+    const EMPTY: Block = Block { address: GRAIN, bytes: 0, asked: 0, segment: usize::MAX, offset: 0 };
 }
 
 /// A block on its way back.
@@ -88,6 +90,8 @@ pub(crate) struct Pool {
     traits: MemoryTraits,
     in_use: usize,
     peak: usize,
+    live: usize,
+    peak_live: usize,
     reservations: u64,
 }
 
@@ -98,6 +102,10 @@ pub struct PoolStats {
     pub bytes_in_use: usize,
     /// The most bytes in use at one time.
     pub peak_bytes: usize,
+    /// The same bytes as they were asked for: without padding, and not rounded up to whole blocks.
+    pub live_bytes: usize,
+    /// The most of those at one time.
+    pub peak_live_bytes: usize,
     /// Bytes reserved from the backend.
     pub bytes_reserved: usize,
     /// `1 − largest free block / free bytes`; 0 when nothing is free.
@@ -117,6 +125,8 @@ impl Pool {
             traits,
             in_use: 0,
             peak: 0,
+            live: 0,
+            peak_live: 0,
             reservations: 0,
         }
     }
@@ -145,7 +155,7 @@ impl Pool {
             return Err(self.exhausted(bytes, cx));
         };
         if let Some(block) = self.find(stream, rounded, slots) {
-            return Ok(self.hold(block, label));
+            return Ok(self.hold(block, bytes, label));
         }
         if cx.backend.memory_info(cx.ordinal).is_ok_and(|info| rounded > info.total) {
             return Err(self.exhausted(bytes, cx));
@@ -153,7 +163,7 @@ impl Pool {
         if self.grow(rounded, cx).is_err() {
             self.squeeze(slots, cx)?;
             if let Some(block) = self.find(stream, rounded, slots) {
-                return Ok(self.hold(block, label));
+                return Ok(self.hold(block, bytes, label));
             }
             match self.grow(rounded, cx) {
                 Ok(()) => {}
@@ -162,7 +172,7 @@ impl Pool {
             }
         }
         match self.find(stream, rounded, slots) {
-            Some(block) => Ok(self.hold(block, label)),
+            Some(block) => Ok(self.hold(block, bytes, label)),
             None => Err(OpError::internal(
                 "pool",
                 "a fresh segment has no room for the block it was reserved for",
@@ -170,16 +180,18 @@ impl Pool {
         }
     }
 
-    fn hold(&mut self, block: Block, label: &Arc<str>) -> Block {
+    fn hold(&mut self, block: Block, asked: usize, label: &Arc<str>) -> Block {
         self.in_use += block.bytes;
         self.peak = self.peak.max(self.in_use);
+        self.live += asked;
+        self.peak_live = self.peak_live.max(self.live);
         match self.holders.get_mut(label) {
             Some(bytes) => *bytes += block.bytes,
             None => {
                 self.holders.insert(label.clone(), block.bytes);
             }
         }
-        block
+        Block { asked, ..block }
     }
 
     /// Takes in what was dropped, and what was parked and is done.
@@ -224,6 +236,7 @@ impl Pool {
     /// Marks a block free for `owner` and joins it with free neighbours of the same owner.
     fn put_back(&mut self, block: Block, owner: u64) {
         self.in_use = self.in_use.saturating_sub(block.bytes);
+        self.live = self.live.saturating_sub(block.asked);
         self.insert_free(block.segment, block.offset, block.bytes, owner);
     }
 
@@ -278,7 +291,7 @@ impl Pool {
             state.blocks.insert(offset + bytes, (length - bytes, State::Free(owner)));
             list.insert((length - bytes, segment, offset + bytes));
         }
-        Some(Block { address: state.segment.address + offset, bytes, segment, offset })
+        Some(Block { address: state.segment.address + offset, bytes, asked: 0, segment, offset })
     }
 
     /// Frees a stream's blocks for every stream; for a stream that is idle or gone.
@@ -377,6 +390,8 @@ impl Pool {
         Ok(PoolStats {
             bytes_in_use: self.in_use,
             peak_bytes: self.peak,
+            live_bytes: self.live,
+            peak_live_bytes: self.peak_live,
             bytes_reserved: self.segments.iter().flatten().map(|s| s.segment.bytes).sum(),
             fragmentation: if free == 0 { 0.0 } else { 1.0 - largest as f64 / free as f64 },
             reservations: self.reservations,

@@ -3,6 +3,25 @@
 use crate::op::OpKind;
 use portolan_ops::{Cost, Unsupported};
 
+/// What one kind of operator did on a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpUse {
+    /// The operator.
+    pub kind: OpKind,
+    /// Calls by the program; each replay of a graph counts its operators again.
+    pub calls: u64,
+    /// Cost with every call counted as one kernel.
+    pub fused: Cost,
+    /// Cost with every composed call counted through its parts.
+    pub composed: Cost,
+}
+
+impl OpUse {
+    fn none(kind: OpKind) -> Self {
+        Self { kind, calls: 0, fused: Cost::default(), composed: Cost::default() }
+    }
+}
+
 /// A stream's account since it was made.
 #[derive(Clone, Debug, Default)]
 pub struct StreamReport {
@@ -12,6 +31,8 @@ pub struct StreamReport {
     pub fused: Cost,
     /// Cost with every composed operator counted through its parts.
     pub composed: Cost,
+    /// The same by operator, in the order of [`OpKind`]; of operators that ran.
+    pub operators: Vec<OpUse>,
     /// Compositions taken, by operator and reason, with their number.
     pub compositions: Vec<(OpKind, Unsupported, u64)>,
     /// Weights packed.
@@ -25,6 +46,28 @@ pub struct StreamReport {
 }
 
 impl StreamReport {
+    /// The row of an operator. While the stream lives there is one for every kind, so that finding it is cheap.
+    fn row(&mut self, kind: OpKind) -> &mut OpUse {
+        if self.operators.is_empty() {
+            self.operators = OpKind::ALL.iter().copied().chain([OpKind::Custom]).map(OpUse::none).collect();
+        }
+        &mut self.operators[kind as usize]
+    }
+
+    /// Books calls of the program, each counted as one kernel.
+    pub(crate) fn book_calls(&mut self, kind: OpKind, calls: u64, cost: Cost) {
+        self.fused += cost;
+        let row = self.row(kind);
+        row.calls += calls;
+        row.fused += cost;
+    }
+
+    /// Books a kernel that ran for a call of `kind`: that operator itself, or a part of its composition.
+    pub(crate) fn book_kernel(&mut self, kind: OpKind, cost: Cost) {
+        self.composed += cost;
+        self.row(kind).composed += cost;
+    }
+
     pub(crate) fn book_composition(&mut self, kind: OpKind, why: &Unsupported) {
         match self.compositions.iter_mut().find(|(k, w, _)| *k == kind && w == why) {
             Some((_, _, count)) => *count += 1,

@@ -11,7 +11,7 @@ use crate::report::StreamReport;
 use crate::sync::{Mutex, lock};
 use crate::tensor::Tensor;
 use core::fmt;
-use portolan_ops::{Determinism, OpError, Result, TensorSpec};
+use portolan_ops::{Cost, Determinism, OpError, Result, TensorSpec};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -174,7 +174,7 @@ impl Stream {
         crate::graph::refuse_foreign_capture(&self.0)?;
         {
             let held = Held::lock(&self.0, None);
-            submit(&self.0, &held, &op, 0)?;
+            submit(&self.0, &held, &op, 0, op.kind())?;
         }
         self.after_submit()
     }
@@ -269,6 +269,7 @@ impl Stream {
             report.peak_bytes = pool.peak_bytes;
             report.bytes_in_use = pool.bytes_in_use;
         }
+        report.operators.retain(|row| row.calls != 0 || row.composed != Cost::default());
         report
     }
 }

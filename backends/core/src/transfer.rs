@@ -8,7 +8,7 @@ use crate::launch::{Held, Hold, Launch, order_operands};
 use crate::stream::Stream;
 use crate::tensor::Tensor;
 use portolan_ops::kernel::CopySpec;
-use portolan_ops::{Access, Element, OpError, Result, Shape, TensorSpec};
+use portolan_ops::{Access, Element, OpError, Result, Shape, TensorSpec, Unsupported};
 use std::sync::Arc;
 
 /// A result on its way to the host; owns the memory it arrives in.
@@ -104,12 +104,14 @@ impl Stream {
     /// Copies a tensor to the host; a tensor that is not contiguous is gathered on the device first.
     ///
     /// # Errors
-    /// `DType` when `T` is another element type, `Poisoned`, `Unsupported`, `Capture`.
+    /// `DType` when `T` is another element type, `Poisoned`, `Unsupported` (`NoData` on a device that keeps
+    /// none), `Capture`.
     pub fn download<T: Element>(&self, tensor: &Tensor) -> Result<Pending<Vec<T>>> {
         self.inner().refuse_in_capture("download")?;
         if tensor.dtype() != T::DTYPE {
             return Err(OpError::dtype("download", "tensor", tensor.dtype(), T::DTYPE.name()));
         }
+        self.expect_data(tensor.buffer(), tensor.numel())?;
         let gathered;
         let source = if tensor.spec().is_contiguous() {
             tensor
@@ -129,7 +131,33 @@ impl Stream {
     /// As [`Stream::download`].
     pub fn download_bytes(&self, buffer: &Buffer) -> Result<Pending<Vec<u8>>> {
         self.inner().refuse_in_capture("download")?;
+        self.expect_data(buffer, buffer.bytes())?;
         self.download_range(buffer, 0, buffer.bytes(), |bytes| Ok(bytes.to_vec()))
+    }
+
+    /// Refuses to read back from a device that keeps no data, before host memory is reserved for it. Nothing at
+    /// all can be read from any device.
+    fn expect_data(&self, buffer: &Buffer, len: usize) -> Result<()> {
+        let inner = self.inner();
+        self.expect_own(buffer)?;
+        if len == 0 || inner.device().info.keeps_data {
+            return Ok(());
+        }
+        Err(OpError::Unsupported {
+            op: "download".into(),
+            device: inner.device().info.id.clone(),
+            reason: Unsupported::NoData,
+            hint: "run on a device that computes".into(),
+        })
+    }
+
+    fn expect_own(&self, buffer: &Buffer) -> Result<()> {
+        let inner = self.inner();
+        if Arc::ptr_eq(buffer.device(), inner.device()) {
+            return Ok(());
+        }
+        let (lhs, rhs) = (inner.device().info.id.clone(), buffer.device().info.id.clone());
+        Err(OpError::Device { op: "copy".into(), lhs, rhs })
     }
 
     fn download_range<T>(
@@ -159,11 +187,8 @@ impl Stream {
         copy: RawCopy,
         record: bool,
     ) -> Result<Option<Event>> {
+        self.expect_own(buffer)?;
         let inner = self.inner();
-        if !Arc::ptr_eq(buffer.device(), inner.device()) {
-            let (lhs, rhs) = (inner.device().info.id.clone(), buffer.device().info.id.clone());
-            return Err(OpError::Device { op: "copy".into(), lhs, rhs });
-        }
         let event = {
             let held = Held::lock(inner, None);
             let mut seq = 0;

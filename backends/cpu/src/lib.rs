@@ -99,6 +99,7 @@ impl Backend for CpuBackend {
             name: format!("{} threads, {:?}, {:?} executor", self.team.threads(), self.isa, self.executor),
             memory_bytes: self.budget.limit(),
             flushes_denormals: false,
+            keeps_data: true,
         }])
     }
 

@@ -40,6 +40,11 @@ pub(crate) enum Command {
     Chat(ChatArgs),
     /// Measure prefill and decode speed, or the perplexity of a built-in text
     Bench(BenchArgs),
+    /// Show what a forward pass of a model would cost, by operator, without running it
+    ///
+    /// Needs the model's configuration only: a .gguf or safetensors file's head, or a config.json without weights. Bytes are
+    /// those of an ideal kernel, which reads and writes every operand once.
+    Plan(PlanArgs),
 }
 
 #[derive(Args)]
@@ -49,7 +54,7 @@ pub(crate) enum Command {
 pub(crate) struct OpsArgs {
     /// Show this device only, as `cpu:0` [default: every device]
     pub(crate) device: Option<String>,
-    /// Print one line a device: how many operators it runs natively, composed, in part, and not at all
+    /// Count the cases of each class of operators: how many run natively, composed, and not at all
     #[arg(long, conflicts_with = "markdown")]
     pub(crate) summary: bool,
     /// Print the page of the documentation
@@ -155,6 +160,38 @@ pub(crate) struct BenchArgs {
     pub(crate) perplexity: bool,
 }
 
+#[derive(Args)]
+#[command(after_long_help = "Examples:
+  portolan plan --model smollm2 --tokens 512 --batch 4
+  portolan plan --model smollm2 --tokens 1 --cached 2047 --json
+  portolan plan --model folder-with-config.json --tokens 4096 --composed")]
+pub(crate) struct PlanArgs {
+    /// A .gguf file, a safetensors folder, a config.json or a folder with one, or a fetched model's name (smollm2)
+    #[arg(long, value_name = "NAME|PATH")]
+    pub(crate) model: OsString,
+    /// Cache folder of fetched models [default: $PORTOLAN_CACHE, $XDG_CACHE_HOME/portolan or ~/.cache/portolan]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) cache: Option<PathBuf>,
+    /// Tokens of each sequence that run in this pass
+    #[arg(long, value_name = "N", default_value = "512", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) tokens: u32,
+    /// Tokens of each sequence that are in the cache before
+    #[arg(long, value_name = "N", default_value = "0")]
+    pub(crate) cached: u32,
+    /// Sequences
+    #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    pub(crate) batch: u32,
+    /// exact: f32 throughout; fast: int8 activations on quantized weights and a half-width cache
+    #[arg(long, default_value = "fast")]
+    pub(crate) precision: PrecisionArg,
+    /// Count fused operators through the parts they are composed from, not as one kernel each
+    #[arg(long)]
+    pub(crate) composed: bool,
+    /// Print the result as one JSON line
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
 /// Which model, and on what.
 #[derive(Args)]
 pub(crate) struct ModelArgs {
@@ -253,6 +290,14 @@ impl PrecisionArg {
             PrecisionArg::Exact => Precision::Exact,
             PrecisionArg::Fast => Precision::Fast,
         }
+    }
+}
+
+/// As it is written on the command line.
+pub(crate) fn precision_name(precision: PrecisionArg) -> &'static str {
+    match precision {
+        PrecisionArg::Exact => "exact",
+        PrecisionArg::Fast => "fast",
     }
 }
 

@@ -1,6 +1,6 @@
 //! `portolan bench`: prefill and decode speed on a fixed pattern of tokens, or the perplexity of a fixed text.
 
-use crate::args::{BenchArgs, PrecisionArg};
+use crate::args::{BenchArgs, PrecisionArg, precision_name};
 use crate::failure::Failure;
 use crate::interrupt;
 use crate::progress::Bar;
@@ -94,13 +94,6 @@ fn median(mut values: Vec<f64>) -> f64 {
         (_, []) => 0.0,
         (0, values) => (values[middle - 1] + values[middle]) / 2.0,
         (_, values) => values[middle],
-    }
-}
-
-fn precision_name(precision: PrecisionArg) -> &'static str {
-    match precision {
-        PrecisionArg::Exact => "exact",
-        PrecisionArg::Fast => "fast",
     }
 }
 

@@ -142,7 +142,7 @@ fn say(line: &str) {
     let _ = writeln!(std::io::stdout(), "{line}");
 }
 
-/// The CPU in every executor and thread count, every other device as it comes.
+/// The CPU in every executor and thread count, every other device that computes as it comes.
 fn configurations(wanted: Option<&str>) -> Result<Vec<Configuration>, Failure> {
     let registry = portolan::registry()?;
     // An unknown name is an error that lists the known ones.
@@ -153,6 +153,14 @@ fn configurations(wanted: Option<&str>) -> Result<Vec<Configuration>, Failure> {
             continue;
         }
         let id = info.id.to_string();
+        if !info.keeps_data {
+            if wanted.is_some() {
+                let what =
+                    format!("check: {id} keeps no data, so there is no answer to check; name another device");
+                return Err(Failure::Usage(what));
+            }
+            continue;
+        }
         if info.id.backend() != "cpu" {
             all.push(Configuration { device: registry.open(&id)?, executor: "-", threads: "-".into() });
             continue;

@@ -10,7 +10,10 @@ pub(crate) fn run() -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
     writeln!(out, "{:<10} {:>10}  name", "device", "memory")?;
     for device in registry.devices() {
-        let memory = format!("{:.1} GiB", device.memory_bytes as f64 / GIB);
+        let memory = match device.keeps_data {
+            true => format!("{:.1} GiB", device.memory_bytes as f64 / GIB),
+            false => "none".into(),
+        };
         writeln!(out, "{:<10} {memory:>10}  {}", device.id.to_string(), device.name)?;
     }
     for (backend, why) in registry.unavailable() {

@@ -14,6 +14,7 @@ mod inspect;
 mod interrupt;
 mod model;
 mod ops;
+mod plan;
 mod progress;
 
 use args::{Command, CommandLine};
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
         Command::Generate(args) => generate::run(args),
         Command::Chat(args) => chat::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Plan(args) => plan::run(args),
     });
     match done {
         Ok(()) => ExitCode::SUCCESS,

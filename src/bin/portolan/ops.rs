@@ -21,7 +21,7 @@ pub(crate) fn run(args: &OpsArgs) -> Result<(), Failure> {
     }
     for device in &devices {
         match args.summary {
-            true => writeln!(out, "{}: {}", device.id(), support::summary(device)?)?,
+            true => write!(out, "{}\n{}", device.id(), support::summary(device)?)?,
             false => write!(out, "{}\n{}", device.id(), support::text(device)?)?,
         }
     }

@@ -6,10 +6,12 @@
 use super::TensorEntry;
 use super::types::{GgmlType, SUPPORTED_TYPES};
 use crate::load::error::{LoadError, Result, printable, reserve};
+use crate::load::form::WeightForm;
 use crate::load::source::{Source, read_vec};
 use crate::load::weights::{HostQuant, HostWeight};
 use portolan_ops::quant::{QuantScheme, QuantSpec};
-use portolan_ops::{DType, HostTensor, TensorSpec};
+use portolan_ops::{DType, HostTensor, OpError, TensorSpec};
+use std::path::Path;
 
 /// Bytes of blocks read at a time: a tensor is never held in memory twice.
 const CHUNK: u64 = 1 << 20;
@@ -27,40 +29,54 @@ struct Parts {
 /// Appends one block to the parts.
 type Unpack = fn(&[u8], &mut Parts);
 
-/// Reads a tensor.
-pub(super) fn load(source: &dyn Source, entry: &TensorEntry) -> Result<HostWeight> {
+/// What reading a tensor would give.
+pub(super) fn form(path: &Path, entry: &TensorEntry) -> Result<WeightForm> {
     let dense = match entry.ggml_type {
         GgmlType::F32 => Some(DType::F32),
         GgmlType::F16 => Some(DType::F16),
         GgmlType::BF16 => Some(DType::BF16),
         _ => None,
     };
-    let unsupported = || LoadError::UnsupportedType {
-        path: source.path().into(),
+    if let Some(dtype) = dense {
+        return Ok(WeightForm::Dense(TensorSpec::new(dtype, entry.shape)));
+    }
+    let (scheme, _) = scheme_of(entry.ggml_type).ok_or_else(|| unsupported(path, entry))?;
+    let spec = QuantSpec::of(scheme, entry.shape.rows(), entry.shape.last());
+    Ok(WeightForm::Quant(entry.shape, Box::new(spec.map_err(|e| unheld(path, entry, &e))?)))
+}
+
+/// Reads a tensor.
+pub(super) fn load(source: &dyn Source, entry: &TensorEntry) -> Result<HostWeight> {
+    let path = source.path();
+    let form = form(path, entry)?;
+    let bytes = entry.bytes.ok_or_else(|| unsupported(path, entry))?;
+    let what = format!("tensor `{}`", printable(&entry.name));
+    let refuse = |e: OpError| unheld(path, entry, &e);
+    match (form, scheme_of(entry.ggml_type)) {
+        (WeightForm::Quant(shape, spec), Some((_, unpack))) => {
+            let parts = unpack_all(source, &what, entry, bytes, &spec, unpack)?;
+            let parts = [parts.codes, parts.scale, parts.offset, parts.outer, parts.outer_offset];
+            Ok(HostWeight::Quant(Box::new(HostQuant::new(shape, *spec, parts).map_err(refuse)?)))
+        }
+        (WeightForm::Dense(spec), None) => {
+            let data = read_vec(source, &what, entry.offset, bytes)?;
+            Ok(HostWeight::Dense(HostTensor::from_bytes(&spec, data).map_err(refuse)?))
+        }
+        _ => Err(unsupported(path, entry)),
+    }
+}
+
+fn unsupported(path: &Path, entry: &TensorEntry) -> LoadError {
+    LoadError::UnsupportedType {
+        path: path.into(),
         name: printable(&entry.name),
         seen: entry.ggml_type.to_string(),
         supported: SUPPORTED_TYPES,
-    };
-    let bytes = entry.bytes.ok_or_else(unsupported)?;
-    let what = format!("tensor `{}`", printable(&entry.name));
-    let refuse = |e: portolan_ops::OpError| {
-        LoadError::tensor(source.path(), &entry.name, format!("cannot be held: {e}"))
-    };
-    if let Some(dtype) = dense {
-        let spec = TensorSpec::new(dtype, entry.shape);
-        let data = read_vec(source, &what, entry.offset, bytes)?;
-        return Ok(HostWeight::Dense(HostTensor::from_bytes(&spec, data).map_err(refuse)?));
     }
-    let (scheme, unpack) = scheme_of(entry.ggml_type).ok_or_else(unsupported)?;
-    let spec = QuantSpec::of(scheme, entry.shape.rows(), entry.shape.last()).map_err(refuse)?;
-    let parts = unpack_all(source, &what, entry, bytes, &spec, unpack)?;
-    HostQuant::new(
-        entry.shape,
-        spec,
-        [parts.codes, parts.scale, parts.offset, parts.outer, parts.outer_offset],
-    )
-    .map(|quant| HostWeight::Quant(Box::new(quant)))
-    .map_err(refuse)
+}
+
+fn unheld(path: &Path, entry: &TensorEntry, error: &OpError) -> LoadError {
+    LoadError::tensor(path, &entry.name, format!("cannot be held: {error}"))
 }
 
 fn unpack_all(

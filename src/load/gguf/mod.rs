@@ -13,6 +13,7 @@ pub use types::{GgmlType, SUPPORTED_TYPES};
 pub use value::{Array, Metadata, Value};
 
 use super::error::{LoadError, Result, printable};
+use super::form::WeightForm;
 use super::source::{FileSource, Source, expect_range};
 use super::weights::HostWeight;
 use cursor::Cursor;
@@ -157,6 +158,14 @@ impl Gguf {
             name: printable(name),
             hint: format!("the file lists {} tensors", self.tensors.len()),
         })
+    }
+
+    /// What [`load`](Self::load) would give, without reading an element.
+    ///
+    /// # Errors
+    /// `MissingTensor`, `UnsupportedType`, `Tensor` for extents that cannot be held.
+    pub fn form(&self, name: &str) -> Result<WeightForm> {
+        blocks::form(self.path(), self.tensor(name)?)
     }
 
     /// Reads a tensor into memory of its own, quantized ones in planar parts.

@@ -53,6 +53,36 @@ struct Shared {
     input: usize,
 }
 
+/// Whether a call ran that the device had promised to run; an error when what happened is not what it said.
+pub(crate) fn honest(
+    promised: &Support,
+    ran: Result<(), OpError>,
+    composed: bool,
+    empty: bool,
+) -> Result<bool, (Promise, String)> {
+    let dishonest = |what: String| Err((Promise::Support, what));
+    match (promised, ran) {
+        (Support::No(_), Err(OpError::Unsupported { .. })) => Ok(false),
+        // Nothing to compute, so nothing was launched that could have been refused.
+        (Support::No(_), Ok(())) if empty => Ok(false),
+        (Support::No(why), Ok(())) => dishonest(format!("support() said no ({why}), yet it ran")),
+        (Support::No(why), Err(error)) => {
+            Err((Promise::Errors, format!("refused ({why}), but not as Unsupported: {error}")))
+        }
+        (_, Err(error @ OpError::Unsupported { .. })) => {
+            dishonest(format!("support() said {promised:?}, running gave: {error}"))
+        }
+        (_, Err(error)) => Err((Promise::Oracle, format!("running gave: {error}"))),
+        (Support::Native, Ok(())) if composed => {
+            dishonest("support() said native, yet it was composed".into())
+        }
+        (Support::Composed(_), Ok(())) if !composed && !empty => {
+            dishonest("support() said composed, yet it was not".into())
+        }
+        _ => Ok(true),
+    }
+}
+
 fn check_way<C: Bind>(
     subject: &Subject<'_>,
     case: &Case<C>,
@@ -66,7 +96,6 @@ fn check_way<C: Bind>(
         contract: format!("{:?}", case.contract),
     };
     let fail = |what: String| broken(Promise::Oracle, what);
-    let dishonest = |what: String| broken(Promise::Support, what);
     let overstepped = |what: String| broken(Promise::Guards, what);
     let stream = subject.stream;
     let mut operands = bind_operands(stream, case).map_err(|e| fail(e.to_string()))?;
@@ -83,28 +112,8 @@ fn check_way<C: Bind>(
     let before = stream.report().compositions_total();
     let ran = stream.run(call).and_then(|()| stream.synchronize());
     let composed = stream.report().compositions_total() > before;
-    match (&promised, ran) {
-        (Support::No(_), Err(OpError::Unsupported { .. })) => return Ok(false),
-        // Nothing to compute, so nothing was launched that could have been refused.
-        (Support::No(_), Ok(())) if empty => return Ok(false),
-        (Support::No(why), Ok(())) => {
-            return Err(dishonest(format!("support() said no ({why}), yet it ran")));
-        }
-        (Support::No(why), Err(error)) => {
-            let what = format!("refused ({why}), but not as Unsupported: {error}");
-            return Err(broken(Promise::Errors, what));
-        }
-        (_, Err(error @ OpError::Unsupported { .. })) => {
-            return Err(dishonest(format!("support() said {promised:?}, running gave: {error}")));
-        }
-        (_, Err(error)) => return Err(fail(format!("running gave: {error}"))),
-        (Support::Native, Ok(())) if composed => {
-            return Err(dishonest("support() said native, yet it was composed".into()));
-        }
-        (Support::Composed(_), Ok(())) if !composed && !empty => {
-            return Err(dishonest("support() said composed, yet it was not".into()));
-        }
-        _ => {}
+    if !honest(&promised, ran, composed, empty).map_err(|(promise, what)| broken(promise, what))? {
+        return Ok(false);
     }
 
     let inputs: Vec<&[f64]> =

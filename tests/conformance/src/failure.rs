@@ -23,6 +23,8 @@ pub enum Promise {
     Coverage,
     /// Any legal views are computed as the oracle says.
     Views,
+    /// On a device without data: calls are accepted as promised, their cost is booked once, and no memory stays behind.
+    Account,
 }
 
 impl Promise {
@@ -38,6 +40,7 @@ impl Promise {
             Promise::Batch => "batch",
             Promise::Coverage => "coverage",
             Promise::Views => "views",
+            Promise::Account => "account",
         }
     }
 }

@@ -3,7 +3,11 @@
 //!
 //! A backend's tests call [`suite!`], which makes one test for each operator and each area of the contract.
 //! [`Suite`] gives the same as values: a name and a [`Verdict`] for every case.
+//!
+//! A device that keeps no data, as its `DeviceInfo` says, is held to what is left of the contract without values:
+//! shapes, support, costs, memory and errors. Tests that are about values report as unsupported there.
 
+mod account;
 mod batch;
 mod case;
 mod contract;

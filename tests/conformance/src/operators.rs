@@ -1,5 +1,6 @@
 //! All cases of an operator, by kind: every loop over operators is generated from the one table.
 
+use crate::account::account_case;
 use crate::case::{expected, hash, written_values};
 use crate::coverage::{Seen, survey};
 use crate::{Failure, Promise, Subject, check_case, written_bytes};
@@ -66,6 +67,10 @@ fn each<C: Cases>(sample: Sample, sink: Sink<'_>, mut check: impl FnMut(&Case<C>
 
 fn run<C: Cases + Dispatch>(subject: &Subject<'_>, sample: Sample, sink: Sink<'_>) -> Result<()> {
     each::<C>(sample, sink, |case| check_case(subject, case))
+}
+
+fn account<C: Cases + Dispatch>(stream: &Stream, sample: Sample, sink: Sink<'_>) -> Result<()> {
+    each::<C>(sample, sink, |case| account_case(stream, case))
 }
 
 fn compare<C: Cases + Dispatch>(streams: &[Stream], sample: Sample, sink: Sink<'_>) -> Result<()> {
@@ -167,6 +172,19 @@ macro_rules! by_kind {
             match kind {
                 $( OpKind::$kind => run::<$spec>(subject, sample, sink), )*
                 $( OpKind::$fkind => run::<$fspec>(subject, sample, sink), )*
+                _ => Ok(()),
+            }
+        }
+
+        pub(crate) fn account_kind(
+            kind: OpKind,
+            stream: &Stream,
+            sample: Sample,
+            sink: Sink<'_>,
+        ) -> Result<()> {
+            match kind {
+                $( OpKind::$kind => account::<$spec>(stream, sample, sink), )*
+                $( OpKind::$fkind => account::<$fspec>(stream, sample, sink), )*
                 _ => Ok(()),
             }
         }

@@ -323,6 +323,7 @@ impl Backend for ReferenceBackend {
             name: "f64 oracles".into(),
             memory_bytes: LIMIT,
             flushes_denormals: false,
+            keeps_data: true,
         }])
     }
 

@@ -2,7 +2,7 @@
 
 use portolan_core::call::{Binary, Copy, Gather};
 use portolan_core::{Backend, Device, Registry, Stream, StreamOptions, Tensor};
-use portolan_ops::{DType, OpError, Shape, TensorSpec};
+use portolan_ops::{DType, OpError, Shape, TensorSpec, Unsupported};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -81,6 +81,11 @@ impl Rig {
         self.device.stream(StreamOptions { timeout: Duration::from_secs(60), ..options })
     }
 
+    /// Whether results can be looked at.
+    pub(crate) fn keeps_data(&self) -> bool {
+        self.device.info().keeps_data
+    }
+
     /// Work for `stream` that takes about [`LATE`] on this device, ready to be enqueued.
     pub(crate) fn delay(&self, stream: &Stream) -> Check<Delay> {
         let spec = f32s(DELAY_LEN)?;
@@ -152,8 +157,35 @@ pub(crate) fn down(stream: &Stream, x: &Tensor) -> Result<Vec<f32>, OpError> {
     stream.download::<f32>(x)?.wait()
 }
 
+/// Ends the test as broken unless the tensor holds these values; for checks beside a test's own point, so that
+/// the rest of it goes for devices without data too, where reading has to be refused for that reason.
+pub(crate) fn ensure_holds(stream: &Stream, x: &Tensor, want: &[f32], what: &str) -> Check {
+    if stream.device().info().keeps_data {
+        ensure_eq!(down(stream, x)?, want, "{what}");
+        return Ok(());
+    }
+    match refused(down(stream, x), what)? {
+        OpError::Unsupported { reason: Unsupported::NoData, .. } => Ok(()),
+        error => Err(Stop::Broken(format!("{what}: reading from a device without data gave: {error}"))),
+    }
+}
+
+/// Ends the test as unsupported on a device without data.
+pub(crate) fn expect_data(stream: &Stream) -> Result<(), OpError> {
+    let device = stream.device();
+    if device.info().keeps_data {
+        return Ok(());
+    }
+    let (reason, hint) = (Unsupported::NoData, "this test is about data".into());
+    Err(OpError::Unsupported { op: "test".into(), device: device.id(), reason, hint })
+}
+
 /// A gather that asks for row 9 of 4: legal to launch, a fault when it runs. Its output.
+///
+/// # Errors
+/// `Unsupported` on a device without data, where no row can be missing.
 pub(crate) fn launch_fault(stream: &Stream) -> Result<Tensor, OpError> {
+    expect_data(stream)?;
     let x = stream.upload(&[1f32; 8], &Shape::new(&[4, 2])?)?;
     let index = stream.upload(&[0i32, 9], &Shape::new(&[2])?)?;
     let mut out = stream.empty(&TensorSpec::of(DType::F32, &[2, 2])?)?;

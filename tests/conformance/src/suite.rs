@@ -3,12 +3,14 @@
 use crate::batch::batch;
 use crate::contract::{ContractTest, TESTS};
 use crate::coverage::gaps;
-use crate::operators::{Sample, compare_kind, equivalence_kind, repeat_kind, run_kind, survey_kind};
+use crate::operators::{
+    Sample, account_kind, compare_kind, equivalence_kind, repeat_kind, run_kind, survey_kind,
+};
 use crate::report::Exceptions;
 use crate::rig::{Rig, Stop};
 use crate::views::ViewCase;
 use crate::{CoreOnly, Failure, Promise, Report, Subject, TestOutcome, Verdict};
-use portolan_core::{Backend, OpKind, StreamOptions};
+use portolan_core::{Backend, OpKind, Stream, StreamOptions};
 use portolan_ops::{Determinism, OpError, Result};
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -85,14 +87,11 @@ impl Suite {
     }
 
     /// The operators whose cases agree with the oracle and leave other memory alone, and nothing else of them:
-    /// what is left to ask of a second executor or instruction set.
+    /// what is left to ask of a second executor or instruction set. Without data: whose cases are accounted for.
     pub fn cases(&self, kind: OpKind) -> Report {
         self.with_rig(kind.name(), |rig, report| {
             let mut group = Group::new(self, kind, report);
-            let sample = Sample { every: self.every, shard: self.shard, ..Sample::ALL };
-            let stream = rig.stream()?;
-            let subject = Subject { stream: &stream, slack: 1.0 };
-            run_kind(kind, &subject, sample, &mut |case, found| group.case(Promise::Oracle, case, found))
+            self.cases_on(rig, &rig.stream()?, &mut group)
         })
     }
 
@@ -161,13 +160,44 @@ impl Suite {
         let stream = rig.stream()?;
         let sample = Sample { every: self.every, shard: self.shard, ..Sample::ALL };
 
-        let subject = Subject { stream: &stream, slack: 1.0 };
-        run_kind(kind, &subject, sample, &mut |case, found| group.case(Promise::Oracle, case, found))?;
+        self.cases_on(rig, &stream, &mut group)?;
         let ran = group.passed > 0;
+        if rig.keeps_data() {
+            self.values_on(rig, &stream, sample, &mut group)?;
+        }
 
+        let level = stream.options().determinism;
+        let seen = survey_kind(kind, &rig.device, level)?;
+        let missing = gaps(kind, &seen, &rig.device, level);
+        let found = if missing.is_empty() { Ok(ran) } else { Err(missing.join("; ")) };
+        let failed = |what| Failure {
+            promise: Promise::Coverage,
+            case: kind.name().into(),
+            what,
+            contract: String::new(),
+        };
+        group.case(Promise::Coverage, "cases", found.map_err(failed));
+        Ok(())
+    }
+
+    /// Every sampled case: against the oracle, or as far as that goes without data.
+    fn cases_on(&self, rig: &Rig, stream: &Stream, group: &mut Group<'_>) -> Result<()> {
+        let (kind, sample) = (group.kind, Sample { every: self.every, shard: self.shard, ..Sample::ALL });
+        if !rig.keeps_data() {
+            return account_kind(kind, stream, sample, &mut |case, found| {
+                group.case(Promise::Account, case, found);
+            });
+        }
+        let subject = Subject { stream, slack: 1.0 };
+        run_kind(kind, &subject, sample, &mut |case, found| group.case(Promise::Oracle, case, found))
+    }
+
+    /// What is promised of results beside their values: compositions, threads, repetition, batches, views.
+    fn values_on(&self, rig: &Rig, stream: &Stream, sample: Sample, group: &mut Group<'_>) -> Result<()> {
+        let kind = group.kind;
         if kind.is_fused() {
             let composed = Rig::new(CoreOnly::new(rig.backend.clone()))?.stream()?;
-            equivalence_kind(kind, &stream, &composed, sample, &mut |case, found| {
+            equivalence_kind(kind, stream, &composed, sample, &mut |case, found| {
                 group.case(Promise::Equivalence, case, found);
             })?;
         }
@@ -179,7 +209,7 @@ impl Suite {
         compare_kind(kind, &streams, sparse(11, 6), &mut |case, found| {
             group.case(Promise::Determinism, &format!("{case}/threads"), found);
         })?;
-        repeat_kind(kind, &stream, sparse(67, 9), REPEATS, &mut |case, found| {
+        repeat_kind(kind, stream, sparse(67, 9), REPEATS, &mut |case, found| {
             group.case(Promise::Determinism, &format!("{case}/repeats"), found);
         })?;
 
@@ -194,22 +224,10 @@ impl Suite {
         #[cfg(feature = "proptest")]
         if self.shard.0 == 0 {
             let count = VIEWS.div_ceil(self.every as u32);
-            crate::property::views(kind, &stream, count, self.seed, &mut |form, found| {
+            crate::property::views(kind, stream, count, self.seed, &mut |form, found| {
                 group.case(Promise::Views, form, found);
             });
         }
-
-        let level = stream.options().determinism;
-        let seen = survey_kind(kind, &rig.device, level)?;
-        let missing = gaps(kind, &seen, &rig.device, level);
-        let found = if missing.is_empty() { Ok(ran) } else { Err(missing.join("; ")) };
-        let failed = |what| Failure {
-            promise: Promise::Coverage,
-            case: kind.name().into(),
-            what,
-            contract: String::new(),
-        };
-        group.case(Promise::Coverage, "cases", found.map_err(failed));
         Ok(())
     }
 

@@ -303,6 +303,12 @@ fn exceptions_that_no_longer_hold_are_failures() {
     assert!(matches!(&stale, Verdict::Failed(what) if what.contains("one stream only")), "{stale:?}");
     let stale = run(Faulty::suite(Plant::Nothing).expected_failure("*", "fixed since"));
     assert!(matches!(&stale, Verdict::Failed(what) if what.contains("fixed since")), "{stale:?}");
-    let known = run(Faulty::suite(Plant::IgnoredEvent).expected_failure("streams/a_read*", "no waits yet"));
-    assert!(matches!(&known, Verdict::ExpectedFailure(why) if why.contains("no waits yet")), "{known:?}");
+    // A fault of order shows only when threads meet in a certain way, so it has several chances.
+    let ignored =
+        || run(Faulty::suite(Plant::IgnoredEvent).expected_failure("streams/a_read*", "no waits yet"));
+    let known = (0..50).map(|_| ignored()).find(|verdict| matches!(verdict, Verdict::ExpectedFailure(_)));
+    assert!(
+        matches!(&known, Some(Verdict::ExpectedFailure(why)) if why.contains("no waits yet")),
+        "{known:?}"
+    );
 }

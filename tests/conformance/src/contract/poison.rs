@@ -2,7 +2,7 @@
 //!
 //! The fault is a gather whose index lies outside; a device that cannot see that cannot be held to this.
 
-use crate::rig::{Check, Rig, Stop, down, ensure, ensure_eq, f32s, launch_fault, refused, up};
+use crate::rig::{Check, Rig, Stop, down, ensure, ensure_eq, expect_data, f32s, launch_fault, refused, up};
 use portolan_core::call::{Binary, Copy};
 use portolan_core::{Pending, Stream, StreamOptions};
 use portolan_ops::{OpError, Result, Shape};
@@ -139,6 +139,7 @@ pub(crate) fn independent_streams_go_on(rig: &Rig) -> Check {
 
 pub(crate) fn a_blocking_stream_names_the_operator_at_its_own_run(rig: &Rig) -> Check {
     let s = rig.stream_with(StreamOptions { blocking: true, ..StreamOptions::default() })?;
+    expect_data(&s)?;
     ensure_eq!(poisoned(launch_fault(&s), s.id(), "the run itself")?, 3, "the submission");
     Ok(())
 }
