@@ -4,6 +4,7 @@ use crate::backend::{RawCopy, RawStream};
 use crate::buffer::{Buffer, HostBuffer, Point};
 use crate::device::{Device, Submission};
 use crate::op::Op;
+use crate::order::Upstream;
 use crate::pool::Pool;
 use crate::stream::{Fallback, StreamInner, StreamOptions};
 use crate::sync::MutexGuard;
@@ -140,6 +141,10 @@ impl<'a> Launch<'a> {
     pub fn seq(&self) -> u64 {
         self.seq
     }
+    /// What this launch relies on on other streams.
+    pub fn upstream(&self) -> Upstream {
+        self.held.submission().slots.upstream(self.stream.id())
+    }
     /// The device.
     pub fn device(&self) -> Device {
         Device::from_inner(self.stream.device().clone())
@@ -184,6 +189,14 @@ pub(crate) fn order_operands(
 
 /// The one choke point: order, health, account, launch.
 pub(crate) fn submit(stream: &Arc<StreamInner>, held: &dyn Hold, op: &dyn Op, depth: u32) -> Result<()> {
+    let submitted = order_and_launch(stream, held, op, depth);
+    if let Err(error) = &submitted {
+        op.refused(error);
+    }
+    submitted
+}
+
+fn order_and_launch(stream: &Arc<StreamInner>, held: &dyn Hold, op: &dyn Op, depth: u32) -> Result<()> {
     let (mut seq, mut has_output) = (0, false);
     let mut same_device = true;
     op.operands(&mut |arg| {
