@@ -232,6 +232,7 @@ impl Graph {
 
     fn submit_all(&self, stream: &Stream, private: &RefCell<Pool>) -> Result<()> {
         let inner = stream.inner();
+        self.ops.iter().try_for_each(|op| op.ready())?;
         let held = Held::lock(inner, Some(private));
         {
             let submission = &mut *held.submission();

@@ -206,6 +206,7 @@ fn order_and_launch(stream: &Arc<StreamInner>, held: &dyn Hold, op: &dyn Op, dep
     if !same_device {
         return Err(foreign_stream(stream, op));
     }
+    op.ready()?;
     {
         let submission = &mut *held.submission();
         // Before anything is enqueued: a poisoned stream waits for nobody.

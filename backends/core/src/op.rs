@@ -53,6 +53,10 @@ pub trait Op: sealed::Sealed + Send + Sync + 'static {
     fn operands(&self, visit: &mut dyn FnMut(Arg<'_>));
     /// Hands the operator to a backend's method for it.
     fn launch(&self, backend: &dyn Backend, launch: &Launch<'_>) -> Result<()>;
+    /// Whether it may be launched at all; asked before it is ordered behind anything.
+    fn ready(&self) -> Result<()> {
+        Ok(())
+    }
     /// Told that the operator was not launched, and why; operators that others wait for pass it on.
     fn refused(&self, error: &OpError) {
         let _ = error;

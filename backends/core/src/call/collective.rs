@@ -201,6 +201,10 @@ impl<C: CollectiveDispatch> Op for CollectiveCall<C> {
     fn launch(&self, _: &dyn Backend, launch: &Launch<'_>) -> Result<()> {
         C::dispatch(self.comm.raw(), launch, self)
     }
+    fn ready(&self) -> Result<()> {
+        // A group that has ended must not taint the stream by the order of its operators.
+        self.comm.health()
+    }
     fn refused(&self, error: &OpError) {
         if error.kind() == ErrorKind::DeviceLost {
             self.comm.raw().abort(&format!("cannot take part in {}: {error}", self.spec.name()));
