@@ -66,13 +66,10 @@ fn the_contract_holds_under_random_delays() {
 
 #[test]
 fn groups_of_ranks_hold_under_random_delays() {
-    for seed in 0..4 {
-        let options =
-            CpuOptions { executor: Executor::Chaotic { seed }, threads: Some(1), ..CpuOptions::default() };
-        Suite::assert(&suite(options.clone()).contract("comm/*"));
-        if seed == 0 {
-            Suite::assert(&suite(options).contract("collectives/*"));
-        }
+    for seed in 0..3 {
+        let executor = Executor::Chaotic { seed };
+        let options = CpuOptions { executor, threads: Some(1), ..CpuOptions::default() };
+        Suite::assert(&suite(options).contract("comm/*"));
     }
 }
 
