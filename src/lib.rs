@@ -33,13 +33,14 @@ pub mod tokenizer;
 pub use devices::{open, registry};
 pub use error::Error;
 pub use portolan_core::{
-    Backend, Buffer, CustomOp, CustomSpec, Device, DeviceInfo, Event, Fallback, Graph, HostBuffer, Lens,
-    OpKind, OpUse, Pending, QuantTensor, Registry, Stream, StreamOptions, StreamReport, Support, Tensor,
-    Weight, call, ops,
+    Backend, Buffer, CommConfig, CommId, Communicator, CustomOp, CustomSpec, Device, DeviceInfo, Event,
+    Fallback, Graph, HostBuffer, Lens, OpKind, OpUse, P2p, Pending, QuantTensor, Registry, Stream,
+    StreamOptions, StreamReport, Support, Tensor, Weight, call, ops,
 };
 #[cfg(feature = "cpu")]
 pub use portolan_cpu as cpu;
 #[cfg(feature = "meta")]
 pub use portolan_meta as meta;
+pub use portolan_ops::comm::ReduceOp;
 pub use portolan_ops::{Cost, DType, Determinism, DeviceId, Element, ErrorKind, OpError, Shape, TensorSpec};
 pub use text_model::TextModel;

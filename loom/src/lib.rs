@@ -13,6 +13,8 @@ mod returns;
 #[path = "../../backends/cpu/src/pool/team.rs"]
 mod team;
 
+mod comm;
+mod comm_model;
 mod device_model;
 mod handoff_model;
 mod latch_model;

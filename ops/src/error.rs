@@ -264,11 +264,13 @@ pub enum OpError {
         /// The value seen, where, and the range wanted.
         what: String,
     },
-    /// A collective failed.
-    #[error("{op}: rank {rank} of {world_size}: {what}")]
+    /// A collective failed, and with it its group: make a new communicator.
+    #[error("{op} #{seq}: rank {rank} of {world_size} {what}")]
     Collective {
         /// Operation.
         op: OpName,
+        /// Its number among the group's operations, from 0.
+        seq: u64,
         /// The rank that failed.
         rank: u32,
         /// Ranks in the group.

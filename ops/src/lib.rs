@@ -20,6 +20,7 @@ pub mod activation;
 pub mod arrange;
 pub mod attention;
 pub mod codec;
+pub mod comm;
 pub mod embedding;
 pub mod kernel;
 pub mod norm;

@@ -5,7 +5,7 @@
 
 use crate::buffer::HostBuffer;
 use crate::call;
-use crate::comm::{CommConfig, CommId, Communicator};
+use crate::comm::{CommConfig, CommId, RawCommunicator};
 use crate::compose;
 use crate::device::DeviceInfo;
 use crate::launch::Launch;
@@ -233,7 +233,7 @@ pub trait Collectives {
     }
 
     /// Joins a group. Blocks until every rank has joined or the configuration's timeout passed.
-    fn communicator(&self, device: Ordinal, config: &CommConfig) -> Result<Arc<dyn Communicator>> {
+    fn communicator(&self, device: Ordinal, config: &CommConfig) -> Result<Arc<dyn RawCommunicator>> {
         let _ = (device, config);
         Err(no_collectives("communicator"))
     }

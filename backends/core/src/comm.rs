@@ -1,8 +1,13 @@
-//! Groups of ranks and the collectives they run.
+//! Groups of ranks: how one is joined, and what a backend gives for it.
 
+use crate::backend::RawStream;
+use crate::call;
 use crate::launch::Launch;
+use crate::stream::Stream;
 use crate::tensor::Tensor;
-use portolan_ops::{Determinism, Result};
+use core::fmt;
+use portolan_ops::comm::Ranks;
+use portolan_ops::{DType, Determinism, Result, TensorSpec};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,84 +30,141 @@ pub struct CommConfig {
     pub determinism: Determinism,
 }
 
-/// How ranks' values are combined.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum ReduceOp {
-    /// Sum.
-    Sum,
-    /// Largest.
-    Max,
-    /// Smallest.
-    Min,
-}
+macro_rules! raw_communicator {
+    ($( $(#[$doc:meta])* $kind:ident, $spec:ty, $method:ident; )*) => {
+        /// A backend's membership of one rank in a group; dropping it leaves the group.
+        ///
+        /// Every rank posts (sequence, kind, count, element type, root) before data moves, so that a mismatch is an
+        /// error on every rank and never a hang. Counts are host values. A rank that is dead, late or of another
+        /// mind is a `Collective` error on every other rank, within the group's timeout, and so is a stream of
+        /// a member that fails: the error names the rank, the operation and its sequence number. The group is
+        /// unusable afterwards; others are not concerned.
+        ///
+        /// The operators enqueue and return like every other kernel. A rank's operators are launched in the order
+        /// in which they run, whatever their streams: the library sees to that.
+        pub trait RawCommunicator: Send + Sync {
+            /// This rank, and how many there are.
+            fn ranks(&self) -> Ranks;
 
-/// A send or a receive within a group call.
-#[derive(Clone, Debug)]
-pub enum P2p {
-    /// Sends the tensor to a rank.
-    Send {
-        /// What.
-        tensor: Tensor,
-        /// To whom.
-        peer: u32,
-    },
-    /// Receives into the tensor from a rank.
-    Recv {
-        /// Where to.
-        tensor: Tensor,
-        /// From whom.
-        peer: u32,
-    },
-}
+            /// Called when the group is joined, with the stream it is joined on: should that stream fail, the other
+            /// ranks are told at once.
+            fn bind(&self, stream: &dyn RawStream) {
+                let _ = stream;
+            }
 
-/// A group of ranks, bound to the order of one stream.
+            /// Splits the group by color, ranks ordered by key and then by their present rank. Every rank calls it,
+            /// and blocks until all have; `None` takes part but joins no new group.
+            fn split(&self, color: Option<u32>, key: u32) -> Result<Option<Arc<dyn RawCommunicator>>>;
+
+            /// Fails every pending and later call of this group, on every rank, saying that this rank did so and
+            /// why. Blocks nobody.
+            fn abort(&self, why: &str);
+
+            /// What ended the group, if something has.
+            ///
+            /// # Errors
+            /// `Collective`.
+            fn health(&self) -> Result<()>;
+
+            $(
+                $(#[$doc])*
+                fn $method(&self, launch: &Launch<'_>, op: &call::$kind) -> Result<()>;
+            )*
+        }
+    };
+}
+crate::for_each_collective!(raw_communicator);
+
+/// A rank's membership in a group; clones are the same membership, and the last one to go leaves the group.
 ///
-/// Every rank posts (sequence, kind, count, element type, root) before data moves, so that a mismatch is
-/// an error on every rank and never a hang. Counts are host values. A dead or late rank is a
-/// `Collective` error that names it, within the group's timeout; the group is unusable afterwards.
-pub trait Communicator: Send + Sync {
+/// Operators over ranks are values like any other: `stream.run(AllReduce::sum(&comm, &x, &mut out)?)`. Those of one
+/// communicator follow each other in the order they are run, on whichever streams. Ranks in one process need a thread
+/// each where their streams have none of their own, and a device handle each, so that none waits for memory that
+/// another one holds.
+#[derive(Clone)]
+pub struct Communicator(Arc<Member>);
+
+struct Member {
+    raw: Arc<dyn RawCommunicator>,
+    ranks: Ranks,
+    stream: Stream,
+    turn: Tensor,
+}
+
+impl Communicator {
+    /// Joins a group on the device of `stream`. Blocks until every rank has joined, or the configuration's timeout
+    /// has passed. Should the stream fail later, the group ends on every rank.
+    ///
+    /// # Errors
+    /// `Attribute` for a rank outside of the group, `Collective` naming a rank that did not come or wants another
+    /// group, `Unavailable` without collectives, `OutOfMemory`, `Capture` during a capture.
+    pub fn join(stream: &Stream, config: &CommConfig) -> Result<Self> {
+        Ranks::new(config.rank, config.world_size)?;
+        stream.inner().refuse_in_capture("join")?;
+        let turn = Self::first_turn(stream)?;
+        let device = stream.inner().device();
+        let raw = device.backend.communicator(device.ordinal, config)?;
+        Ok(Self::new(raw, stream, turn))
+    }
+
+    fn new(raw: Arc<dyn RawCommunicator>, stream: &Stream, turn: Tensor) -> Self {
+        raw.bind(stream.inner().raw());
+        Self(Arc::new(Member { ranks: raw.ranks(), raw, stream: stream.clone(), turn }))
+    }
+
+    /// What every operator of the group holds as if it wrote it, so that they take turns.
+    fn first_turn(stream: &Stream) -> Result<Tensor> {
+        stream.empty_labelled(&TensorSpec::of(DType::U8, &[1])?, &"communicator".into())
+    }
+
     /// This rank.
-    fn rank(&self) -> u32;
+    pub fn rank(&self) -> u32 {
+        self.0.ranks.rank()
+    }
     /// Ranks in the group.
-    fn world_size(&self) -> u32;
-    /// `out = reduce over ranks of x`, on every rank.
-    fn all_reduce(&self, launch: &Launch<'_>, op: ReduceOp, x: &Tensor, out: &Tensor) -> Result<()>;
-    /// `out = x of rank 0, x of rank 1, …`, on every rank.
-    fn all_gather(&self, launch: &Launch<'_>, x: &Tensor, out: &Tensor) -> Result<()>;
-    /// [`Communicator::all_gather`] with a row count per rank.
-    fn all_gather_v(&self, launch: &Launch<'_>, x: &Tensor, out: &Tensor, counts: &[usize]) -> Result<()>;
-    /// `out = part r of the reduction`, on rank r.
-    fn reduce_scatter(&self, launch: &Launch<'_>, op: ReduceOp, x: &Tensor, out: &Tensor) -> Result<()>;
-    /// [`Communicator::reduce_scatter`] with a row count per rank.
-    fn reduce_scatter_v(
-        &self,
-        launch: &Launch<'_>,
-        op: ReduceOp,
-        x: &Tensor,
-        out: &Tensor,
-        counts: &[usize],
-    ) -> Result<()>;
-    /// Part p of x goes to rank p; parts arrive in rank order.
-    fn all_to_all(&self, launch: &Launch<'_>, x: &Tensor, out: &Tensor) -> Result<()>;
-    /// [`Communicator::all_to_all`] with row counts sent to and received from each rank.
-    fn all_to_all_v(
-        &self,
-        launch: &Launch<'_>,
-        x: &Tensor,
-        out: &Tensor,
-        send: &[usize],
-        recv: &[usize],
-    ) -> Result<()>;
-    /// x of the root, on every rank.
-    fn broadcast(&self, launch: &Launch<'_>, x: &Tensor, root: u32) -> Result<()>;
-    /// The reduction, on the root.
-    fn reduce(&self, launch: &Launch<'_>, op: ReduceOp, x: &Tensor, out: &Tensor, root: u32) -> Result<()>;
-    /// Sends and receives that proceed together (a ring deadlocks without).
-    fn group(&self, launch: &Launch<'_>, parts: &[P2p]) -> Result<()>;
-    /// Returns when every rank has arrived.
-    fn barrier(&self, launch: &Launch<'_>) -> Result<()>;
-    /// Splits the group by color; `None` takes part but joins no new group.
-    fn split(&self, color: Option<u32>, key: u32) -> Result<Option<Arc<dyn Communicator>>>;
+    pub fn world_size(&self) -> u32 {
+        self.0.ranks.world_size()
+    }
+    /// This rank among the ranks of the group.
+    pub fn ranks(&self) -> Ranks {
+        self.0.ranks
+    }
+    /// The backend's membership.
+    pub fn raw(&self) -> &dyn RawCommunicator {
+        self.0.raw.as_ref()
+    }
+    pub(crate) fn turn(&self) -> &Tensor {
+        &self.0.turn
+    }
+
+    /// Splits the group by color, ranks ordered by key and then by their present rank. Every rank calls it, and blocks
+    /// until all have; with `None` it takes part but joins no new group.
+    ///
+    /// # Errors
+    /// As [`Communicator::join`].
+    pub fn split(&self, color: Option<u32>, key: u32) -> Result<Option<Communicator>> {
+        let stream = &self.0.stream;
+        stream.inner().refuse_in_capture("split")?;
+        let turn = Self::first_turn(stream)?;
+        Ok(self.0.raw.split(color, key)?.map(|raw| Self::new(raw, stream, turn)))
+    }
+
     /// Fails every pending and later call of this group, on every rank.
-    fn abort(&self);
+    pub fn abort(&self, why: &str) {
+        self.0.raw.abort(why);
+    }
+
+    /// Whether the group still works.
+    ///
+    /// # Errors
+    /// The `Collective` that ended it.
+    pub fn health(&self) -> Result<()> {
+        self.0.raw.health()
+    }
+}
+
+impl fmt::Debug for Communicator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "rank {} of {} on {:?}", self.rank(), self.world_size(), self.0.stream)
+    }
 }

@@ -226,21 +226,27 @@ impl Graph {
             let (lhs, rhs) = (private.device.info.id.clone(), inner.device().info.id.clone());
             return Err(OpError::Device { op: "replay".into(), lhs, rhs });
         }
-        {
-            let held = Held::lock(inner, Some(&private.pool));
-            {
-                let submission = &mut *held.submission();
-                submission.slots.health(stream.id(), u64::MAX)?;
-                let seq = submission.slots.get(stream.id()).map_or(0, |slot| slot.seq + 1);
-                order_operands(stream.id(), submission, seq, &mut |visit| {
-                    self.touched.iter().for_each(|(buffer, access)| visit(buffer, *access));
-                })?;
-                book_replay(submission, stream.id(), &self.calls);
-            }
-            for op in &self.ops {
-                submit(inner, &held, op.as_ref(), 1, op.kind())?;
-            }
+        let submitted = self.submit_all(stream, &private.pool);
+        if let Err(error) = &submitted {
+            self.ops.iter().for_each(|op| op.refused(error));
         }
+        submitted?;
         stream.after_submit()
+    }
+
+    fn submit_all(&self, stream: &Stream, private: &RefCell<Pool>) -> Result<()> {
+        let inner = stream.inner();
+        self.ops.iter().try_for_each(|op| op.ready())?;
+        let held = Held::lock(inner, Some(private));
+        {
+            let submission = &mut *held.submission();
+            submission.slots.health(stream.id(), u64::MAX)?;
+            let seq = submission.slots.get(stream.id()).map_or(0, |slot| slot.seq + 1);
+            order_operands(stream.id(), submission, seq, &mut |visit| {
+                self.touched.iter().for_each(|(buffer, access)| visit(buffer, *access));
+            })?;
+            book_replay(submission, stream.id(), &self.calls);
+        }
+        self.ops.iter().try_for_each(|op| submit(inner, &held, op.as_ref(), 1, op.kind()))
     }
 }

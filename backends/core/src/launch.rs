@@ -4,6 +4,7 @@ use crate::backend::{RawCopy, RawStream};
 use crate::buffer::{Buffer, HostBuffer, Point};
 use crate::device::{Device, Submission};
 use crate::op::{Op, OpKind};
+use crate::order::Upstream;
 use crate::pool::Pool;
 use crate::stream::{Fallback, StreamInner, StreamOptions};
 use crate::sync::MutexGuard;
@@ -143,6 +144,10 @@ impl<'a> Launch<'a> {
     pub fn seq(&self) -> u64 {
         self.seq
     }
+    /// What this launch relies on on other streams.
+    pub fn upstream(&self) -> Upstream {
+        self.held.submission().slots.upstream(self.stream.id())
+    }
     /// The device.
     pub fn device(&self) -> Device {
         Device::from_inner(self.stream.device().clone())
@@ -193,6 +198,20 @@ pub(crate) fn submit(
     depth: u32,
     call: OpKind,
 ) -> Result<()> {
+    let submitted = order_and_launch(stream, held, op, depth, call);
+    if let Err(error) = &submitted {
+        op.refused(error);
+    }
+    submitted
+}
+
+fn order_and_launch(
+    stream: &Arc<StreamInner>,
+    held: &dyn Hold,
+    op: &dyn Op,
+    depth: u32,
+    call: OpKind,
+) -> Result<()> {
     let (mut seq, mut has_output) = (0, false);
     let mut same_device = true;
     op.operands(&mut |arg| {
@@ -202,6 +221,7 @@ pub(crate) fn submit(
     if !same_device {
         return Err(foreign_stream(stream, op));
     }
+    op.ready()?;
     {
         let submission = &mut *held.submission();
         // Before anything is enqueued: a poisoned stream waits for nobody.

@@ -37,13 +37,15 @@ pub use backend::{
 };
 pub use buffer::{Buffer, HostBuffer};
 pub use call::SpecRef;
-pub use comm::{CommConfig, CommId, Communicator, P2p, ReduceOp};
+pub use call::{CollectiveCall, CollectiveDispatch, CollectiveKind, CollectiveRef, P2p};
+pub use comm::{CommConfig, CommId, Communicator, RawCommunicator};
 pub use custom::CustomReference;
 pub use device::{Device, DeviceInfo};
 pub use event::Event;
 pub use graph::Graph;
 pub use launch::Launch;
 pub use op::{Arg, Bind, Call, CustomKernel, CustomOp, CustomSpec, Dispatch, Op, OpKind, OpQuery};
+pub use order::Upstream;
 pub use pool::PoolStats;
 pub use registry::Registry;
 pub use report::{OpUse, StreamReport};

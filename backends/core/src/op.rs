@@ -6,7 +6,7 @@ use crate::call::SpecRef;
 use crate::launch::Launch;
 use crate::tensor::Tensor;
 use core::fmt;
-use portolan_ops::{Access, Contract, Cost, Determinism, OpError, OpName, Result, TensorSpec};
+use portolan_ops::{Access, Contract, Cost, Determinism, OpError, OpName, Operand, Result, TensorSpec};
 use smallvec::SmallVec;
 
 pub use crate::call::OpKind;
@@ -53,6 +53,14 @@ pub trait Op: sealed::Sealed + Send + Sync + 'static {
     fn operands(&self, visit: &mut dyn FnMut(Arg<'_>));
     /// Hands the operator to a backend's method for it.
     fn launch(&self, backend: &dyn Backend, launch: &Launch<'_>) -> Result<()>;
+    /// Whether it may be launched at all; asked before it is ordered behind anything.
+    fn ready(&self) -> Result<()> {
+        Ok(())
+    }
+    /// Told that the operator was not launched, and why; operators that others wait for pass it on.
+    fn refused(&self, error: &OpError) {
+        let _ = error;
+    }
 }
 
 /// A contract that the operator table names: which kind it is and which backend method launches it.
@@ -99,36 +107,7 @@ impl<C: Dispatch> Call<C> {
     /// `Layout` when a tensor is not the one the contract was made for, `Device` for tensors of two
     /// devices, `Aliasing` when an output overlaps another operand.
     pub fn bind(spec: C, tensors: &[&Tensor]) -> Result<Self> {
-        let mut mismatch = None;
-        let mut count = 0;
-        spec.operands(&mut |operand| {
-            match tensors.get(count) {
-                Some(tensor) if tensor.spec() == operand.spec => {}
-                Some(tensor) => {
-                    mismatch.get_or_insert_with(|| {
-                        let what = format!(
-                            "the tensor is {}, the operator was made for {}",
-                            tensor.spec(),
-                            operand.spec
-                        );
-                        OpError::layout(spec.name(), operand.name, what)
-                    });
-                }
-                None => {
-                    mismatch.get_or_insert_with(|| {
-                        OpError::layout(spec.name(), operand.name, "no tensor was given")
-                    });
-                }
-            }
-            count += 1;
-        });
-        if let Some(error) = mismatch {
-            return Err(error);
-        }
-        if count != tensors.len() {
-            let what = format!("{} tensors were given for {count} operands", tensors.len());
-            return Err(OpError::layout(spec.name(), "operands", what));
-        }
+        match_tensors(spec.name(), &|visit| spec.operands(visit), tensors)?;
         let call = Self { buffers: tensors.iter().map(|t| t.buffer().clone()).collect(), spec };
         check_operands(&call, call.spec.in_place())?;
         Ok(call)
@@ -218,6 +197,40 @@ impl<C: fmt::Debug> fmt::Debug for Call<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.spec.fmt(f)
     }
+}
+
+/// Receives the operands of a contract.
+pub(crate) type Visit<'v, 's> = &'v mut dyn FnMut(Operand<'s>);
+
+/// Fails with `Layout` unless the tensors are those a contract was made for, in the order of its operands.
+pub(crate) fn match_tensors<'s>(
+    op: &'static str,
+    operands: &dyn Fn(Visit<'_, 's>),
+    tensors: &[&Tensor],
+) -> Result<()> {
+    let mut mismatch = None;
+    let mut count = 0;
+    operands(&mut |operand| {
+        let what = match tensors.get(count) {
+            Some(tensor) if tensor.spec() == operand.spec => None,
+            Some(tensor) => {
+                Some(format!("the tensor is {}, the operator was made for {}", tensor.spec(), operand.spec))
+            }
+            None => Some("no tensor was given".into()),
+        };
+        if let (Some(what), None) = (what, &mismatch) {
+            mismatch = Some(OpError::layout(op, operand.name, what));
+        }
+        count += 1;
+    });
+    if let Some(error) = mismatch {
+        return Err(error);
+    }
+    if count != tensors.len() {
+        let what = format!("{} tensors were given for {count} operands", tensors.len());
+        return Err(OpError::layout(op, "operands", what));
+    }
+    Ok(())
 }
 
 /// The checks that need memory: one device, and no output that overlaps another operand.

@@ -4,6 +4,9 @@
 //! of its own, because copies into views or a few core operators move no more memory, exists in this spelling only.
 
 pub use crate::arrange::{concat, flip, pad, roll, split};
+pub use crate::call::all_gather::all_gather;
+pub use crate::call::all_reduce::all_reduce;
+pub use crate::call::all_to_all::all_to_all;
 pub use crate::call::binary::binary;
 pub use crate::call::compare::{compare, masked_fill, select};
 pub use crate::call::copy::{cast, contiguous, full};
@@ -17,6 +20,7 @@ pub use crate::call::linear::linear;
 pub use crate::call::log_softmax::log_softmax;
 pub use crate::call::quantize::{dequantize, dynamic_quantize};
 pub use crate::call::reduce::{cumulative, linear_scan, reduce, top_k};
+pub use crate::call::reduce_scatter::reduce_scatter;
 pub use crate::call::rms_norm::{add_rms_norm, group_rms_norm, rms_norm};
 pub use crate::call::softmax::softmax;
 pub use crate::call::sort::{argsort, sort};

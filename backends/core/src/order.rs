@@ -63,6 +63,21 @@ struct Poison {
     fault: Fault,
 }
 
+/// What one launch relies on on other streams, to be asked when it executes: they have run by then, and their faults
+/// are known.
+///
+/// A kernel that only computes need not ask, as whoever reads its results is told. One that passes data on to other
+/// processes or devices must: nobody else can tell them.
+#[derive(Clone, Default)]
+pub struct Upstream(SmallVec<[(Arc<dyn RawStream>, u64); 2]>);
+
+impl Upstream {
+    /// The fault of another stream that what is launched relies on, if there is one.
+    pub fn fault(&self) -> Option<Fault> {
+        self.0.iter().find_map(|(raw, until)| raw.fault().filter(|fault| fault.seq <= *until))
+    }
+}
+
 /// All streams of a device, and the faults of those that are gone.
 #[derive(Default)]
 pub(crate) struct Slots {
@@ -131,6 +146,16 @@ impl Slots {
             Some(Poison { since, ..poison })
         });
         inherited.chain(own).min_by_key(|poison| poison.since)
+    }
+
+    /// What the next submission to `stream` relies on.
+    pub(crate) fn upstream(&self, stream: u64) -> Upstream {
+        let seen = self.get(stream).map(|slot| slot.seen.as_slice()).unwrap_or_default();
+        let relied = seen.iter().filter_map(|seen| {
+            let until = seen.relied.last()?.until;
+            Some((self.get(seen.stream)?.raw.clone(), until))
+        });
+        Upstream(relied.collect())
     }
 
     /// `Poisoned` when work of `stream` up to `until` is.

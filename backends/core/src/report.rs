@@ -49,9 +49,9 @@ impl StreamReport {
     /// The row of an operator. While the stream lives there is one for every kind, so that finding it is cheap.
     fn row(&mut self, kind: OpKind) -> &mut OpUse {
         if self.operators.is_empty() {
-            self.operators = OpKind::ALL.iter().copied().chain([OpKind::Custom]).map(OpUse::none).collect();
+            self.operators = OpKind::every().map(OpUse::none).collect();
         }
-        &mut self.operators[kind as usize]
+        &mut self.operators[kind.place()]
     }
 
     /// Books calls of the program, each counted as one kernel.

@@ -6,6 +6,7 @@
 
 mod activation;
 mod attention;
+mod comm;
 mod custom;
 mod elementwise;
 mod fused;
@@ -32,9 +33,7 @@ pub use pool::Team;
 
 use memory::Budget;
 use portolan_core::sync::atomic::{AtomicU64, Ordering};
-use portolan_core::{
-    Backend, Collectives, DeviceInfo, OpQuery, Ordinal, Queue, RawStream, StreamOptions, Support,
-};
+use portolan_core::{Backend, DeviceInfo, OpQuery, Ordinal, Queue, RawStream, StreamOptions, Support};
 use portolan_ops::{DeviceId, Result};
 use queue::{CpuStream, Exec};
 use std::sync::Arc;
@@ -46,6 +45,7 @@ pub struct CpuBackend {
     executor: Executor,
     budget: Budget,
     streams: AtomicU64,
+    groups: comm::Groups,
 }
 
 impl CpuBackend {
@@ -63,6 +63,7 @@ impl CpuBackend {
             executor: options.executor,
             budget: Budget::new(options.memory_limit),
             streams: AtomicU64::new(1),
+            groups: comm::Groups::default(),
         }))
     }
 
@@ -85,8 +86,6 @@ impl Queue for CpuBackend {
         Ok(Arc::new(CpuStream::new(self.executor, exec, number, options.timeout)?))
     }
 }
-
-impl Collectives for CpuBackend {}
 
 impl Backend for CpuBackend {
     fn name(&self) -> &'static str {

@@ -65,6 +65,15 @@ fn the_contract_holds_under_random_delays() {
 }
 
 #[test]
+fn groups_of_ranks_hold_under_random_delays() {
+    for seed in 0..3 {
+        let executor = Executor::Chaotic { seed };
+        let options = CpuOptions { executor, threads: Some(1), ..CpuOptions::default() };
+        Suite::assert(&suite(options).contract("comm/*"));
+    }
+}
+
+#[test]
 fn all_operators_write_the_same_bits_for_any_number_of_threads() {
     for isa in Isa::ALL.into_iter().filter(|isa| *isa <= Isa::detect()) {
         let streams = [1, 2, 3, 8].map(|threads| {

@@ -1,8 +1,8 @@
 //! The kernel core: operators a backend must have, because they cannot be composed from the others.
 
 mod broadcast;
-mod edges;
-mod rounding;
+pub(crate) mod edges;
+pub(crate) mod rounding;
 
 pub mod binary;
 pub mod cast;

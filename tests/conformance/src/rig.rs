@@ -68,7 +68,13 @@ pub(crate) struct Rig {
 
 impl Rig {
     pub(crate) fn new(backend: Arc<dyn Backend>) -> Result<Self, OpError> {
-        let device = Registry::new().with(backend.clone()).open(backend.name())?;
+        Self::on(backend, 0)
+    }
+
+    /// On one of several devices.
+    pub(crate) fn on(backend: Arc<dyn Backend>, ordinal: usize) -> Result<Self, OpError> {
+        let name = format!("{}:{ordinal}", backend.name());
+        let device = Registry::new().with(backend.clone()).open(&name)?;
         Ok(Self { backend, device, delays: OnceLock::new() })
     }
 

@@ -96,11 +96,18 @@ macro_rules! for_each_op {
 }
 pub use for_each_op;
 
+pub(crate) mod all_gather;
+pub(crate) mod all_reduce;
+pub(crate) mod all_to_all;
 mod attention;
+mod barrier;
 pub(crate) mod binary;
+mod broadcast;
+mod collective;
 pub(crate) mod compare;
 pub(crate) mod copy;
 pub(crate) mod embedding;
+mod exchange;
 pub(crate) mod gather;
 pub(crate) mod geglu;
 pub(crate) mod gemm;
@@ -114,6 +121,8 @@ mod mla_decode;
 pub(crate) mod quantize;
 mod random;
 pub(crate) mod reduce;
+pub(crate) mod reduce_scatter;
+mod reduce_to;
 pub(crate) mod rms_norm;
 mod rope;
 mod sample;
@@ -122,6 +131,12 @@ pub(crate) mod sort;
 mod sparse_attention;
 pub(crate) mod swiglu;
 pub(crate) mod unary;
+
+pub use collective::{
+    AllGather, AllReduce, AllToAll, Barrier, Broadcast, CollectiveCall, CollectiveDispatch, CollectiveKind,
+    CollectiveRef, Exchange, ReduceScatter, ReduceTo, for_each_collective,
+};
+pub use exchange::P2p;
 
 use crate::backend::Backend;
 use crate::custom::CustomOp;
@@ -144,19 +159,38 @@ macro_rules! table {
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub enum OpKind {
             $( $(#[$doc])* $kind, )*
+            /// An operator over ranks.
+            Collective(CollectiveKind),
             /// A user's own operator.
             Custom,
         }
 
         impl OpKind {
-            /// Every operator of the library, in table order (without `Custom`).
+            /// Every operator of the library, in table order (without `Custom` and operators over ranks).
             pub const ALL: &'static [OpKind] = &[$( OpKind::$kind, )*];
 
             /// The backend method's name.
             pub const fn name(self) -> &'static str {
                 match self {
                     $( OpKind::$kind => stringify!($method), )*
+                    OpKind::Collective(kind) => kind.name(),
                     OpKind::Custom => "custom",
+                }
+            }
+
+            /// Every kind, `Custom` and operators over ranks included, in the order of [`OpKind::place`].
+            pub(crate) fn every() -> impl Iterator<Item = Self> {
+                let collectives = CollectiveKind::ALL.iter().copied().map(OpKind::Collective);
+                OpKind::ALL.iter().copied().chain(collectives).chain([OpKind::Custom])
+            }
+
+            /// Its place among all kinds.
+            pub(crate) const fn place(self) -> usize {
+                enum Place { $( $kind, )* }
+                match self {
+                    $( OpKind::$kind => Place::$kind as usize, )*
+                    OpKind::Collective(kind) => Self::ALL.len() + kind as usize,
+                    OpKind::Custom => Self::ALL.len() + CollectiveKind::ALL.len(),
                 }
             }
 
@@ -164,7 +198,7 @@ macro_rules! table {
             pub const fn is_fused(self) -> bool {
                 match self {
                     $( OpKind::$kind => $fused, )*
-                    OpKind::Custom => false,
+                    OpKind::Collective(_) | OpKind::Custom => false,
                 }
             }
         }
@@ -174,6 +208,8 @@ macro_rules! table {
         #[derive(Clone, Copy, Debug)]
         pub enum SpecRef<'a> {
             $( $(#[$doc])* $kind(&'a $spec), )*
+            /// An operator over ranks.
+            Collective(CollectiveRef<'a>),
             /// A user's own operator.
             Custom(&'a CustomOp),
         }
@@ -183,6 +219,7 @@ macro_rules! table {
             pub fn kind(&self) -> OpKind {
                 match self {
                     $( SpecRef::$kind(_) => OpKind::$kind, )*
+                    SpecRef::Collective(op) => OpKind::Collective(op.kind()),
                     SpecRef::Custom(_) => OpKind::Custom,
                 }
             }
@@ -191,6 +228,7 @@ macro_rules! table {
             pub fn operands(&self, visit: &mut dyn FnMut(&str, &portolan_ops::TensorSpec, portolan_ops::Access)) {
                 match self {
                     $( SpecRef::$kind(spec) => spec.operands(&mut |o| visit(o.name, o.spec, o.access)), )*
+                    SpecRef::Collective(op) => op.operands(visit),
                     SpecRef::Custom(op) => crate::op::Op::operands(*op, &mut |a| visit(a.name, a.spec, a.access)),
                 }
             }

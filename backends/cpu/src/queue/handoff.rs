@@ -154,7 +154,7 @@ impl<T> Handoff<T> {
 }
 
 /// The moment `timeout` from now; one that the clock cannot express is far away.
-pub(super) fn deadline(timeout: Duration) -> Instant {
+pub(crate) fn deadline(timeout: Duration) -> Instant {
     const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
     let now = Instant::now();
     now.checked_add(timeout).or_else(|| now.checked_add(CENTURY)).unwrap_or(now)

@@ -1,11 +1,11 @@
 //! Streams and events of the CPU: in-order queues with three ways to execute them.
 
 mod event;
-mod handoff;
+pub(crate) mod handoff;
 mod latch;
 mod stream;
 
-pub(crate) use stream::{CpuStream, Exec};
+pub(crate) use stream::{CpuStream, Exec, Witness};
 
 #[cfg(test)]
 mod tests {

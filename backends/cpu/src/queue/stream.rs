@@ -10,12 +10,13 @@ use crate::Isa;
 use crate::options::Executor;
 use crate::pool::Team;
 use portolan_core::sync::thread::{self, JoinHandle};
+use portolan_core::sync::{Mutex, lock};
 use portolan_core::{Fault, Launch, RawEvent, RawStream};
 use portolan_ops::{OpError, OpName, Result};
 use std::any::Any;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 /// What a kernel runs with.
@@ -32,6 +33,11 @@ impl<'a> From<&'a Exec> for crate::elementwise::Exec<'a> {
     }
 }
 
+/// Told of a stream's first fault.
+pub(crate) trait Witness: Send + Sync {
+    fn stream_failed(&self, fault: &Fault);
+}
+
 type Task = Box<dyn FnOnce(&Exec) -> Result<()> + Send>;
 
 enum Entry {
@@ -43,6 +49,7 @@ enum Entry {
 pub(crate) struct Shared {
     handoff: Handoff<Entry>,
     fault: FirstFault<Fault>,
+    witnesses: Mutex<Vec<Weak<dyn Witness>>>,
     exec: Exec,
     executor: Executor,
     number: u64,
@@ -57,7 +64,8 @@ pub(crate) struct CpuStream {
 impl CpuStream {
     pub(crate) fn new(executor: Executor, exec: Exec, number: u64, timeout: Duration) -> Result<Self> {
         let (handoff, fault) = (Handoff::new(), FirstFault::new());
-        let shared = Arc::new(Shared { handoff, fault, exec, executor, number, timeout });
+        let witnesses = Mutex::new(Vec::new());
+        let shared = Arc::new(Shared { handoff, fault, witnesses, exec, executor, number, timeout });
         let worker = match executor {
             Executor::Inline => None,
             Executor::Queued | Executor::Chaotic { .. } => {
@@ -88,6 +96,24 @@ impl CpuStream {
             task: Box::new(task),
         });
         Ok(())
+    }
+}
+
+impl CpuStream {
+    /// Tells `witness` of the stream's first fault: now, if it has happened.
+    pub(crate) fn watch(stream: &dyn RawStream, witness: Weak<dyn Witness>) {
+        let Some(stream) = stream.as_any().downcast_ref::<CpuStream>() else { return };
+        let mut witnesses = lock(&stream.shared.witnesses);
+        // Asked under the lock: whoever sets a fault takes the list afterwards.
+        if let Some(fault) = stream.shared.fault.get() {
+            drop(witnesses);
+            if let Some(witness) = witness.upgrade() {
+                witness.stream_failed(&fault);
+            }
+        } else if !witnesses.iter().any(|known| known.ptr_eq(&witness)) {
+            witnesses.retain(|known| known.strong_count() != 0);
+            witnesses.push(witness);
+        }
     }
 }
 
@@ -137,7 +163,10 @@ impl Shared {
     }
 
     fn fail(&self, seq: u64, op: OpName, error: OpError) {
-        self.fault.set(Fault { seq, op, source: Arc::new(error) });
+        let fault = Fault { seq, op, source: Arc::new(error) };
+        self.fault.set(fault.clone());
+        let witnesses = core::mem::take(&mut *lock(&self.witnesses));
+        witnesses.iter().filter_map(Weak::upgrade).for_each(|witness| witness.stream_failed(&fault));
     }
 
     /// The chaotic executor's delay before entry `position`: none for half of them, else up to 300 µs.

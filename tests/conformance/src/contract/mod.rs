@@ -4,10 +4,13 @@
 //! the public contract only, so that any backend can be held to it.
 
 pub(crate) mod capture;
+pub(crate) mod collectives;
+pub(crate) mod comm;
 pub(crate) mod errors;
 pub(crate) mod events;
 pub(crate) mod memory;
 pub(crate) mod poison;
+pub(crate) mod ranks;
 pub(crate) mod streams;
 
 use crate::rig::{Check, Rig};
@@ -77,6 +80,33 @@ macro_rules! for_each_contract {
                 a_fault_is_of_a_kind_that_programs_can_tell;
                 a_stream_that_denies_compositions_refuses_them_and_no_other;
                 the_report_adds_up_the_cost_of_every_run;
+            }
+            collectives {
+                all_reduce;
+                reduce_to;
+                reduce_scatter;
+                all_gather;
+                all_to_all;
+                broadcast;
+                exchange;
+                barrier;
+            }
+            comm {
+                a_sum_may_take_the_place_of_what_it_is_formed_of;
+                fixed_order_reductions_have_the_bits_of_rank_order_whoever_comes_late;
+                operators_of_one_communicator_run_in_the_order_they_were_run_on_whichever_streams;
+                a_collective_waits_for_the_write_of_another_stream;
+                collectives_are_captured_and_replayed;
+                the_report_counts_the_bytes_sent_to_other_ranks;
+                a_group_splits_by_color_in_the_order_of_keys;
+                groups_are_joined_by_their_own_ranks_only;
+                a_rank_that_left_is_named_on_every_survivor;
+                a_rank_that_drops_everything_it_has_ends_the_wait_of_the_others;
+                a_late_rank_is_named_on_every_rank;
+                ranks_of_different_minds_are_told_so_and_who;
+                a_stream_that_fails_ends_its_group_before_the_timeout;
+                a_fault_that_was_inherited_ends_the_group_before_the_timeout;
+                a_group_that_ended_refuses_and_others_still_work;
             }
         }
     };

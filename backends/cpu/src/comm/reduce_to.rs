@@ -1,0 +1,17 @@
+//! The root combines what the others hold.
+
+use super::fold::fold;
+use super::hub::Stop;
+use super::transport::Window;
+use super::turn::Turn;
+use portolan_ops::comm::ReduceToSpec;
+
+const X: usize = 0;
+const OUT: usize = 1;
+
+pub(super) fn run(turn: &Turn<'_>, spec: &ReduceToSpec, own: &[Window]) -> Result<(), Stop> {
+    match spec.out() {
+        Some(_) => fold(turn, spec.reduce(), spec.x().dtype(), X, 0..spec.x().numel(), own[OUT], 0),
+        None => Ok(()),
+    }
+}
