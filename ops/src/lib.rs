@@ -22,6 +22,7 @@ pub mod attention;
 pub mod codec;
 pub mod embedding;
 pub mod kernel;
+pub mod moe;
 pub mod norm;
 pub mod quant;
 pub mod rope;

@@ -15,6 +15,7 @@ pub use crate::call::hadamard::hadamard;
 pub use crate::call::layer_norm::layer_norm;
 pub use crate::call::linear::linear;
 pub use crate::call::log_softmax::log_softmax;
+pub use crate::call::moe_gate::moe_gate;
 pub use crate::call::quantize::{dequantize, dynamic_quantize};
 pub use crate::call::reduce::{cumulative, linear_scan, reduce, top_k};
 pub use crate::call::rms_norm::{add_rms_norm, group_rms_norm, rms_norm};

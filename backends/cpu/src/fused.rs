@@ -53,6 +53,9 @@ impl FusedOps for CpuBackend {
     fn sort(&self, launch: &Launch<'_>, op: &call::Sort) -> Result<()> {
         op::sort::launch(launch, op)
     }
+    fn moe_gate(&self, launch: &Launch<'_>, op: &call::MoeGate) -> Result<()> {
+        op::moe_gate::launch(launch, op)
+    }
     fn sample(&self, launch: &Launch<'_>, op: &call::Sample) -> Result<()> {
         op::sample::launch(launch, op)
     }

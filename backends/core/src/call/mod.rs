@@ -74,6 +74,8 @@ macro_rules! for_each_op {
                 Geglu, portolan_ops::activation::GegluSpec, geglu;
                 /// Stable sort of every row.
                 Sort, portolan_ops::sort::SortSpec, sort;
+                /// The experts of every token, and their weights.
+                MoeGate, portolan_ops::moe::MoeGateSpec, moe_gate;
                 /// Attention over a contiguous cache.
                 Attention, portolan_ops::attention::AttentionSpec, attention;
                 /// Attention over a paged cache.
@@ -100,6 +102,7 @@ pub(crate) mod hadamard;
 pub(crate) mod layer_norm;
 pub(crate) mod linear;
 pub(crate) mod log_softmax;
+pub(crate) mod moe_gate;
 pub(crate) mod quantize;
 mod random;
 pub(crate) mod reduce;

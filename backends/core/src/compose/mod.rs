@@ -12,6 +12,7 @@ mod kv_cache_write;
 mod layer_norm;
 mod linear;
 mod log_softmax;
+mod moe_gate;
 mod packed;
 mod paged_attention;
 mod parts;
@@ -35,6 +36,7 @@ pub use kv_cache_write::kv_cache_write;
 pub use layer_norm::layer_norm;
 pub use linear::linear;
 pub use log_softmax::log_softmax;
+pub use moe_gate::moe_gate;
 pub use packed::{prepack, unpack};
 pub use paged_attention::paged_attention;
 pub use quantize::quantize;
@@ -87,7 +89,8 @@ fn limit(spec: &SpecRef<'_>) -> Option<Unsupported> {
         | SpecRef::LogSoftmax(_)
         | SpecRef::Swiglu(_)
         | SpecRef::Geglu(_)
-        | SpecRef::Sort(_) => None,
+        | SpecRef::Sort(_)
+        | SpecRef::MoeGate(_) => None,
         // Packed forms are a backend's own, and the kernel core is what compositions are made of.
         _ => Some(Unsupported::NotImplemented),
     }

@@ -20,6 +20,7 @@ pub(crate) mod kv_cache_write;
 pub(crate) mod layer_norm;
 pub(crate) mod linear;
 pub(crate) mod log_softmax;
+pub(crate) mod moe_gate;
 pub(crate) mod paged_attention;
 pub(crate) mod prepack;
 pub(crate) mod quantize;
