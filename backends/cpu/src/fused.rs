@@ -56,6 +56,12 @@ impl FusedOps for CpuBackend {
     fn moe_gate(&self, launch: &Launch<'_>, op: &call::MoeGate) -> Result<()> {
         op::moe_gate::launch(launch, op)
     }
+    fn moe_permute(&self, launch: &Launch<'_>, op: &call::MoePermute) -> Result<()> {
+        op::moe_permute::launch(launch, op)
+    }
+    fn moe_unpermute(&self, launch: &Launch<'_>, op: &call::MoeUnpermute) -> Result<()> {
+        op::moe_unpermute::launch(launch, op)
+    }
     fn sample(&self, launch: &Launch<'_>, op: &call::Sample) -> Result<()> {
         op::sample::launch(launch, op)
     }

@@ -3,7 +3,7 @@
 
 mod rig;
 
-use portolan_core::call::MoeGate;
+use portolan_core::call::{MoeGate, MoePermute, MoeUnpermute};
 use portolan_core::{Op, Stream, Tensor};
 use portolan_ops::moe::GateScore;
 use portolan_ops::{DType, OpError, Shape, TensorSpec};
@@ -52,4 +52,24 @@ fn a_token_or_an_expert_beyond_the_table_is_a_fault() {
     assert!(said.contains("token_ids[1] is 3, the table has 3 rows"), "{said}");
     let said = route([1, 2], [0, 1, 2, 4, 0, 1]);
     assert!(said.contains("table[1, 1] is 4, there are 4 experts"), "{said}");
+}
+
+#[test]
+fn an_expert_that_does_not_exist_is_a_fault_of_the_permutation() {
+    let said = fault(|s| {
+        let (x, ids) = (floats(s, &[2, 3]), ints(s, &[2, 2], &[0, -1, 5, 1]));
+        let (mut out, mut map) = (empty(s, DType::F32, &[4, 3]), empty(s, DType::I32, &[2, 2]));
+        let mut offsets = empty(s, DType::I32, &[6]);
+        run(s, MoePermute::contiguous(&x, &ids, &mut out, &mut map, &mut offsets))
+    });
+    assert!(said.contains("expert_ids[1, 0] is 5, there are 5 experts"), "{said}");
+}
+
+#[test]
+fn a_row_that_does_not_exist_is_a_fault_of_the_way_back() {
+    let said = fault(|s| {
+        let (y, map) = (floats(s, &[4, 3]), ints(s, &[2, 2], &[0, -1, 3, 4]));
+        run(s, MoeUnpermute::new(&y, &map, &mut empty(s, DType::F32, &[2, 3])))
+    });
+    assert!(said.contains("row_map[1, 1] is beyond the 4 rows of y"), "{said}");
 }

@@ -76,6 +76,10 @@ macro_rules! for_each_op {
                 Sort, portolan_ops::sort::SortSpec, sort;
                 /// The experts of every token, and their weights.
                 MoeGate, portolan_ops::moe::MoeGateSpec, moe_gate;
+                /// Rows of tokens to their experts.
+                MoePermute, portolan_ops::moe::MoePermuteSpec, moe_permute;
+                /// Rows of experts back to their tokens.
+                MoeUnpermute, portolan_ops::moe::MoeUnpermuteSpec, moe_unpermute;
                 /// Attention over a contiguous cache.
                 Attention, portolan_ops::attention::AttentionSpec, attention;
                 /// Attention over a paged cache.
@@ -103,6 +107,8 @@ pub(crate) mod layer_norm;
 pub(crate) mod linear;
 pub(crate) mod log_softmax;
 pub(crate) mod moe_gate;
+mod moe_permute;
+mod moe_unpermute;
 pub(crate) mod quantize;
 mod random;
 pub(crate) mod reduce;

@@ -13,6 +13,8 @@ mod layer_norm;
 mod linear;
 mod log_softmax;
 mod moe_gate;
+mod moe_permute;
+mod moe_unpermute;
 mod packed;
 mod paged_attention;
 mod parts;
@@ -37,6 +39,8 @@ pub use layer_norm::layer_norm;
 pub use linear::linear;
 pub use log_softmax::log_softmax;
 pub use moe_gate::moe_gate;
+pub use moe_permute::moe_permute;
+pub use moe_unpermute::moe_unpermute;
 pub use packed::{prepack, unpack};
 pub use paged_attention::paged_attention;
 pub use quantize::quantize;
@@ -90,7 +94,9 @@ fn limit(spec: &SpecRef<'_>) -> Option<Unsupported> {
         | SpecRef::Swiglu(_)
         | SpecRef::Geglu(_)
         | SpecRef::Sort(_)
-        | SpecRef::MoeGate(_) => None,
+        | SpecRef::MoeGate(_)
+        | SpecRef::MoePermute(_)
+        | SpecRef::MoeUnpermute(_) => None,
         // Packed forms are a backend's own, and the kernel core is what compositions are made of.
         _ => Some(Unsupported::NotImplemented),
     }

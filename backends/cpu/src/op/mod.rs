@@ -21,6 +21,8 @@ pub(crate) mod layer_norm;
 pub(crate) mod linear;
 pub(crate) mod log_softmax;
 pub(crate) mod moe_gate;
+pub(crate) mod moe_permute;
+pub(crate) mod moe_unpermute;
 pub(crate) mod paged_attention;
 pub(crate) mod prepack;
 pub(crate) mod quantize;
