@@ -31,9 +31,9 @@ pub mod tokenizer;
 pub use devices::{open, registry};
 pub use error::Error;
 pub use portolan_core::{
-    Backend, Buffer, CustomOp, CustomSpec, Device, DeviceInfo, Event, Fallback, Graph, HostBuffer, Lens,
-    OpKind, Pending, QuantTensor, Registry, Stream, StreamOptions, StreamReport, Support, Tensor, Weight,
-    call, ops,
+    Backend, Buffer, CustomOp, CustomSpec, Device, DeviceInfo, Event, Experts, Fallback, Graph, HostBuffer,
+    Lens, OpKind, Pending, QuantTensor, Registry, Stream, StreamOptions, StreamReport, Support, Tensor,
+    Weight, call, ops,
 };
 #[cfg(feature = "cpu")]
 pub use portolan_cpu as cpu;

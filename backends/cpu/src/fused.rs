@@ -23,6 +23,9 @@ impl FusedOps for CpuBackend {
     fn dynamic_quantize(&self, launch: &Launch<'_>, op: &call::DynamicQuantize) -> Result<()> {
         op::dynamic_quantize::launch(launch, op)
     }
+    fn grouped_gemm(&self, launch: &Launch<'_>, op: &call::GroupedGemm) -> Result<()> {
+        op::grouped_gemm::launch(launch, op)
+    }
     fn hadamard(&self, launch: &Launch<'_>, op: &call::Hadamard) -> Result<()> {
         op::hadamard::launch(launch, op)
     }
@@ -78,7 +81,8 @@ impl FusedOps for CpuBackend {
         op::kv_cache_write::launch(launch, op)
     }
     fn packing(&self, _device: Ordinal, weight: &WeightSpec, consumer: OpKind) -> Option<Packing> {
-        (consumer == OpKind::Linear).then(|| op::prepack::packing(self.isa, weight)).flatten()
+        let product = matches!(consumer, OpKind::Linear | OpKind::GroupedGemm);
+        product.then(|| op::prepack::packing(self.isa, weight)).flatten()
     }
     fn custom(&self, launch: &Launch<'_>, op: &CustomOp) -> Result<()> {
         crate::custom::launch(launch, op)

@@ -78,6 +78,8 @@ macro_rules! for_each_op {
                 MoeGate, portolan_ops::moe::MoeGateSpec, moe_gate;
                 /// Rows of tokens to their experts.
                 MoePermute, portolan_ops::moe::MoePermuteSpec, moe_permute;
+                /// Products of every expert's rows with its weight.
+                GroupedGemm, portolan_ops::moe::GroupedGemmSpec, grouped_gemm;
                 /// Rows of experts back to their tokens.
                 MoeUnpermute, portolan_ops::moe::MoeUnpermuteSpec, moe_unpermute;
                 /// Attention over a contiguous cache.
@@ -102,6 +104,7 @@ pub(crate) mod embedding;
 pub(crate) mod gather;
 pub(crate) mod geglu;
 pub(crate) mod gemm;
+mod grouped_gemm;
 pub(crate) mod hadamard;
 pub(crate) mod layer_norm;
 pub(crate) mod linear;

@@ -7,6 +7,7 @@ mod dequantize;
 mod dynamic_quantize;
 mod embedding;
 mod geglu;
+mod grouped_gemm;
 mod hadamard;
 mod kv_cache_write;
 mod layer_norm;
@@ -33,6 +34,7 @@ pub use dequantize::dequantize;
 pub use dynamic_quantize::dynamic_quantize;
 pub use embedding::embedding;
 pub use geglu::geglu;
+pub use grouped_gemm::grouped_gemm;
 pub use hadamard::hadamard;
 pub use kv_cache_write::kv_cache_write;
 pub use layer_norm::layer_norm;
@@ -74,6 +76,7 @@ fn limit(spec: &SpecRef<'_>) -> Option<Unsupported> {
     let beyond = |rows: usize| (rows > i32::MAX as usize).then_some(INDICES);
     match spec {
         SpecRef::Linear(op) => weight_limit(op.weight()),
+        SpecRef::GroupedGemm(op) => weight_limit(op.weight().one()),
         SpecRef::Embedding(op) => weight_limit(op.weight()),
         SpecRef::Dequantize(op) => weight_limit(op.weight()),
         SpecRef::KvCacheWrite(op) => {

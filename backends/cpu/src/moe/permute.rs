@@ -1,6 +1,6 @@
 //! Rows to their experts: one pass over the ids numbers them, then rows are copied on all threads.
 
-use super::{Grid, data};
+use super::{Grid, Lines, clear, data};
 use crate::elementwise::walk::Base;
 use crate::movement::copy::copy_run;
 use crate::queue::Exec;
@@ -123,44 +123,4 @@ fn zeros(len: usize) -> Result<Vec<usize>> {
     }
     list.resize(len, 0);
     Ok(list)
-}
-
-/// Places of the rows of a tensor of two or three dimensions.
-struct Lines {
-    first: usize,
-    room: usize,
-    strides: [usize; 2],
-    step: usize,
-}
-
-impl Lines {
-    fn of(spec: &TensorSpec) -> Self {
-        let first = spec.layout().offset();
-        match *spec.strides() {
-            [outer, inner, step] => Self { first, room: spec.dims()[1], strides: [outer, inner], step },
-            [inner, step] => Self { first, room: usize::MAX, strides: [0, inner], step },
-            _ => Self { first, room: usize::MAX, strides: [0, 0], step: 1 },
-        }
-    }
-
-    fn at(&self, row: usize) -> usize {
-        self.first + row / self.room * self.strides[0] + row % self.room * self.strides[1]
-    }
-}
-
-/// Writes zeros to a row.
-///
-/// # Safety
-/// Its elements, of `bytes` bytes, exist.
-unsafe fn clear(bytes: usize, to: Base, len: usize, place: usize, step: usize) {
-    // SAFETY: by contract.
-    unsafe {
-        if step == 1 {
-            to.start().add(place * bytes).write_bytes(0, len * bytes);
-            return;
-        }
-        for i in 0..len {
-            to.start().add((place + i * step) * bytes).write_bytes(0, bytes);
-        }
-    }
 }

@@ -15,6 +15,7 @@ pub(crate) mod fill;
 pub(crate) mod gather;
 pub(crate) mod geglu;
 pub(crate) mod gemm;
+pub(crate) mod grouped_gemm;
 pub(crate) mod hadamard;
 pub(crate) mod kv_cache_write;
 pub(crate) mod layer_norm;
