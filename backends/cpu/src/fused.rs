@@ -26,6 +26,9 @@ impl FusedOps for CpuBackend {
     fn grouped_gemm(&self, launch: &Launch<'_>, op: &call::GroupedGemm) -> Result<()> {
         op::grouped_gemm::launch(launch, op)
     }
+    fn expert_ffn(&self, launch: &Launch<'_>, op: &call::ExpertFfn) -> Result<()> {
+        op::expert_ffn::launch(launch, op)
+    }
     fn hadamard(&self, launch: &Launch<'_>, op: &call::Hadamard) -> Result<()> {
         op::hadamard::launch(launch, op)
     }
@@ -81,7 +84,7 @@ impl FusedOps for CpuBackend {
         op::kv_cache_write::launch(launch, op)
     }
     fn packing(&self, _device: Ordinal, weight: &WeightSpec, consumer: OpKind) -> Option<Packing> {
-        let product = matches!(consumer, OpKind::Linear | OpKind::GroupedGemm);
+        let product = matches!(consumer, OpKind::Linear | OpKind::GroupedGemm | OpKind::ExpertFfn);
         product.then(|| op::prepack::packing(self.isa, weight)).flatten()
     }
     fn custom(&self, launch: &Launch<'_>, op: &CustomOp) -> Result<()> {

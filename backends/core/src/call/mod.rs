@@ -80,6 +80,8 @@ macro_rules! for_each_op {
                 MoePermute, portolan_ops::moe::MoePermuteSpec, moe_permute;
                 /// Products of every expert's rows with its weight.
                 GroupedGemm, portolan_ops::moe::GroupedGemmSpec, grouped_gemm;
+                /// The feed-forward network of a mixture of experts.
+                ExpertFfn, portolan_ops::moe::ExpertFfnSpec, expert_ffn;
                 /// Rows of experts back to their tokens.
                 MoeUnpermute, portolan_ops::moe::MoeUnpermuteSpec, moe_unpermute;
                 /// Attention over a contiguous cache.
@@ -101,6 +103,7 @@ pub(crate) mod binary;
 pub(crate) mod compare;
 pub(crate) mod copy;
 pub(crate) mod embedding;
+pub(crate) mod expert_ffn;
 pub(crate) mod gather;
 pub(crate) mod geglu;
 pub(crate) mod gemm;

@@ -6,6 +6,7 @@ mod attention;
 mod dequantize;
 mod dynamic_quantize;
 mod embedding;
+mod expert_ffn;
 mod geglu;
 mod grouped_gemm;
 mod hadamard;
@@ -33,6 +34,7 @@ pub use attention::attention;
 pub use dequantize::dequantize;
 pub use dynamic_quantize::dynamic_quantize;
 pub use embedding::embedding;
+pub use expert_ffn::expert_ffn;
 pub use geglu::geglu;
 pub use grouped_gemm::grouped_gemm;
 pub use hadamard::hadamard;
@@ -77,6 +79,7 @@ fn limit(spec: &SpecRef<'_>) -> Option<Unsupported> {
     match spec {
         SpecRef::Linear(op) => weight_limit(op.weight()),
         SpecRef::GroupedGemm(op) => weight_limit(op.weight().one()),
+        SpecRef::ExpertFfn(op) => weight_limit(op.gate_up().one()).or_else(|| weight_limit(op.down().one())),
         SpecRef::Embedding(op) => weight_limit(op.weight()),
         SpecRef::Dequantize(op) => weight_limit(op.weight()),
         SpecRef::KvCacheWrite(op) => {

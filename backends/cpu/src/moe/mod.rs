@@ -2,10 +2,12 @@
 
 mod gate;
 mod permute;
+mod rows;
 mod unpermute;
 
 pub(crate) use gate::{GatePointers, gate};
 pub(crate) use permute::{PermutePointers, permute};
+pub(crate) use rows::{Added, add_rows, gather_rows, store_rows};
 pub(crate) use unpermute::{UnpermutePointers, unpermute};
 
 use crate::elementwise::walk::Base;

@@ -11,6 +11,7 @@ pub(crate) mod copy;
 pub(crate) mod dequantize;
 pub(crate) mod dynamic_quantize;
 pub(crate) mod embedding;
+pub(crate) mod expert_ffn;
 pub(crate) mod fill;
 pub(crate) mod gather;
 pub(crate) mod geglu;
