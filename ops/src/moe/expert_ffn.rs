@@ -440,7 +440,7 @@ impl Cases for ExpertFfnSpec {
             ("decode", [1, 6, 16, 64, 32]),
             ("all_experts", [5, 4, 4, 33, 17]),
             ("ragged", [19, 3, 5, 70, 37]),
-            ("typical", [24, 6, 64, 64, 32]),
+            ("typical", [24, 6, 20, 64, 32]),
         ];
         let types = [
             [DType::F32, DType::F32, DType::F32],
