@@ -329,11 +329,10 @@ impl Contract for ExpertFfnSpec {
             + if self.limit.is_some() { 3 } else { 0 }
             + u64::from(self.alpha != 1.0)
             + u64::from(self.up_offset != 0.0);
-        let first = inner.saturating_mul(4).saturating_mul(width);
-        let second = inner.saturating_mul(2).saturating_mul(out);
-        let biases =
-            2 * inner * u64::from(self.gate_up_bias.is_some()) + out * u64::from(self.down_bias.is_some());
-        let each = first.saturating_add(second).saturating_add(unit * inner + biases + 2 * out);
+        let gate_up = width.saturating_mul(4).saturating_add(2 * u64::from(self.gate_up_bias.is_some()));
+        let down = inner.saturating_mul(2).saturating_add(2 + u64::from(self.down_bias.is_some()));
+        let each =
+            inner.saturating_mul(gate_up.saturating_add(unit)).saturating_add(out.saturating_mul(down));
         let mut cost = streaming_cost(self, places.saturating_mul(each));
         let idle = self.gate_up.count().saturating_sub(self.expert_ids.numel()) as u64;
         let bytes = (self.gate_up.bytes_each() as u64).saturating_add(self.down.bytes_each() as u64);

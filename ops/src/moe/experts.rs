@@ -182,7 +182,7 @@ impl ExpertsSpec {
 
     /// Bytes from one expert to the next, by slot: codes (or dense, or packed), scale, offset, outer, outer offset.
     pub fn expert_strides(&self) -> [usize; 5] {
-        let bytes = |part: &TensorSpec| part.strides()[0] * part.dtype().bits() as usize / 8;
+        let bytes = |part: &TensorSpec| part.dtype().bytes_for(part.strides()[0]);
         self.parts.each_ref().map(|part| part.as_ref().map_or(0, bytes))
     }
 

@@ -356,7 +356,7 @@ impl Contract for MoeGateSpec {
         let mut cost = streaming_cost(self, flops);
         if let Some(hash) = &self.hash {
             // Of the table no more than a row a token.
-            let rows = self.tokens().min(hash.table.dims()[0]) * self.top_k() * 4;
+            let rows = self.tokens().min(hash.table.dims()[0]).saturating_mul(self.top_k()).saturating_mul(4);
             let rest = hash.table.bytes().saturating_sub(rows) as u64;
             cost.bytes_read = cost.bytes_read.saturating_sub(rest);
         }

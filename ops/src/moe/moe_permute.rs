@@ -332,9 +332,10 @@ impl Cases for MoePermuteSpec {
             let out = TensorSpec::of(dtype, &[27, 40])?.narrow(1, 3, 19)?;
             let spec = Self::contiguous(&x, &ids, &out, &row_map, &numbers(6)?)?;
             let spec = spec.with_capacity(6, &numbers(5)?)?;
+            let unbounded = spec.clone().with_capacity(usize::MAX, &numbers(5)?)?;
             let room = TensorSpec::of(dtype, &[4, 19, 5])?.permute(&[2, 0, 1])?;
             let masked = Self::masked(&x, &ids, &room, &row_map, &numbers(5)?, &numbers(5)?)?;
-            for (layout, spec) in [("capacity", spec), ("masked", masked)] {
+            for (layout, spec) in [("capacity", spec), ("unbounded", unbounded), ("masked", masked)] {
                 let name = format!("moe_permute/{layout}/{dtype}/strided");
                 let fill = (0..27).map(|i| f64::from(i * 5 % 7 - 1).min(4.0)).collect();
                 cases.push(Case::new(name, spec).fill("expert_ids", Fill::Values(fill)));

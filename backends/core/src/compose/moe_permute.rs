@@ -21,14 +21,16 @@ pub fn moe_permute(l: &Launch<'_>, op: &MoePermute, why: Unsupported) -> Result<
     let is_of = p.cast(&p.compare(CompareKind::Eq, &ids, &p.iota(experts)?)?, DType::I32)?;
 
     let all = p.reduce(ReduceKind::Sum, &is_of, 0)?.reshape(&[experts])?;
-    let kept = match spec.capacity() {
-        Some(capacity) => p.scalar(BinaryKind::Min, &all, capacity as f64)?,
+    // No expert has more rows than an i32 counts.
+    let capacity = spec.capacity().map(|capacity| capacity.min(i32::MAX as usize) as f64);
+    let kept = match capacity {
+        Some(capacity) => p.scalar(BinaryKind::Min, &all, capacity)?,
         None => all.clone(),
     };
     if let Some(dropped) = op.tensor("dropped") {
         p.store(&p.binary(BinaryKind::Sub, &all, &kept)?, &dropped)?;
     }
-    let first = match (op.tensor("offsets"), spec.capacity()) {
+    let first = match (op.tensor("offsets"), capacity) {
         (Some(offsets), _) => {
             p.run(Fill::new(&mut offsets.narrow(0, 0, 1)?, 0.0)?)?;
             p.run(Scan::cumulative(ScanKind::Sum, &kept, 0, &mut offsets.narrow(0, 1, experts)?)?)?;
@@ -37,7 +39,7 @@ pub fn moe_permute(l: &Launch<'_>, op: &MoePermute, why: Unsupported) -> Result<
         (None, capacity) => {
             p.store(&kept, &op.require("counts")?)?;
             let first = p.iota(experts)?;
-            p.scalar_in_place(BinaryKind::Mul, &first, capacity.unwrap_or_default() as f64)?;
+            p.scalar_in_place(BinaryKind::Mul, &first, capacity.unwrap_or_default())?;
             first
         }
     };
@@ -46,8 +48,8 @@ pub fn moe_permute(l: &Launch<'_>, op: &MoePermute, why: Unsupported) -> Result<
     let place = p.gather_elements(&p.running_sum(&is_of, 0)?, 1, &ids)?;
     p.scalar_in_place(BinaryKind::Sub, &place, 1.0)?;
     let mut row = p.binary(BinaryKind::Add, &p.gather(&first, 0, &ids)?, &place)?;
-    if let Some(capacity) = spec.capacity() {
-        row = p.replace(&p.compare_scalar(CompareKind::Ge, &place, capacity as f64)?, -1.0, &row)?;
+    if let Some(capacity) = capacity {
+        row = p.replace(&p.compare_scalar(CompareKind::Ge, &place, capacity)?, -1.0, &row)?;
     }
     p.store(&row.reshape(&[tokens, k])?, &op.require("row_map")?)?;
 
