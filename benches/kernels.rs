@@ -9,13 +9,14 @@ mod report;
 use criterion::{Criterion, criterion_group, criterion_main};
 use limits::{Limit, Limits};
 use portolan::call::{
-    Attention, Dequantize, DynamicQuantize, Geglu, Gemm, Hadamard, IndexLogits, KvCacheWrite, LayerNorm,
-    Linear, LogSoftmax, MlaDecode, Quantize, RmsNorm, Softmax, Sort, SparseAttention, Swiglu,
+    Attention, Copy, Dequantize, DynamicQuantize, ExpertFfn, Geglu, Gemm, Hadamard, IndexLogits,
+    KvCacheWrite, LayerNorm, Linear, LogSoftmax, MlaDecode, Quantize, RmsNorm, Softmax, Sort,
+    SparseAttention, Swiglu,
 };
 use portolan::cpu::{CpuBackend, CpuOptions};
 use portolan::{
-    DType, Fallback, HostBuffer, Lens, OpError, OpKind, QuantTensor, Registry, Shape, Stream, StreamOptions,
-    Tensor, TensorSpec, Weight, ops,
+    DType, Experts, Fallback, HostBuffer, Lens, OpError, OpKind, QuantTensor, Registry, Shape, Stream,
+    StreamOptions, Tensor, TensorSpec, Weight, ops,
 };
 use portolan_core::Op;
 use portolan_ops::activation::GeluKind;
@@ -429,5 +430,71 @@ fn conversions(c: &mut Criterion) {
     });
 }
 
-criterion_group!(kernels, products, single_token, attention, latent, rows, conversions);
+/// The same matrix for every expert: `[count, n, k]`.
+fn stacked(stream: &Stream, one: &Tensor, count: usize) -> Result<Tensor> {
+    let dims = [&[count], one.dims()].concat();
+    let mut all = empty(stream, one.dtype(), &dims)?;
+    let repeated = one.reshape(&[&[1], one.dims()].concat())?.broadcast_to(&dims)?;
+    stream.run(Copy::new(&repeated, &mut all)?)?;
+    Ok(all)
+}
+
+/// Packed weights of `count` experts, in f32 or codes.
+fn expert_weights(
+    stream: &Stream,
+    scheme: Option<QuantScheme>,
+    count: usize,
+    n: usize,
+    k: usize,
+) -> Result<Experts> {
+    let plain = match scheme {
+        None => Experts::dense(stacked(stream, &floats(stream, &[n, k])?, count)?)?,
+        Some(scheme) => {
+            let one = codes(stream, scheme, n, k)?;
+            let [codes, scale] = [one.codes(), one.scale()].map(|part| stacked(stream, part, count));
+            Experts::quant(scheme, codes?, scale?, None, None, None)?
+        }
+    };
+    stream.prepack_experts(&plain, OpKind::ExpertFfn)
+}
+
+fn experts(c: &mut Criterion) {
+    const HIDDEN: usize = 2048;
+    const INNER: usize = 1408;
+    const EXPERTS: usize = 64;
+    const TOP_K: usize = 6;
+    let limits = &mut Limits::new();
+    let threads = all_threads();
+    // The operator for tokens whose experts follow each other, from `first` on: every expert has as many.
+    let network = |s: &Stream, weights: &[Experts; 2], tokens: usize, first: usize| -> Result<ExpertFfn> {
+        let ids: Vec<i32> = (0..tokens * TOP_K).map(|place| ((first + place) % EXPERTS) as i32).collect();
+        let ids = s.upload(&ids, &Shape::new(&[tokens, TOP_K])?)?;
+        let (x, factors) = (floats(s, &[tokens, HIDDEN])?, floats(s, &[tokens, TOP_K])?);
+        let mut out = empty(s, DType::F32, &[tokens, HIDDEN])?;
+        ExpertFfn::new(&x, &ids, &factors, &weights[0], &weights[1], &mut out)
+    };
+    let weights = |s: &Stream, scheme| -> Result<[Experts; 2]> {
+        let gate_up = expert_weights(s, scheme, EXPERTS, 2 * INNER, HIDDEN)?;
+        Ok([gate_up, expert_weights(s, scheme, EXPERTS, HIDDEN, INNER)?])
+    };
+    for (name, scheme, floor) in [("f32", None, 0.55), ("mxfp4", Some(QuantScheme::MXFP4), 0.4)] {
+        let goal = Goal { limit: Limit::Fma, threads, floor: Some(floor) };
+        measure(c, limits, &format!("expert_ffn_{name}_512x2048x1408_6_of_64"), goal, || {
+            let s = stream(threads)?;
+            let op = network(&s, &weights(&s, scheme)?, 512, 0)?;
+            rotate(s, vec![op], flops)
+        });
+    }
+    let goal = Goal { limit: Limit::Read, threads, floor: Some(0.5) };
+    measure(c, limits, "expert_ffn_f32_one_token_6_of_64", goal, || {
+        let s = stream(threads)?;
+        let weights = weights(&s, None)?;
+        // Ten tokens, no two of which share an expert.
+        let operators = (0..EXPERTS / TOP_K).map(|token| network(&s, &weights, 1, token * TOP_K));
+        let operators = operators.collect::<Result<Vec<_>>>()?;
+        rotate(s, operators, moved)
+    });
+}
+
+criterion_group!(kernels, products, single_token, attention, latent, rows, conversions, experts);
 criterion_main!(kernels);

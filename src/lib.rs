@@ -34,7 +34,7 @@ pub use devices::{open, registry};
 pub use error::Error;
 pub use portolan_core::{
     Backend, Buffer, CommConfig, CommId, Communicator, CustomOp, CustomSpec, Device, DeviceInfo, Event,
-    Fallback, Graph, HostBuffer, Lens, OpKind, OpUse, P2p, Pending, QuantTensor, Registry, Stream,
+    Experts, Fallback, Graph, HostBuffer, Lens, OpKind, OpUse, P2p, Pending, QuantTensor, Registry, Stream,
     StreamOptions, StreamReport, Support, Tensor, Weight, call, ops,
 };
 #[cfg(feature = "cpu")]

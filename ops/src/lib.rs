@@ -23,6 +23,7 @@ pub mod codec;
 pub mod comm;
 pub mod embedding;
 pub mod kernel;
+pub mod moe;
 pub mod norm;
 pub mod quant;
 pub mod rope;

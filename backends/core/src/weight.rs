@@ -56,6 +56,11 @@ impl QuantTensor {
         Ok(Self { spec: Arc::new(spec), tensors })
     }
 
+    /// Of tensors that are the spec's, in order.
+    pub(crate) fn of_parts(spec: Arc<QuantSpec>, tensors: Arc<[Tensor]>) -> Self {
+        Self { spec, tensors }
+    }
+
     /// The scheme and the tensors' specs.
     pub fn spec(&self) -> &QuantSpec {
         &self.spec
@@ -90,6 +95,11 @@ pub struct PackedWeight {
 }
 
 impl PackedWeight {
+    /// Of bytes that are the spec's.
+    pub(crate) fn of_parts(spec: Arc<PackedSpec>, bytes: Tensor) -> Self {
+        Self { spec, bytes }
+    }
+
     /// Rows, columns, content and the backend's name of the form.
     pub fn spec(&self) -> &PackedSpec {
         &self.spec

@@ -23,6 +23,12 @@ impl FusedOps for CpuBackend {
     fn dynamic_quantize(&self, launch: &Launch<'_>, op: &call::DynamicQuantize) -> Result<()> {
         op::dynamic_quantize::launch(launch, op)
     }
+    fn grouped_gemm(&self, launch: &Launch<'_>, op: &call::GroupedGemm) -> Result<()> {
+        op::grouped_gemm::launch(launch, op)
+    }
+    fn expert_ffn(&self, launch: &Launch<'_>, op: &call::ExpertFfn) -> Result<()> {
+        op::expert_ffn::launch(launch, op)
+    }
     fn hadamard(&self, launch: &Launch<'_>, op: &call::Hadamard) -> Result<()> {
         op::hadamard::launch(launch, op)
     }
@@ -53,6 +59,15 @@ impl FusedOps for CpuBackend {
     fn sort(&self, launch: &Launch<'_>, op: &call::Sort) -> Result<()> {
         op::sort::launch(launch, op)
     }
+    fn moe_gate(&self, launch: &Launch<'_>, op: &call::MoeGate) -> Result<()> {
+        op::moe_gate::launch(launch, op)
+    }
+    fn moe_permute(&self, launch: &Launch<'_>, op: &call::MoePermute) -> Result<()> {
+        op::moe_permute::launch(launch, op)
+    }
+    fn moe_unpermute(&self, launch: &Launch<'_>, op: &call::MoeUnpermute) -> Result<()> {
+        op::moe_unpermute::launch(launch, op)
+    }
     fn sample(&self, launch: &Launch<'_>, op: &call::Sample) -> Result<()> {
         op::sample::launch(launch, op)
     }
@@ -81,7 +96,8 @@ impl FusedOps for CpuBackend {
         op::kv_cache_write::launch(launch, op)
     }
     fn packing(&self, _device: Ordinal, weight: &WeightSpec, consumer: OpKind) -> Option<Packing> {
-        (consumer == OpKind::Linear).then(|| op::prepack::packing(self.isa, weight)).flatten()
+        let product = matches!(consumer, OpKind::Linear | OpKind::GroupedGemm | OpKind::ExpertFfn);
+        product.then(|| op::prepack::packing(self.isa, weight)).flatten()
     }
     fn custom(&self, launch: &Launch<'_>, op: &CustomOp) -> Result<()> {
         crate::custom::launch(launch, op)

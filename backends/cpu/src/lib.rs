@@ -14,6 +14,7 @@ mod gemm;
 mod isa;
 mod kernels;
 mod memory;
+mod moe;
 mod movement;
 mod norm;
 mod op;

@@ -77,13 +77,7 @@ impl LinearSpec {
 
     /// The result: contiguous, of x's type.
     pub fn out_spec(x: &TensorSpec, weight: &WeightSpec) -> Result<TensorSpec> {
-        expect_dtype(OP, "x", x, &[DType::F32, DType::F16, DType::BF16])?;
-        if let PackedContent::Dense(dtype) = weight.content() {
-            let narrow = x.dtype() == DType::F32 && matches!(dtype, DType::F16 | DType::BF16);
-            if dtype != x.dtype() && !narrow {
-                return Err(OpError::dtype(OP, "weight", dtype, x.dtype().name()));
-            }
-        }
+        expect_weight_dtype(OP, x, weight)?;
         let (n, k) = (weight.n(), weight.k());
         if x.rank() == 0 || x.shape().last() != k {
             let what = format!("x is {}, weight is [{n}, {k}]: the last extent of x must be {k}", x.shape());
@@ -112,34 +106,7 @@ impl LinearSpec {
     /// `Attribute` for a weight without codes, for int8 with float codes and f8 with integer ones, and for groups
     /// other than 32, 128 and [`ActQuant::ROW`].
     pub fn with_act_quant(mut self, act_quant: ActQuant) -> Result<Self> {
-        let Some(group) = act_quant.group() else {
-            self.act_quant = act_quant;
-            return Ok(self);
-        };
-        if ![32, 128, ActQuant::ROW].contains(&group) {
-            let what = format!("groups {group} columns, expected 32, 128 or a row");
-            return Err(OpError::attribute(OP, "act_quant", what));
-        }
-        let (name, wanted) = match act_quant {
-            ActQuant::F8 { .. } => ("f8", true),
-            _ => ("int8", false),
-        };
-        match self.weight.content() {
-            PackedContent::Dense(dtype) => {
-                let what = format!(
-                    "is {name} with a dense {dtype} weight; it needs codes to multiply, quantize the weight or use none"
-                );
-                return Err(OpError::attribute(OP, "act_quant", what));
-            }
-            PackedContent::Quant(scheme) if scheme.is_float() != wanted => {
-                let what = format!(
-                    "is {name} with {} weight codes, which it does not multiply; use the other or none",
-                    scheme.code
-                );
-                return Err(OpError::attribute(OP, "act_quant", what));
-            }
-            PackedContent::Quant(_) => {}
-        }
+        expect_act_quant(OP, &self.weight, act_quant)?;
         self.act_quant = act_quant;
         Ok(self)
     }
@@ -189,6 +156,56 @@ impl LinearSpec {
     }
 }
 
+/// Fails with `Attribute` unless a product with this weight may round its activations so.
+pub(crate) fn expect_act_quant(op: &'static str, weight: &WeightSpec, act_quant: ActQuant) -> Result<()> {
+    let Some(group) = act_quant.group() else { return Ok(()) };
+    if ![32, 128, ActQuant::ROW].contains(&group) {
+        let what = format!("groups {group} columns, expected 32, 128 or a row");
+        return Err(OpError::attribute(op, "act_quant", what));
+    }
+    let (name, wanted) = match act_quant {
+        ActQuant::F8 { .. } => ("f8", true),
+        _ => ("int8", false),
+    };
+    match weight.content() {
+        PackedContent::Dense(dtype) => {
+            let what = format!(
+                "is {name} with a dense {dtype} weight; it needs codes to multiply, quantize the weight or use none"
+            );
+            Err(OpError::attribute(op, "act_quant", what))
+        }
+        PackedContent::Quant(scheme) if scheme.is_float() != wanted => {
+            let what = format!(
+                "is {name} with {} weight codes, which it does not multiply; use the other or none",
+                scheme.code
+            );
+            Err(OpError::attribute(op, "act_quant", what))
+        }
+        PackedContent::Quant(_) => Ok(()),
+    }
+}
+
+/// Fails with `DType` unless activations of x's type go with this weight.
+pub(crate) fn expect_weight_dtype(op: &'static str, x: &TensorSpec, weight: &WeightSpec) -> Result<()> {
+    expect_dtype(op, "x", x, &[DType::F32, DType::F16, DType::BF16])?;
+    if let PackedContent::Dense(dtype) = weight.content() {
+        let narrow = x.dtype() == DType::F32 && matches!(dtype, DType::F16 | DType::BF16);
+        if dtype != x.dtype() && !narrow {
+            return Err(OpError::dtype(op, "weight", dtype, x.dtype().name()));
+        }
+    }
+    Ok(())
+}
+
+/// What sums of products with a weight err by, for activations in [−1, 1] and weights as [`QuantSpec::fills`] has
+/// them; derived at [`LinearSpec`]'s tolerance.
+pub(crate) fn product_tolerance(k: usize, act_quant: ActQuant, out: DType) -> Tolerance {
+    let u = DType::F32.unit_roundoff();
+    let steps = if act_quant == ActQuant::None { 2.0 } else { 4.0 };
+    let accumulated = steps * 3.0 * (k as f64 + 8.0) * u * 1.13;
+    Tolerance::rounded_to(out, accumulated).plus(Tolerance { abs: 0.0, rel: 4.0 * u })
+}
+
 impl Contract for LinearSpec {
     fn name(&self) -> &'static str {
         OP
@@ -232,10 +249,7 @@ impl Contract for LinearSpec {
     /// minimum and activation scale in an order of the backend's choosing; then one rounding to the result's type.
     /// The codes of the activations are exact in the contract and carry no error. Slopes are at most 1.13.
     fn tolerance(&self) -> Vec<Tolerance> {
-        let u = DType::F32.unit_roundoff();
-        let steps = if self.act_quant == ActQuant::None { 2.0 } else { 4.0 };
-        let accumulated = steps * 3.0 * (self.k() as f64 + 8.0) * u * 1.13;
-        vec![Tolerance::rounded_to(self.out.dtype(), accumulated).plus(Tolerance { abs: 0.0, rel: 4.0 * u })]
+        vec![product_tolerance(self.k(), self.act_quant, self.out.dtype())]
     }
 }
 
@@ -275,7 +289,7 @@ pub(crate) fn case_schemes(k: usize) -> Result<Vec<(&'static str, QuantScheme)>>
 }
 
 /// The precisions of activations that go with a scheme.
-fn precisions(scheme: &QuantScheme) -> [(&'static str, ActQuant); 3] {
+pub(crate) fn precisions(scheme: &QuantScheme) -> [(&'static str, ActQuant); 3] {
     let rounded = match (scheme.is_float(), scheme.block[1] == usize::MAX) {
         (true, _) => [("f8", ActQuant::F8_GROUP), ("f8_row", ActQuant::F8_ROW)],
         (false, true) => [("int8_g128", ActQuant::Int8 { group: 128 }), ("int8_row", ActQuant::INT8_ROW)],

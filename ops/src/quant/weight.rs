@@ -258,11 +258,30 @@ impl PackedSpec {
     /// # Errors
     /// `Shape` when `[n, k]` or the number of bytes is not addressable.
     pub fn new(content: PackedContent, n: usize, k: usize, tag: &'static str, bytes: usize) -> Result<Self> {
+        Self::within(content, n, k, tag, &TensorSpec::of(DType::U8, &[bytes])?)
+    }
+
+    /// The same with bytes that are part of a larger tensor.
+    ///
+    /// # Errors
+    /// As [`PackedSpec::new`]; `Shape`, `DType` and `Layout` for bytes that are no run of u8.
+    pub fn within(
+        content: PackedContent,
+        n: usize,
+        k: usize,
+        tag: &'static str,
+        bytes: &TensorSpec,
+    ) -> Result<Self> {
         Shape::new(&[n, k])?;
         if let PackedContent::Quant(scheme) = content {
             scheme.validate()?;
         }
-        Ok(Self { content, dims: [n, k], bytes: TensorSpec::of(DType::U8, &[bytes])?, tag })
+        expect_rank(OP, "packed", bytes, 1)?;
+        expect_dtype(OP, "packed", bytes, &[DType::U8])?;
+        if !bytes.is_contiguous() {
+            return Err(OpError::layout(OP, "packed", format!("{bytes}: its bytes must be contiguous")));
+        }
+        Ok(Self { content, dims: [n, k], bytes: *bytes, tag })
     }
 
     /// What it was made from.

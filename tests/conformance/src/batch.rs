@@ -5,11 +5,13 @@
 
 use crate::Promise;
 use portolan_core::call::{
-    AddRmsNorm, Attention, Copy, Gemm, Linear, Reduce, RmsNorm, Scan, Softmax, Swiglu,
+    AddRmsNorm, Attention, Copy, ExpertFfn, Gemm, Linear, MoeGate, MoeUnpermute, Reduce, RmsNorm, Scan,
+    Softmax, Swiglu,
 };
-use portolan_core::{Lens, OpKind, Stream, Tensor, Weight};
+use portolan_core::{Experts, Lens, OpKind, Stream, Tensor, Weight};
 use portolan_ops::kernel::{ReduceKind, ScanKind};
-use portolan_ops::{DType, Fill, OpError, Result, TensorSpec};
+use portolan_ops::moe::GateScore;
+use portolan_ops::{DType, Fill, OpError, Result, Shape, TensorSpec};
 
 const ROWS: usize = 37;
 /// Long enough for every kernel to split a sum.
@@ -26,6 +28,13 @@ fn random(stream: &Stream, dims: &[usize], seed: u64) -> Result<Tensor> {
     let spec = TensorSpec::of(DType::F32, dims)?;
     let values: Vec<f32> = Fill::Unit.draw(&spec, seed).into_iter().map(|v| v as f32).collect();
     stream.upload(&values, spec.shape())
+}
+
+/// Two entries below `limit` for every row, `[ROWS, 2]`; some are padding.
+fn routing(stream: &Stream, limit: usize) -> Result<Tensor> {
+    let entry = |i: usize| if i % 11 == 5 { -1 } else { (i * 7 % limit) as i32 };
+    let entries: Vec<i32> = (0..2 * ROWS).map(entry).collect();
+    stream.upload(&entries, &Shape::new(&[ROWS, 2])?)
 }
 
 /// The forms of an operator that have rows, by name.
@@ -78,6 +87,42 @@ fn forms(kind: OpKind, stream: &Stream) -> Result<Vec<(&'static str, OnRows)>> {
             vec![("add_rms_norm", rowwise(&x, K, norm))]
         }
         OpKind::Swiglu => vec![("swiglu", rowwise(&x, K, |s, x, out| s.run(Swiglu::new(x, x, out)?)))],
+        OpKind::MoeGate => {
+            let gate = |s: &Stream, x: &Tensor, out: &mut Tensor| {
+                let mut ids = s.empty(&out.spec().with_dtype(DType::I32))?;
+                s.run(MoeGate::new(GateScore::Softmax, x, out, &mut ids)?.renormalize()?)
+            };
+            vec![("weights", rowwise(&x, 8, gate))]
+        }
+        OpKind::MoeUnpermute => {
+            let map = routing(stream, ROWS)?;
+            let sums: OnRows = Box::new(move |s, first, count| {
+                let mut out = s.empty(&TensorSpec::of(DType::F32, &[count, K])?)?;
+                s.run(MoeUnpermute::new(&x, &map.narrow(0, first, count)?, &mut out)?)?;
+                Ok(out)
+            });
+            vec![("sums", sums)]
+        }
+        OpKind::ExpertFfn => {
+            // Experts have other numbers of rows among other tokens.
+            let (ids, weights) = (routing(stream, 3)?, random(stream, &[ROWS, 2], 2)?);
+            let gate_up = Experts::dense(random(stream, &[3, 2 * N, K], 3)?)?;
+            let down = Experts::dense(random(stream, &[3, K, N], 4)?)?;
+            let network: OnRows = Box::new(move |s, first, count| {
+                let part = |t: &Tensor| t.narrow(0, first, count);
+                let mut out = s.empty(&TensorSpec::of(DType::F32, &[count, K])?)?;
+                s.run(ExpertFfn::new(
+                    &part(&x)?,
+                    &part(&ids)?,
+                    &part(&weights)?,
+                    &gate_up,
+                    &down,
+                    &mut out,
+                )?)?;
+                Ok(out)
+            });
+            vec![("network", network)]
+        }
         OpKind::Attention => {
             // One token of each sequence, which are the rows; lengths differ.
             const KEYS: usize = 70;

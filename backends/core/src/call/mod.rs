@@ -74,6 +74,16 @@ macro_rules! for_each_op {
                 Geglu, portolan_ops::activation::GegluSpec, geglu;
                 /// Stable sort of every row.
                 Sort, portolan_ops::sort::SortSpec, sort;
+                /// The experts of every token, and their weights.
+                MoeGate, portolan_ops::moe::MoeGateSpec, moe_gate;
+                /// Rows of tokens to their experts.
+                MoePermute, portolan_ops::moe::MoePermuteSpec, moe_permute;
+                /// Products of every expert's rows with its weight.
+                GroupedGemm, portolan_ops::moe::GroupedGemmSpec, grouped_gemm;
+                /// The feed-forward network of a mixture of experts.
+                ExpertFfn, portolan_ops::moe::ExpertFfnSpec, expert_ffn;
+                /// Rows of experts back to their tokens.
+                MoeUnpermute, portolan_ops::moe::MoeUnpermuteSpec, moe_unpermute;
                 /// Attention over a contiguous cache.
                 Attention, portolan_ops::attention::AttentionSpec, attention;
                 /// Attention over a paged cache.
@@ -108,9 +118,11 @@ pub(crate) mod compare;
 pub(crate) mod copy;
 pub(crate) mod embedding;
 mod exchange;
+pub(crate) mod expert_ffn;
 pub(crate) mod gather;
 pub(crate) mod geglu;
 pub(crate) mod gemm;
+mod grouped_gemm;
 pub(crate) mod hadamard;
 mod index_logits;
 pub(crate) mod layer_norm;
@@ -118,6 +130,9 @@ pub(crate) mod linear;
 pub(crate) mod log_softmax;
 mod merge_attention;
 mod mla_decode;
+pub(crate) mod moe_gate;
+mod moe_permute;
+mod moe_unpermute;
 pub(crate) mod quantize;
 mod random;
 pub(crate) mod reduce;

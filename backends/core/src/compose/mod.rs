@@ -6,7 +6,9 @@ mod attention;
 mod dequantize;
 mod dynamic_quantize;
 mod embedding;
+mod expert_ffn;
 mod geglu;
+mod grouped_gemm;
 mod hadamard;
 mod index_logits;
 mod kv_cache_write;
@@ -15,6 +17,9 @@ mod linear;
 mod log_softmax;
 mod merge_attention;
 mod mla_decode;
+mod moe_gate;
+mod moe_permute;
+mod moe_unpermute;
 mod packed;
 mod paged_attention;
 mod parts;
@@ -33,7 +38,9 @@ pub use attention::attention;
 pub use dequantize::dequantize;
 pub use dynamic_quantize::dynamic_quantize;
 pub use embedding::embedding;
+pub use expert_ffn::expert_ffn;
 pub use geglu::geglu;
+pub use grouped_gemm::grouped_gemm;
 pub use hadamard::hadamard;
 pub use index_logits::index_logits;
 pub use kv_cache_write::kv_cache_write;
@@ -42,6 +49,9 @@ pub use linear::linear;
 pub use log_softmax::log_softmax;
 pub use merge_attention::merge_attention;
 pub use mla_decode::mla_decode;
+pub use moe_gate::moe_gate;
+pub use moe_permute::moe_permute;
+pub use moe_unpermute::moe_unpermute;
 pub use packed::{prepack, unpack};
 pub use paged_attention::paged_attention;
 pub use quantize::quantize;
@@ -76,6 +86,8 @@ fn limit(spec: &SpecRef<'_>) -> Option<Unsupported> {
     let beyond = |rows: usize| (rows > i32::MAX as usize).then_some(INDICES);
     match spec {
         SpecRef::Linear(op) => weight_limit(op.weight()),
+        SpecRef::GroupedGemm(op) => weight_limit(op.weight().one()),
+        SpecRef::ExpertFfn(op) => weight_limit(op.gate_up().one()).or_else(|| weight_limit(op.down().one())),
         SpecRef::Embedding(op) => weight_limit(op.weight()),
         SpecRef::Dequantize(op) => weight_limit(op.weight()),
         SpecRef::KvCacheWrite(op) => {
@@ -101,7 +113,10 @@ fn limit(spec: &SpecRef<'_>) -> Option<Unsupported> {
         | SpecRef::LogSoftmax(_)
         | SpecRef::Swiglu(_)
         | SpecRef::Geglu(_)
-        | SpecRef::Sort(_) => None,
+        | SpecRef::Sort(_)
+        | SpecRef::MoeGate(_)
+        | SpecRef::MoePermute(_)
+        | SpecRef::MoeUnpermute(_) => None,
         // Packed forms are a backend's own, and the kernel core is what compositions are made of.
         _ => Some(Unsupported::NotImplemented),
     }

@@ -8,4 +8,4 @@ mod softmax;
 pub(crate) use layer_norm::{LayerNormPointers, layer_norm};
 pub(crate) use log_softmax::log_softmax;
 pub(crate) use rms_norm::{add_rms_norm, rms_norm};
-pub(crate) use softmax::softmax;
+pub(crate) use softmax::{softmax, softmax_row};

@@ -70,10 +70,12 @@ impl<T: Stored, O: Stored, const UNIT: bool, const KEEP: bool> Kernel for Softma
     }
 }
 
+/// Turns one row into a distribution; with `KEEP` out holds the exponentials in between, which takes f32.
+///
 /// # Safety
 /// Both rows have n elements, out's writable.
 #[inline(always)]
-unsafe fn softmax_row<L: Lanes, T: Stored, O: Stored, const UNIT: bool, const KEEP: bool>(
+pub(crate) unsafe fn softmax_row<L: Lanes, T: Stored, O: Stored, const UNIT: bool, const KEEP: bool>(
     x: Row<'_, T, UNIT>,
     out: Row<'_, O, UNIT>,
     n: usize,

@@ -4,8 +4,8 @@ use crate::activation::GatePointers;
 use crate::quant::QuantParts;
 use crate::queue::{CpuStream, Exec};
 use portolan_core::{Call, Dispatch, Launch, Op};
-use portolan_ops::{Determinism, Result};
-use smallvec::SmallVec;
+use portolan_ops::{DType, Determinism, Result, TensorSpec};
+use smallvec::{SmallVec, smallvec};
 
 /// Addresses of an operator's operands, by name: the first byte of each buffer. The specs' offsets are not
 /// added.
@@ -63,7 +63,28 @@ pub(crate) fn enqueue<C: Dispatch>(
     op: &Call<C>,
     kernel: fn(&Exec, &C, &Args) -> Result<()>,
 ) -> Result<()> {
-    let mut addresses = SmallVec::new();
+    enqueue_beside(launch, op, SmallVec::new(), kernel)
+}
+
+/// The same with `bytes` bytes of scratch, which the kernel finds as operand `scratch`: for what grows with the
+/// operands, and so has to come from the device's pool.
+pub(crate) fn enqueue_with_scratch<C: Dispatch>(
+    launch: &Launch<'_>,
+    op: &Call<C>,
+    bytes: usize,
+    kernel: fn(&Exec, &C, &Args) -> Result<()>,
+) -> Result<()> {
+    // Stream order protects the block until this call has run, also when the tensor is dropped here.
+    let scratch = launch.scratch(&TensorSpec::of(DType::U8, &[bytes])?)?;
+    enqueue_beside(launch, op, smallvec![("scratch", scratch.buffer().address())], kernel)
+}
+
+fn enqueue_beside<C: Dispatch>(
+    launch: &Launch<'_>,
+    op: &Call<C>,
+    mut addresses: SmallVec<[(&'static str, usize); 8]>,
+    kernel: fn(&Exec, &C, &Args) -> Result<()>,
+) -> Result<()> {
     let mut operands = SmallVec::<[usize; 8]>::new();
     op.operands(&mut |arg| operands.push(arg.buffer.address()));
     let mut index = 0;

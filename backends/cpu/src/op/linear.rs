@@ -3,7 +3,7 @@
 use crate::gemm::{self, BatchDim, Bias, Factor, GemmTask, Mat};
 use crate::op::args::{Args, enqueue};
 use crate::op::prepack::is_panel;
-use crate::quant::{self, WeightData};
+use crate::quant::{self, QuantParts, WeightData};
 use crate::queue::Exec;
 use portolan_core::Launch;
 use portolan_core::call::Linear;
@@ -14,23 +14,79 @@ pub(crate) fn launch(launch: &Launch<'_>, op: &Linear) -> Result<()> {
 }
 
 fn run(exec: &Exec, spec: &LinearSpec, args: &Args) -> Result<()> {
-    let (x, bias, out) = (args.read("x"), args.read("bias"), args.write("out"));
-    let weight = match spec.weight() {
-        WeightSpec::Dense(weight) => {
-            let b = mat(weight, args.read("weight"), weight.strides()[1], weight.strides()[0]);
-            return dense(exec, spec, args, Factor::Plain(b));
-        }
-        WeightSpec::Packed(packed) => match packed.content() {
-            PackedContent::Dense(dtype) => {
-                is_panel(exec.isa, packed)?;
-                return dense(exec, spec, args, Factor::Packed { ptr: args.read("weight.packed"), dtype });
-            }
-            PackedContent::Quant(_) => WeightData::Packed(args.read("weight.packed")),
-        },
-        _ => WeightData::Quant(args.quant_parts()),
+    let pointers = LayerPointers {
+        x: args.read("x"),
+        weight: WeightPointer::of(args, spec.weight()),
+        bias: args.read("bias"),
+        out: args.write("out"),
     };
     // SAFETY: the contract checked extents, strides and overlap; core, that every operand lies within a live
     // block which stream order protects until this call has run.
+    unsafe { layer(exec, spec, &pointers, args.batch_invariant()) }
+}
+
+/// Where a weight lies: the first bytes of its tensors' allocations.
+#[derive(Clone, Copy)]
+pub(crate) enum WeightPointer {
+    Dense(*const u8),
+    Quant(QuantParts),
+    Packed(*const u8),
+}
+
+impl WeightPointer {
+    /// That of an operator with one weight.
+    fn of(args: &Args, weight: &WeightSpec) -> Self {
+        match weight {
+            WeightSpec::Dense(_) => WeightPointer::Dense(args.read("weight")),
+            WeightSpec::Packed(_) => WeightPointer::Packed(args.read("weight.packed")),
+            _ => WeightPointer::Quant(args.quant_parts()),
+        }
+    }
+}
+
+/// Where the operands of a layer lie; bias is null where there is none.
+#[derive(Clone, Copy)]
+pub(crate) struct LayerPointers {
+    pub(crate) x: *const u8,
+    pub(crate) weight: WeightPointer,
+    pub(crate) bias: *const u8,
+    pub(crate) out: *mut u8,
+}
+
+/// Runs one layer.
+///
+/// # Errors
+/// `Attribute` for a packed form that is not this backend's, `Data` for a code out of its scheme's range.
+///
+/// # Safety
+/// The pointers are the starts of allocations that hold what the spec describes, nothing else touches them
+/// meanwhile, and out overlaps nothing.
+pub(crate) unsafe fn layer(
+    exec: &Exec,
+    spec: &LinearSpec,
+    pointers: &LayerPointers,
+    invariant: bool,
+) -> Result<()> {
+    let weight = match (spec.weight(), pointers.weight) {
+        (WeightSpec::Dense(weight), WeightPointer::Dense(base)) => {
+            let b = mat(weight, base, weight.strides()[1], weight.strides()[0]);
+            return dense(exec, spec, pointers, Factor::Plain(b), invariant);
+        }
+        (WeightSpec::Packed(packed), WeightPointer::Packed(base)) => {
+            let ptr = base.wrapping_add(packed.bytes().layout().offset());
+            match packed.content() {
+                PackedContent::Dense(dtype) => {
+                    is_panel(exec.isa, packed)?;
+                    return dense(exec, spec, pointers, Factor::Packed { ptr, dtype }, invariant);
+                }
+                PackedContent::Quant(_) => WeightData::Packed(ptr),
+            }
+        }
+        (WeightSpec::Quant(_), WeightPointer::Quant(parts)) => WeightData::Quant(parts),
+        _ => return Err(OpError::internal("linear", "the weight's memory is not of its form")),
+    };
+    let LayerPointers { x, bias, out, .. } = *pointers;
+    // SAFETY: the caller's promise.
     unsafe { quant::linear(&exec.team, exec.threads, exec.isa, spec, x, weight, bias, out) }
 }
 
@@ -40,7 +96,7 @@ fn mat(spec: &TensorSpec, base: *const u8, row_stride: usize, col_stride: usize)
 }
 
 /// `x` as one matrix where its leading dimensions are evenly spaced, else as a batch of them.
-fn dense(exec: &Exec, spec: &LinearSpec, args: &Args, b: Factor) -> Result<()> {
+fn dense(exec: &Exec, spec: &LinearSpec, pointers: &LayerPointers, b: Factor, invariant: bool) -> Result<()> {
     let merged = spec
         .x()
         .reshape(&[spec.rows(), spec.k()])
@@ -63,21 +119,21 @@ fn dense(exec: &Exec, spec: &LinearSpec, args: &Args, b: Factor) -> Result<()> {
         m: *m,
         n: spec.n(),
         k: spec.k(),
-        a: mat(&x, args.read("x"), x.strides()[rank - 2], x.strides()[rank - 1]),
+        a: mat(&x, pointers.x, x.strides()[rank - 2], x.strides()[rank - 1]),
         b,
-        out: mat(&out, args.read("out"), out.strides()[rank - 2], out.strides()[rank - 1]),
+        out: mat(&out, pointers.out.cast_const(), out.strides()[rank - 2], out.strides()[rank - 1]),
         c: None,
         bias: spec.bias().map(|bias| {
-            let at = mat(bias, args.read("bias"), 0, bias.strides()[0]);
+            let at = mat(bias, pointers.bias, 0, bias.strides()[0]);
             Bias { ptr: at.ptr, dtype: at.dtype, stride: at.col_stride }
         }),
         alpha: 1.0,
         beta: 0.0,
         activation: spec.activation(),
         batch,
-        invariant: args.batch_invariant(),
+        invariant,
     };
-    // SAFETY: as in `run`.
+    // SAFETY: promised by the caller of `layer`.
     unsafe { gemm::gemm(&exec.team, exec.threads, exec.isa, &task) };
     Ok(())
 }

@@ -58,7 +58,7 @@ pub(crate) fn launch(launch: &Launch<'_>, op: &Prepack) -> Result<()> {
 }
 
 fn run(exec: &Exec, spec: &PrepackSpec, args: &Args) -> Result<()> {
-    let packed = args.write("packed");
+    let packed = args.write("packed").wrapping_add(spec.packed().bytes().layout().offset());
     match spec.weight() {
         WeightSpec::Dense(weight) => {
             is_panel(exec.isa, spec.packed())?;

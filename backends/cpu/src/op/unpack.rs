@@ -14,7 +14,7 @@ pub(crate) fn launch(launch: &Launch<'_>, op: &Unpack) -> Result<()> {
 }
 
 fn run(exec: &Exec, spec: &UnpackSpec, args: &Args) -> Result<()> {
-    let packed = args.read("packed");
+    let packed = args.read("packed").wrapping_add(spec.packed().bytes().layout().offset());
     match spec.weight() {
         WeightSpec::Dense(weight) => {
             is_panel(exec.isa, spec.packed())?;
