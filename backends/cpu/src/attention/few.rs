@@ -150,7 +150,7 @@ impl Form for Few {
         state: &State,
         correction: *mut f32,
     ) {
-        const { assert!(CHAINS.is_multiple_of(L::LEN)) };
+        const { assert!(CHAINS == L::LEN || CHAINS == 2 * L::LEN) };
         for row in 0..rows {
             // SAFETY: the caller's promise; BLOCK is a multiple of LEN.
             unsafe {
@@ -164,23 +164,18 @@ impl Form for Few {
                 }
                 let new = L::splat(top.largest());
                 let base = base(new);
-                let mut sums = [L::zero(); CHAINS];
+                let mut sums = [L::zero(); 2];
                 for key in (0..whole).step_by(L::LEN) {
                     let weight = exp2_of_negative(L::load(scores.add(key)).sub(base));
                     weight.store(scores.add(key));
-                    let chains = &mut sums[key % CHAINS / L::LEN];
+                    let chains = &mut sums[key % CHAINS / L::LEN % 2];
                     *chains = chains.add(weight);
                 }
-                let mut len = CHAINS / L::LEN;
-                while len > 1 {
-                    len /= 2;
-                    for i in 0..len {
-                        sums[i] = sums[i].add(sums[i + len]);
-                    }
-                }
+                // Of vectors of 16, there is one.
+                let sum = if L::LEN == CHAINS { sums[0] } else { sums[0].add(sums[1]) };
                 let factor = exp2_of_negative(L::splat(old).sub(base)).to_array()[0];
                 *correction.add(row) = factor;
-                *state.sum.add(row) = *state.sum.add(row) * factor + sums[0].sum();
+                *state.sum.add(row) = *state.sum.add(row) * factor + sum.sum();
                 *state.max.add(row) = new.to_array()[0];
             }
         }

@@ -167,7 +167,8 @@ unsafe fn split(team: &Team, threads: usize, isa: Isa, task: &AttentionTask, pla
     }
     // The units of one set of rows differ in nothing but the head, so they have the same chunks.
     let sets = (plan.units / plan.heads).max(1);
-    let length = (pieces / plan.heads / (RUNS_PER_THREAD * threads)).max(1);
+    let runs = RUNS_PER_THREAD * threads;
+    let length = ((pieces / plan.heads).saturating_sub(1) / runs).max(1);
     let mut work: Vec<(Range<usize>, [usize; 2])> = Vec::new();
     for set in 0..sets {
         let units = set * plan.heads..(set + 1) * plan.heads;
@@ -176,8 +177,9 @@ unsafe fn split(team: &Team, threads: usize, isa: Isa, task: &AttentionTask, pla
         while chunk < chunks.end {
             let end = chunk + length;
             // What is left over at the very end is cut finer, so that all threads finish together.
-            let rest = set + 1 == sets && end > chunks.end;
-            let heads = if rest { heads.div_ceil(threads) } else { heads };
+            let done = sets == 1 && chunk - chunks.start >= runs * length;
+            let rest = set + 1 == sets && (done || end > chunks.end);
+            let heads = if rest { heads.div_ceil(runs) } else { heads };
             let end = end.min(chunks.end);
             for first in units.clone().step_by(heads) {
                 work.push((first..(first + heads).min(units.end), [chunk, end]));
