@@ -7,6 +7,7 @@
 
 mod activation;
 mod dequantize;
+mod encode;
 mod float;
 #[cfg(target_arch = "x86_64")]
 mod float_x86;
