@@ -34,7 +34,7 @@ fn run(exec: &Exec, spec: &EmbeddingSpec, args: &Args) -> Result<()> {
                 values.fill(0.0);
             } else if (id as usize) < n {
                 // SAFETY: the row exists; the weight's tensors lie within live blocks.
-                unsafe { load_row(exec.isa, spec.weight(), &source, id as usize, &mut values) };
+                unsafe { load_row(exec.isa, spec.weight(), &source, id as usize, &mut values, false) };
             } else {
                 bad.fetch_min(row, Ordering::Relaxed);
                 continue;

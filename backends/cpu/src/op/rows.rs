@@ -17,7 +17,7 @@ pub(crate) enum RowSource {
 // SAFETY: the addresses are only read, by tasks of a call whose operands are alive.
 unsafe impl Sync for RowSource {}
 
-/// Reads row `row` of a weight, exactly.
+/// Reads row `row` of a weight, exactly; `past` the caches where it is quantized and `dst` is aligned.
 ///
 /// # Safety
 /// `source` holds the tensors of `weight`, which is not packed and has that row; `dst` holds k values; `isa` is
@@ -28,6 +28,7 @@ pub(crate) unsafe fn load_row(
     source: &RowSource,
     row: usize,
     dst: &mut [f32],
+    past: bool,
 ) {
     match (weight, source) {
         (WeightSpec::Dense(spec), RowSource::Dense(base)) => {
@@ -46,7 +47,7 @@ pub(crate) unsafe fn load_row(
         }
         // SAFETY: the caller's promise.
         (WeightSpec::Quant(spec), RowSource::Quant(parts)) => unsafe {
-            dequantize_row(isa, spec, parts, row, dst)
+            dequantize_row(isa, spec, parts, row, dst, past)
         },
         _ => {}
     }

@@ -242,15 +242,32 @@ impl Kernel for Largest<'_> {
 /// As [`largest_magnitude`], inside a kernel.
 #[inline(always)]
 pub(super) fn largest<L: Lanes>(x: &[f32]) -> f32 {
-    let (mut largest, mut spoiled) = (L::zero(), L::zero());
-    for part in x.chunks(L::LEN) {
-        // SAFETY: the part is as long as what is loaded.
-        let x = unsafe { L::load_partial(part.as_ptr(), part.len()) };
-        largest = largest.max(x.abs());
-        // 0 times what is no finite number is NaN, and stays.
-        spoiled = x.mul_add(L::zero(), spoiled);
+    as_magnitude(L::largest_int(larger::<L>(L::splat_int(0), x)))
+}
+
+/// The largest bits of a magnitude so far, lane by lane. As integers, magnitudes order as numbers do, with infinities
+/// and NaN above all.
+#[inline(always)]
+pub(super) fn larger<L: Lanes>(mut largest: L::Int, x: &[f32]) -> L::Int {
+    let whole = x.len() / L::LEN * L::LEN;
+    // SAFETY: the loads lie within the slice.
+    unsafe {
+        for i in (0..whole).step_by(L::LEN) {
+            largest = L::max_int(largest, L::load(x.as_ptr().add(i)).abs().bits());
+        }
+        if whole < x.len() {
+            let rest = L::load_partial(x.as_ptr().add(whole), x.len() - whole);
+            largest = L::max_int(largest, rest.abs().bits());
+        }
     }
-    if L::any(spoiled.unordered()) { f32::NAN } else { largest.largest() }
+    largest
+}
+
+/// The largest magnitude from its bits; NaN for what is no finite number.
+#[inline(always)]
+pub(super) fn as_magnitude(bits: i32) -> f32 {
+    let size = f32::from_bits(bits as u32);
+    if size.is_finite() { size } else { f32::NAN }
 }
 
 /// Replaces a group of activations by what its codes stand for, `scale · code`.

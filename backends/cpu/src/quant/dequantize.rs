@@ -1,16 +1,17 @@
 //! Rows of a quantized weight as numbers, straight from its planar tensors: for dequantize and embedding.
 //!
-//! The rule is the contract's, operation by operation, so results are exact on every path.
+//! The rule is the contract's, operation by operation, so results are exact on every path. Scales are read as many
+//! groups at a time as a vector holds.
 
 use super::strip::QuantParts;
 use crate::Isa;
 use crate::simd::code::{self, Code, with_code};
-use crate::simd::{Kernel, Lanes, dispatch};
+use crate::simd::{Kernel, Lanes, Stored, dispatch};
 use half::{bf16, f16};
 use portolan_ops::codec::code_value;
 use portolan_ops::{DType, Offset, QuantScheme, QuantSpec, TensorSpec};
 
-/// Dequantizes row `row` into `dst`, which holds k values.
+/// Dequantizes row `row` into `dst`, which holds k values: `past` the caches if it is wanted and `dst` is aligned.
 ///
 /// # Safety
 /// `parts` are the tensors of `spec`, the row exists; `isa` is available.
@@ -20,9 +21,10 @@ pub(crate) unsafe fn dequantize_row(
     parts: &QuantParts,
     row: usize,
     dst: &mut [f32],
+    past: bool,
 ) {
     with_code!(spec.scheme().code, C => {
-        dispatch(isa, Row::<C> { spec, parts, row, dst, code: core::marker::PhantomData })
+        dispatch(isa, Row::<C> { spec, parts, row, dst, past, code: core::marker::PhantomData })
     }, _ => ());
 }
 
@@ -31,6 +33,7 @@ struct Row<'a, C> {
     parts: &'a QuantParts,
     row: usize,
     dst: &'a mut [f32],
+    past: bool,
     code: core::marker::PhantomData<C>,
 }
 
@@ -41,39 +44,108 @@ impl<C: Code> Kernel for Row<'_, C> {
     fn run<L: Lanes>(self) {
         let (spec, parts) = (self.spec, self.parts);
         let scheme = *spec.scheme();
-        let block_row = self.row / scheme.block[0];
-        let outer_columns = scheme.scale.outer().map_or(usize::MAX, |(_, columns)| columns);
-        let entry = |spec: Option<&TensorSpec>, base: *const u8, column: usize| match spec {
-            // SAFETY: the entry exists in its tensor.
-            Some(spec) => unsafe { number(spec, base, block_row, column) },
-            None => 0.0,
-        };
-        let factor = |spec: Option<&TensorSpec>, base, column: usize, inner: f32| match spec {
-            Some(_) => QuantScheme::product(entry(spec, base, column / outer_columns), inner),
-            None => inner,
-        };
+        let row = self.row / scheme.block[0];
+        let scales = Entries { spec: Some(spec.scale()), base: parts.scale, row };
+        let offsets = Entries { spec: spec.offset(), base: parts.offset, row };
+        let group = scheme.block[1];
         let start = place(spec.codes(), self.row, 0);
-        for (group, values) in self.dst.chunks_mut(scheme.block[1]).enumerate() {
-            let column = group * scheme.block[1];
-            let scale = entry(Some(spec.scale()), parts.scale, group);
-            let scale = L::splat(factor(spec.outer(), parts.outer, column, scale));
-            let offset = entry(spec.offset(), parts.offset, group);
-            let offset = L::splat(factor(spec.outer_offset(), parts.outer_offset, column, offset));
-            for (i, part) in values.chunks_mut(L::LEN).enumerate() {
-                let at = start + column + i * L::LEN;
-                // SAFETY: the codes exist, and the part is as long as what is stored.
-                unsafe {
-                    let codes = code::load::<L, C>(parts.codes, at, part.len());
-                    // Each operation is rounded on its own, as `QuantScheme::value` says.
-                    let value = match scheme.offset {
-                        Offset::None => codes.mul(scale),
-                        Offset::Min => codes.mul(scale).add(offset),
-                        Offset::ZeroPoint => codes.sub(offset).mul(scale),
-                    };
-                    value.store_partial(part.as_mut_ptr(), part.len());
+        let aligned = (self.dst.as_ptr() as usize).is_multiple_of(L::LEN * size_of::<f32>());
+        let past = self.past && aligned && group.is_multiple_of(L::LEN);
+        for (i, values) in self.dst.chunks_mut(group.saturating_mul(L::LEN)).enumerate() {
+            let (first, count) = (i * L::LEN, values.len().div_ceil(group));
+            // SAFETY: the groups exist, and so do their factors.
+            let (scales, offsets) = unsafe {
+                let (mut scales, mut offsets) =
+                    (scales.load::<L>(first, count), offsets.load::<L>(first, count));
+                scale_by(spec.outer(), parts.outer, row, &scheme, first, &mut scales[..count]);
+                scale_by(spec.outer_offset(), parts.outer_offset, row, &scheme, first, &mut offsets[..count]);
+                (scales, offsets)
+            };
+            for (g, values) in values.chunks_mut(group).enumerate() {
+                let (scale, offset) = (L::splat(scales[g]), L::splat(offsets[g]));
+                let start = start + (first + g) * group;
+                for (i, part) in values.chunks_mut(L::LEN).enumerate() {
+                    // SAFETY: the codes exist, and the part is as long as what is stored.
+                    unsafe {
+                        let codes = code::load::<L, C>(parts.codes, start + i * L::LEN, part.len());
+                        // Each operation is rounded on its own, as `QuantScheme::value` says.
+                        let value = match scheme.offset {
+                            Offset::None => codes.mul(scale),
+                            Offset::Min => codes.mul(scale).add(offset),
+                            Offset::ZeroPoint => codes.sub(offset).mul(scale),
+                        };
+                        match (part.len() == L::LEN, past) {
+                            (true, true) => value.store_past(part.as_mut_ptr()),
+                            (true, false) => value.store(part.as_mut_ptr()),
+                            _ => value.store_partial(part.as_mut_ptr(), part.len()),
+                        }
+                    }
                 }
             }
         }
+        if past {
+            L::finish_past();
+        }
+    }
+}
+
+/// A row of a tensor with one entry a group, if there is that tensor.
+#[derive(Clone, Copy)]
+struct Entries<'a> {
+    spec: Option<&'a TensorSpec>,
+    base: *const u8,
+    row: usize,
+}
+
+impl Entries<'_> {
+    /// Entries `first .. first + count`, at most a vector of them, as f32; zeros where there is no tensor.
+    ///
+    /// # Safety
+    /// They exist.
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(&self, first: usize, count: usize) -> [f32; 16] {
+        let Some(spec) = self.spec else { return [0.0; 16] };
+        let (at, base) = (place(spec, self.row, first), self.base);
+        let mut entries = [0.0; 16];
+        // SAFETY: by contract.
+        unsafe {
+            if spec.strides()[1] != 1 {
+                for (i, entry) in entries.iter_mut().enumerate().take(count) {
+                    *entry = number(spec, base, self.row, first + i);
+                }
+                return entries;
+            }
+            let lanes: L = match spec.dtype() {
+                DType::F32 => f32::load_partial(base.cast::<f32>().add(at), count),
+                DType::F16 => f16::load_partial(base.cast::<f16>().add(at), count),
+                DType::BF16 => bf16::load_partial(base.cast::<bf16>().add(at), count),
+                DType::E8M0 => code::load::<L, code::E8m0>(base, at, count),
+                DType::I8 => code::load::<L, code::Int8>(base, at, count),
+                _ => code::load::<L, code::Uint8>(base, at, count),
+            };
+            lanes.to_array()
+        }
+    }
+}
+
+/// Multiplies the entries of groups from `first` on by their factors, if there are any.
+///
+/// # Safety
+/// The factors exist.
+#[inline(always)]
+unsafe fn scale_by(
+    factors: Option<&TensorSpec>,
+    base: *const u8,
+    row: usize,
+    scheme: &QuantScheme,
+    first: usize,
+    entries: &mut [f32],
+) {
+    let (Some(spec), Some((_, columns))) = (factors, scheme.scale.outer()) else { return };
+    let groups = columns / scheme.block[1];
+    for (i, entry) in entries.iter_mut().enumerate() {
+        // SAFETY: by contract.
+        *entry = QuantScheme::product(unsafe { number(spec, base, row, (first + i) / groups) }, *entry);
     }
 }
 
@@ -88,11 +160,19 @@ fn place(spec: &TensorSpec, row: usize, column: usize) -> usize {
 /// # Safety
 /// It exists in the tensor at `base`.
 #[inline(always)]
-pub(crate) unsafe fn number(spec: &TensorSpec, base: *const u8, row: usize, column: usize) -> f32 {
-    let at = place(spec, row, column);
+unsafe fn number(spec: &TensorSpec, base: *const u8, row: usize, column: usize) -> f32 {
+    // SAFETY: by contract.
+    unsafe { number_at(spec.dtype(), base, place(spec, row, column)) }
+}
+
+/// Element `at` as f32.
+///
+/// # Safety
+/// It exists from `base` on.
+pub(super) unsafe fn number_at(dtype: DType, base: *const u8, at: usize) -> f32 {
     // SAFETY: by contract.
     unsafe {
-        match spec.dtype() {
+        match dtype {
             DType::F32 => *base.cast::<f32>().add(at),
             DType::F16 => (*base.cast::<f16>().add(at)).to_f32(),
             DType::BF16 => (*base.cast::<bf16>().add(at)).to_f32(),

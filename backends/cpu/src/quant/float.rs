@@ -12,7 +12,14 @@ pub(crate) const PANEL_COLUMNS: usize = 256;
 /// Strips that a single row is multiplied with at once, so that four chains of sums hide each other's latency.
 pub(crate) const SINGLE_STRIPS: usize = 4;
 
-/// Dequantizes columns of blocks `first .. first + count` of a strip into `dst[column][16]`.
+/// Whether sums of a part of a block are scaled, and not its weights one by one: panels then hold numbers without
+/// their scale. It is as exact, and a multiplication a weight less where a single row is bound by instructions.
+pub(crate) fn scales_apart(isa: Isa, layout: &StripLayout) -> bool {
+    isa == Isa::Avx512 && layout.scheme.is_float()
+}
+
+/// Dequantizes columns of blocks `first .. first + count` of a strip into `dst[column][16]`, up to scales that are
+/// [`scales_apart`].
 ///
 /// # Safety
 /// The blocks are within the strip, `dst` holds `count · 32 · 16` f32, `isa` is available.
@@ -66,36 +73,46 @@ unsafe fn panel_portable(layout: &StripLayout, strip: &StripRef, first: usize, c
     }
 }
 
-/// Multiplies a single row with whole strips, dequantized in registers: `acc[strip][16] += Σ_k w[strip][k][16] · x[k]`
-/// by the operations, and with the bits, of [`panel`] and [`tile`]. `false`, and nothing done, where this path has no
-/// such kernel for the codes.
-///
-/// # Safety
-/// `x` holds whole blocks, `acc` 16 f32 for each strip; there are at most [`SINGLE_STRIPS`]; `isa` is available.
-pub(crate) unsafe fn single_row(
-    isa: Isa,
-    layout: &StripLayout,
-    strips: &[StripRef],
-    x: *const f32,
-    acc: *mut f32,
-) -> bool {
+/// Whether there is a [`single_row`] for such a weight.
+pub(crate) fn has_single_row(isa: Isa, layout: &StripLayout) -> bool {
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 if layout.scheme.is_float() => {
-            // SAFETY: passed on.
-            unsafe { super::small_float_x86::row_avx512(layout, strips, x, acc) };
-            true
-        }
+        Isa::Avx512 => layout.scheme.is_float() && super::small_float_row::fits(layout),
         _ => false,
     }
 }
 
-/// A tile of f32: `acc[strip][row][16] += Σ_c panel[strip][c][16] · x[c][row]`.
+/// Multiplies a single row with whole packed strips, dequantized in registers: `acc[strip][16] += Σ_k w[strip][k][16] ·
+/// x[k]` by the operations, and with the bits, of [`panel`] and [`tile`].
 ///
-/// Consecutive strips lie `panel_stride` and `acc_stride` f32 apart.
+/// # Safety
+/// `x` holds whole blocks, `acc` 16 f32 for each strip; [`has_single_row`] said so; `isa` is available.
+pub(crate) unsafe fn single_row(
+    isa: Isa,
+    layout: &StripLayout,
+    strips: &[*const u8],
+    x: *const f32,
+    acc: *mut f32,
+) {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: passed on.
+        Isa::Avx512 => unsafe { super::small_float_row::row(layout, strips, x, acc) },
+        _ => {}
+    }
+}
+
+/// A tile of f32: `acc[strip][row][16] += Σ_c panel[strip][c][16] · x[c][row]`, or, with scales, the sum over the parts
+/// of `scales[strip][part][16] · Σ_c panel[strip][c][16] · x[c][row]`.
+///
+/// Consecutive strips lie `panel_stride`, `scales_stride` and `acc_stride` f32 apart.
 pub(crate) struct FloatTile {
     pub(crate) panel: *const f32,
     pub(crate) panel_stride: usize,
+    /// Scales of the panel's parts, where they are apart, and columns of a part; 0 where they are not.
+    pub(crate) scales: *const f32,
+    pub(crate) scales_stride: usize,
+    pub(crate) part: usize,
     pub(crate) x: *const f32,
     pub(crate) columns: usize,
     pub(crate) acc: *mut f32,

@@ -140,40 +140,66 @@ unsafe fn panel_256<const FAMILY: u8>(
 pub(crate) unsafe fn tile_avx512(height: usize, strips: usize, tile: &FloatTile) {
     // SAFETY: passed on.
     unsafe {
-        match (height, strips) {
-            (12, _) => tile_512::<12, 1>(tile),
-            (4, _) => tile_512::<4, 1>(tile),
-            (_, 4) => tile_512::<1, 4>(tile),
-            (_, 3) => tile_512::<1, 3>(tile),
-            (_, 2) => tile_512::<1, 2>(tile),
-            _ => tile_512::<1, 1>(tile),
+        match tile.part {
+            0 => tiles_512::<false>(height, strips, tile),
+            _ => tiles_512::<true>(height, strips, tile),
         }
     }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-unsafe fn tile_512<const HEIGHT: usize, const STRIPS: usize>(tile: &FloatTile) {
+unsafe fn tiles_512<const APART: bool>(height: usize, strips: usize, tile: &FloatTile) {
+    // SAFETY: passed on.
+    unsafe {
+        match (height, strips) {
+            (12, _) => tile_512::<12, 1, APART>(tile),
+            (4, _) => tile_512::<4, 1, APART>(tile),
+            (_, 4) => tile_512::<1, 4, APART>(tile),
+            (_, 3) => tile_512::<1, 3, APART>(tile),
+            (_, 2) => tile_512::<1, 2, APART>(tile),
+            _ => tile_512::<1, 1, APART>(tile),
+        }
+    }
+}
+
+/// `APART`: columns are summed part by part, and the sums scaled.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+unsafe fn tile_512<const HEIGHT: usize, const STRIPS: usize, const APART: bool>(tile: &FloatTile) {
     // SAFETY: within the tile's extents.
     unsafe {
         let acc = |s: usize, m: usize| tile.acc.add(s * tile.acc_stride + m * ROWS);
-        let mut sums = [[_mm512_setzero_ps(); HEIGHT]; STRIPS];
-        for (s, sums) in sums.iter_mut().enumerate() {
-            for (m, sum) in sums.iter_mut().enumerate() {
-                *sum = _mm512_loadu_ps(acc(s, m));
+        let mut totals = [[_mm512_setzero_ps(); HEIGHT]; STRIPS];
+        for (s, totals) in totals.iter_mut().enumerate() {
+            for (m, total) in totals.iter_mut().enumerate() {
+                *total = _mm512_loadu_ps(acc(s, m));
             }
         }
-        for c in 0..tile.columns {
-            let x = tile.x.add(c * HEIGHT);
-            for (s, sums) in sums.iter_mut().enumerate() {
-                let weights = _mm512_loadu_ps(tile.panel.add(s * tile.panel_stride + c * ROWS));
-                for (m, sum) in sums.iter_mut().enumerate() {
-                    *sum = _mm512_fmadd_ps(weights, _mm512_set1_ps(*x.add(m)), *sum);
+        let part = if APART { tile.part } else { tile.columns.max(1) };
+        for (p, first) in (0..tile.columns).step_by(part).enumerate() {
+            let mut sums = if APART { [[_mm512_setzero_ps(); HEIGHT]; STRIPS] } else { totals };
+            for c in first..first + part {
+                let x = tile.x.add(c * HEIGHT);
+                for (s, sums) in sums.iter_mut().enumerate() {
+                    let weights = _mm512_loadu_ps(tile.panel.add(s * tile.panel_stride + c * ROWS));
+                    for (m, sum) in sums.iter_mut().enumerate() {
+                        *sum = _mm512_fmadd_ps(weights, _mm512_set1_ps(*x.add(m)), *sum);
+                    }
+                }
+            }
+            if !APART {
+                totals = sums;
+                continue;
+            }
+            for (s, totals) in totals.iter_mut().enumerate() {
+                let scale = _mm512_loadu_ps(tile.scales.add(s * tile.scales_stride + p * ROWS));
+                for (m, total) in totals.iter_mut().enumerate() {
+                    *total = _mm512_fmadd_ps(sums[s][m], scale, *total);
                 }
             }
         }
-        for (s, sums) in sums.into_iter().enumerate() {
-            for (m, sum) in sums.into_iter().enumerate() {
-                _mm512_storeu_ps(acc(s, m), sum);
+        for (s, totals) in totals.into_iter().enumerate() {
+            for (m, total) in totals.into_iter().enumerate() {
+                _mm512_storeu_ps(acc(s, m), total);
             }
         }
     }

@@ -4,7 +4,10 @@
 //! changes no bit.
 
 use super::activation::{Int8Rows, for_tiles, read_row, replace_by_codes, row_offset, write_f32};
-use super::float::{FloatTile, PANEL_COLUMNS, SINGLE_STRIPS, panel, single_row, tile as float_tile};
+use super::float::{
+    FloatTile, PANEL_COLUMNS, SINGLE_STRIPS, has_single_row, panel, scales_apart, single_row,
+    tile as float_tile,
+};
 use super::int8::{Kernels, StripRef, TileRef};
 use super::panel::{expand, panel_len};
 use super::strip::{BLOCK, QuantParts, ROWS, StripLayout, TAG, pack_strip, unpack_strip};
@@ -401,20 +404,29 @@ impl Call<'_> {
                 let stride = self.layout.stride;
                 let none =
                     StripRef { codes: packed, stride, scales, offsets: scales, next: packed, next_bytes: 0 };
+                // A single row is bound by reading the weight: its codes go from memory to registers only.
+                let direct = count == 1 && has_single_row(self.isa, &self.layout);
                 let mut strips = [none; SINGLE_STRIPS];
+                let mut starts = [packed.cast_const(); SINGLE_STRIPS];
                 for (i, slot) in strips.iter_mut().enumerate().take(group) {
                     let Some(codes) = self.strip(strip + i, packed.add(i * self.strip_scratch())) else {
                         return;
                     };
+                    starts[i] = codes;
+                    if direct {
+                        continue;
+                    }
                     let scales = scales.add(i * panel_floats * 2);
                     let offsets = scales.add(panel_floats);
                     expand(self.isa, &self.layout, codes, scales, offsets);
                     *slot = StripRef { codes, scales, offsets, ..none };
                 }
-                // A single row is bound by reading the weight: its codes go from memory to registers only.
-                let done = count == 1 && single_row(self.isa, &self.layout, &strips[..group], x, acc);
-                let columns = if done { 0 } else { columns };
-                for column in (0..columns).step_by(PANEL_COLUMNS) {
+                if direct {
+                    single_row(self.isa, &self.layout, &starts[..group], x, acc);
+                }
+                let parts = self.layout.parts_of_block();
+                let part = if scales_apart(self.isa, &self.layout) { BLOCK / parts } else { 0 };
+                for column in (0..if direct { 0 } else { columns }).step_by(PANEL_COLUMNS) {
                     let width = PANEL_COLUMNS.min(columns - column);
                     for (i, strip) in strips.iter().enumerate().take(group) {
                         let dst = panels.add(i * panel_stride);
@@ -424,6 +436,9 @@ impl Call<'_> {
                         let at = |s: usize| FloatTile {
                             panel: panels.add(s * panel_stride),
                             panel_stride,
+                            scales: strips[s].scales.add(column / BLOCK * parts * ROWS),
+                            scales_stride: 2 * panel_floats,
+                            part,
                             x: x.add(row * columns + column * height),
                             columns: width,
                             acc: acc.add(s * acc_stride + row * ROWS),

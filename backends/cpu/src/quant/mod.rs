@@ -2,11 +2,12 @@
 //! Beside them the ways to codes and back: `quantize`, `dequantize`, and the `hadamard` transform before.
 //!
 //! `strip` is the packed form, `panel` its scales as f32, `activation` the other factor, `int8` and `float` the
-//! tile kernels, `small_float_x86` what takes f8 and f4 codes apart, `linear` the loops around them. A weight that
-//! was not packed is packed strip by strip on the fly.
+//! tile kernels, `small_float_x86` what takes f8 and f4 codes apart, `small_float_row` their product with one row,
+//! `linear` the loops around them. A weight that was not packed is packed strip by strip on the fly.
 
 mod activation;
 mod dequantize;
+mod encode;
 mod float;
 #[cfg(target_arch = "x86_64")]
 mod float_x86;
@@ -19,6 +20,8 @@ mod int8_avx512;
 mod linear;
 mod panel;
 mod quantize;
+#[cfg(target_arch = "x86_64")]
+mod small_float_row;
 #[cfg(target_arch = "x86_64")]
 mod small_float_x86;
 mod strip;

@@ -1,23 +1,32 @@
 //! Numbers to codes, by scales that are given or found on the way.
 //!
-//! A row passes through pieces that stay in the first-level cache; conversions are those of `simd::code`, and every
-//! operation is the contract's, so that all paths write the same codes.
+//! A row passes through pieces that stay in the first-level cache, blocks of several rows through a copy that stays
+//! in the second; conversions are those of `simd::code`, and every operation is the contract's, so that all paths
+//! write the same codes.
 
-use super::activation::{largest, largest_magnitude, row_offset};
-use super::dequantize::number;
+use super::activation::{as_magnitude, larger, largest, largest_magnitude, row_offset};
+use super::dequantize::number_at;
+use super::encode::{Rule, ask};
 use crate::Isa;
 use crate::elementwise::Exec;
 use crate::elementwise::block::Value;
+use crate::pool::scratch;
 use crate::rows::for_each_range;
-use crate::simd::code::{self, Code, with_code};
+use crate::simd::code::{Code, with_code};
 use crate::simd::{Kernel, Lanes, dispatch};
 use core::marker::PhantomData;
-use portolan_ops::codec::{Overflow, e8m0_code};
+use core::ops::Range;
 use portolan_ops::quant::{DynamicQuantizeSpec, QuantizeSpec};
-use portolan_ops::{DType, Offset, QuantSpec, TensorSpec};
+use portolan_ops::{DType, QuantScheme, QuantSpec, ScaleKind, TensorSpec};
 
 /// Columns of a piece.
 const PIECE: usize = 1024;
+/// Elements of blocks of several rows that are copied at once: two copies are half a second-level cache of 1 MiB.
+const COPY: usize = 64 << 10;
+/// Blocks among them, at most.
+const MOST_BLOCKS: usize = 8;
+/// Rows between what is copied and what is asked for: a part of a row is too short for the processor to foresee it.
+const ROWS_AHEAD: usize = 2;
 
 /// Quantizes by given scales.
 ///
@@ -33,7 +42,7 @@ pub(crate) unsafe fn quantize(
     codes: *mut u8,
 ) {
     let quant = spec.quant();
-    let job = Job { isa: exec.isa, x: spec.x(), quant, base: x, codes, scale: scale.cast_mut(), offset };
+    let job = Job::new(exec.isa, spec.x(), quant, [x, offset], codes, scale.cast_mut());
     let job = &job;
     for_each_range(exec.team, exec.max_threads, quant.n(), quant.k(), &|rows| {
         let mut buf = [0f32; PIECE];
@@ -60,8 +69,7 @@ pub(crate) unsafe fn dynamic_quantize(
     scale: *mut u8,
 ) {
     let quant = spec.quant();
-    let offset = core::ptr::null();
-    let job = Job { isa: exec.isa, x: spec.x(), quant, base: x, codes, scale, offset };
+    let job = Job::new(exec.isa, spec.x(), quant, [x, core::ptr::null()], codes, scale);
     let job = &job;
     let (n, k, [block_n, block_k]) = (quant.n(), quant.k(), quant.scheme().block);
     // A task has whole rows of blocks, so that a scale is one task's.
@@ -74,6 +82,8 @@ pub(crate) unsafe fn dynamic_quantize(
             unsafe {
                 if rows.len() == 1 && block_k.min(k) <= PIECE {
                     job.row_of_groups(first);
+                } else if rows.len() > 1 && rows.len().saturating_mul(block_k.min(k)) <= COPY {
+                    job.row_of_blocks(block_row, rows);
                 } else {
                     for column in 0..k.div_ceil(block_k) {
                         job.tile(block_row, column, rows.clone());
@@ -84,29 +94,139 @@ pub(crate) unsafe fn dynamic_quantize(
     });
 }
 
-/// What all tasks see.
+/// What all tasks see: also what specs would have to be asked for in the innermost loops, where a call costs the
+/// contents of all vector registers.
 struct Job<'a> {
     isa: Isa,
     x: &'a TensorSpec,
     quant: &'a QuantSpec,
+    found: Found,
     base: *const u8,
     codes: *mut u8,
-    scale: *mut u8,
-    offset: *const u8,
+    /// The first element of the codes, and elements from a row to the next.
+    codes_at: usize,
+    codes_step: usize,
+    scale: Grid,
+    /// Minima or zero points, if there are any.
+    offset: Option<Grid>,
 }
 
 // SAFETY: tasks read operands and write rows of codes and scales of their own.
 unsafe impl Sync for Job<'_> {}
 
+impl<'a> Job<'a> {
+    fn new(
+        isa: Isa,
+        x: &'a TensorSpec,
+        quant: &'a QuantSpec,
+        [base, offset]: [*const u8; 2],
+        codes: *mut u8,
+        scale: *mut u8,
+    ) -> Self {
+        Self {
+            isa,
+            x,
+            quant,
+            found: Found::new(quant.scheme()),
+            base,
+            codes,
+            codes_at: quant.codes().layout().offset(),
+            codes_step: quant.codes().strides()[0],
+            scale: Grid::new(quant.scale(), scale),
+            offset: quant.offset().map(|spec| Grid::new(spec, offset.cast_mut())),
+        }
+    }
+}
+
+/// A tensor with one entry a block.
+#[derive(Clone, Copy)]
+struct Grid {
+    base: *mut u8,
+    at: usize,
+    steps: [usize; 2],
+    dtype: DType,
+}
+
+impl Grid {
+    fn new(spec: &TensorSpec, base: *mut u8) -> Self {
+        let steps = [spec.strides()[0], spec.strides()[1]];
+        Self { base, at: spec.layout().offset(), steps, dtype: spec.dtype() }
+    }
+
+    /// # Safety
+    /// The entry exists.
+    #[inline(always)]
+    unsafe fn get(&self, row: usize, column: usize) -> f32 {
+        let at = self.at + row * self.steps[0] + column * self.steps[1];
+        // SAFETY: by contract.
+        unsafe {
+            match self.dtype {
+                DType::F32 => self.base.cast::<f32>().add(at).read_unaligned(),
+                dtype => number_at(dtype, self.base, at),
+            }
+        }
+    }
+
+    /// Writes a scale that was found.
+    ///
+    /// # Safety
+    /// The entry exists and is the caller's.
+    #[inline(always)]
+    unsafe fn put(&self, row: usize, column: usize, scale: f32) {
+        let at = self.at + row * self.steps[0] + column * self.steps[1];
+        // SAFETY: by contract.
+        unsafe {
+            match self.dtype {
+                // A power of two, or NaN: its exponent is its code.
+                DType::E8M0 => *self.base.add(at) = (scale.to_bits() >> 23) as u8,
+                _ => self.base.cast::<f32>().add(at).write_unaligned(scale),
+            }
+        }
+    }
+}
+
 /// Where the scales of a piece come from.
 #[derive(Clone, Copy)]
-enum Scales {
+enum Scales<'a> {
     /// Their tensor.
     Given,
     /// The piece, which holds whole groups of one row; they are written to their tensor.
     Found,
     /// One for the whole piece.
     One(f32),
+    /// One for each block of the piece.
+    Each(&'a [f32]),
+}
+
+/// How the scale of a block follows from its largest magnitude: `QuantScheme::block_scale`, as far as it can be worked
+/// out before.
+#[derive(Clone, Copy)]
+struct Found {
+    top: f32,
+    /// The exponent of `top`, where scales are powers of two.
+    exponent: Option<i32>,
+}
+
+impl Found {
+    fn new(scheme: &QuantScheme) -> Self {
+        let top = scheme.symmetric_top();
+        let exponent = (top.to_bits() >> 23) as i32 - 127;
+        Self { top, exponent: (scheme.scale == ScaleKind::E8M0).then_some(exponent) }
+    }
+
+    /// `largest`: as [`as_magnitude`] gives it.
+    #[inline(always)]
+    fn scale(self, largest: f32) -> f32 {
+        match self.exponent {
+            None => largest / self.top,
+            Some(_) if largest.is_nan() => f32::NAN,
+            // A subnormal number has the exponent of code 0, and code 0 the topmost bit of a mantissa.
+            Some(exponent) => match (largest.to_bits() >> 23) as i32 - exponent {
+                code @ 1.. => f32::from_bits((code as u32) << 23),
+                _ => f32::from_bits(1 << 22),
+            },
+        }
+    }
 }
 
 impl Job<'_> {
@@ -141,11 +261,30 @@ impl Job<'_> {
         }
     }
 
+    /// A row of blocks, each of several rows of x.
+    ///
+    /// # Safety
+    /// The blocks exist and are the caller's; they have no more than [`COPY`] elements each.
+    unsafe fn row_of_blocks(&self, block_row: usize, rows: Range<usize>) {
+        let block_k = self.quant.scheme().block[1].min(self.quant.k().max(1));
+        let columns = (COPY / (rows.len() * block_k)).clamp(1, MOST_BLOCKS) * block_k;
+        let elements = 2 * columns * rows.len();
+        scratch::with(elements * size_of::<f32>(), |memory| {
+            let copies = memory.cast::<f32>();
+            // SAFETY: it is as large as asked for. Lines of it are slices from here on.
+            unsafe { copies.write_bytes(0, elements) };
+            with_code!(self.quant.scheme().code, C => {
+                let (rows, code) = (rows.clone(), PhantomData);
+                dispatch(self.isa, Blocks::<C> { job: self, block_row, rows, columns, block_k, copies, code })
+            }, _ => ());
+        });
+    }
+
     /// A block: once for its largest magnitude, once for its codes.
     ///
     /// # Safety
     /// The block exists and is the caller's.
-    unsafe fn tile(&self, block_row: usize, column: usize, rows: core::ops::Range<usize>) {
+    unsafe fn tile(&self, block_row: usize, column: usize, rows: Range<usize>) {
         let block_k = self.quant.scheme().block[1];
         let start = column * block_k;
         let end = self.quant.k().min(start.saturating_add(block_k));
@@ -161,8 +300,8 @@ impl Job<'_> {
                     found = if found.is_nan() || size.is_nan() { f32::NAN } else { found.max(size) };
                 }
             }
-            let scale = self.quant.scheme().block_scale(found);
-            self.write_scale(block_row, column, scale);
+            let scale = self.found.scale(found);
+            self.scale.put(block_row, column, scale);
             for row in rows {
                 for at in (start..end).step_by(PIECE) {
                     let piece = self.fetch(row, at, &mut buf[..PIECE.min(end - at)]);
@@ -172,28 +311,13 @@ impl Job<'_> {
         }
     }
 
-    /// # Safety
-    /// The entry exists and is the caller's.
-    #[inline(always)]
-    unsafe fn write_scale(&self, block_row: usize, column: usize, scale: f32) {
-        let spec = self.quant.scale();
-        let at = spec.layout().offset() + block_row * spec.strides()[0] + column * spec.strides()[1];
-        // SAFETY: by contract.
-        unsafe {
-            match spec.dtype() {
-                DType::E8M0 => *self.scale.add(at) = e8m0_code(f64::from(scale)),
-                _ => self.scale.cast::<f32>().add(at).write_unaligned(scale),
-            }
-        }
-    }
-
     /// Writes the codes of a piece that begins at column `start`.
     ///
     /// # Safety
     /// Its codes exist and are the caller's, and so are its scales where they are found.
-    unsafe fn encode(&self, row: usize, start: usize, piece: &[f32], scales: Scales) {
+    unsafe fn encode(&self, row: usize, start: usize, x: &[f32], scales: Scales<'_>) {
         with_code!(self.quant.scheme().code, C => {
-            dispatch(self.isa, Encode::<C> { job: self, row, start, piece, scales, code: PhantomData })
+            dispatch(self.isa, Encode::<C> { job: self, row, start, x, scales, code: PhantomData })
         }, _ => ());
     }
 }
@@ -217,12 +341,98 @@ impl Kernel for Fetch<'_> {
     }
 }
 
+/// A row of blocks of several rows of x. These lie too far apart, and often a power of two, for a cache to keep them
+/// from the search for the largest magnitude to the codes: some blocks at a time are copied, each row of them between
+/// the codes of two rows of those before, so that memory and arithmetic are busy at the same time.
+struct Blocks<'a, C> {
+    job: &'a Job<'a>,
+    block_row: usize,
+    rows: Range<usize>,
+    /// Whole blocks that are copied at once, and columns of a block.
+    columns: usize,
+    block_k: usize,
+    /// Two copies.
+    copies: *mut f32,
+    code: PhantomData<C>,
+}
+
+impl<C: Code> Kernel for Blocks<'_, C> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        let (job, k, rows) = (self.job, self.job.quant.k(), self.rows.len());
+        let mut found = [L::splat_int(0); MOST_BLOCKS];
+        let mut copy = self.copies;
+        let mut other = self.copies.wrapping_add(rows * self.columns);
+        // SAFETY: rows and columns exist, and copies hold as many; codes and scales are this task's.
+        unsafe {
+            for i in 0..rows {
+                self.collect::<L>(i, 0, self.columns.min(k), copy, &mut found);
+            }
+            for start in (0..k).step_by(self.columns) {
+                let width = self.columns.min(k - start);
+                let mut scales = [0f32; MOST_BLOCKS];
+                for (i, scale) in scales.iter_mut().enumerate().take(width.div_ceil(self.block_k)) {
+                    *scale = job.found.scale(as_magnitude(L::largest_int(found[i])));
+                    job.scale.put(self.block_row, start / self.block_k + i, *scale);
+                }
+                found = [L::splat_int(0); MOST_BLOCKS];
+                let next = start + width;
+                for i in 0..rows {
+                    if next < k {
+                        self.collect::<L>(i, next, self.columns.min(k - next), other, &mut found);
+                    }
+                    let x = core::slice::from_raw_parts(copy.add(i * self.columns), width);
+                    job.encode_row::<L, C>(self.rows.start + i, start, x, Scales::Each(&scales));
+                }
+                (copy, other) = (other, copy);
+            }
+        }
+    }
+}
+
+impl<C> Blocks<'_, C> {
+    /// Copies columns `start .. start + width` of row `i` as f32; `found` are the largest magnitudes so far.
+    ///
+    /// # Safety
+    /// They exist, and the copy has room for them.
+    #[inline(always)]
+    unsafe fn collect<L: Lanes>(
+        &self,
+        i: usize,
+        start: usize,
+        width: usize,
+        copy: *mut f32,
+        found: &mut [L::Int; MOST_BLOCKS],
+    ) {
+        let x = self.job.x;
+        let stride = x.strides().last().copied().unwrap_or(1);
+        let place = |i: usize| row_offset(x, self.rows.start + i) + start * stride;
+        if i + ROWS_AHEAD < self.rows.len() && stride == 1 {
+            let size = x.dtype().bits() as usize / 8;
+            let from = self.job.base.wrapping_add(place(i + ROWS_AHEAD) * size);
+            (0..width * size).step_by(64).for_each(|at| ask::<false>(from.wrapping_add(at)));
+        }
+        // SAFETY: by contract.
+        unsafe {
+            let line = copy.add(i * self.columns);
+            let line = core::slice::from_raw_parts_mut(line, width);
+            f32::load::<L>(x.dtype(), self.job.base, place(i), stride, line);
+            for (found, part) in found.iter_mut().zip(line.chunks(self.block_k)) {
+                *found = larger::<L>(*found, part);
+            }
+        }
+    }
+}
+
+/// Columns `start .. start + x.len()` of a row to codes.
 struct Encode<'a, C> {
     job: &'a Job<'a>,
     row: usize,
     start: usize,
-    piece: &'a [f32],
-    scales: Scales,
+    x: &'a [f32],
+    scales: Scales<'a>,
     code: PhantomData<C>,
 }
 
@@ -231,81 +441,53 @@ impl<C: Code> Kernel for Encode<'_, C> {
 
     #[inline(always)]
     fn run<L: Lanes>(self) {
-        let (job, scheme) = (self.job, *self.job.quant.scheme());
-        let spec = job.quant.codes();
-        let line = spec.layout().offset() + self.row * spec.strides()[0];
-        let block_row = self.row / scheme.block[0];
-        let (low, high) = scheme.code_range();
-        let symmetric = !matches!(self.scales, Scales::Given);
-        let low = if symmetric { -high } else { low };
-        let mut done = 0;
-        while done < self.piece.len() {
-            let column = self.start + done;
-            let group = column / scheme.block[1];
-            let left = (group + 1).saturating_mul(scheme.block[1]) - column;
-            let part = &self.piece[done..self.piece.len().min(done.saturating_add(left))];
-            let mut offset = 0.0;
-            let scale = match self.scales {
-                Scales::One(scale) => scale,
-                Scales::Found => {
-                    let scale = scheme.block_scale(largest::<L>(part));
-                    // SAFETY: the group is this task's.
-                    unsafe { job.write_scale(block_row, group, scale) };
-                    scale
-                }
-                Scales::Given => {
-                    if let Some(spec) = job.quant.offset() {
-                        // SAFETY: the entry exists.
-                        offset = unsafe { number(spec, job.offset, block_row, group) };
-                    }
-                    // SAFETY: the entry exists.
-                    unsafe { number(job.quant.scale(), job.scale, block_row, group) }
-                }
-            };
-            let rule =
-                Rule { offset: scheme.offset, scale, shift: offset, low: low as f32, high: high as f32 };
-            for (i, lanes) in part.chunks(L::LEN).enumerate() {
-                // SAFETY: the part is as long as what is loaded; its codes exist and are this task's.
-                unsafe {
-                    let x = L::load_partial(lanes.as_ptr(), lanes.len());
-                    let at = line + column + i * L::LEN;
-                    code::store::<L, C>(job.codes, at, lanes.len(), rule.apply::<L>(x), Overflow::Saturate);
-                }
-            }
-            done += part.len();
-        }
+        // SAFETY: by the promise of `Job::encode`.
+        unsafe { self.job.encode_row::<L, C>(self.row, self.start, self.x, self.scales) }
     }
 }
 
-/// How numbers of one block become codes.
-#[derive(Clone, Copy)]
-struct Rule {
-    offset: Offset,
-    scale: f32,
-    /// Minimum or zero point.
-    shift: f32,
-    low: f32,
-    high: f32,
-}
-
-impl Rule {
-    /// As `QuantScheme::code_of`, less the rounding that the store does.
+impl Job<'_> {
+    /// As [`Job::encode`], inside a kernel.
+    ///
+    /// # Safety
+    /// As there.
     #[inline(always)]
-    fn apply<L: Lanes>(self, x: L) -> L {
-        if self.scale == 0.0 || self.scale.is_nan() {
-            return L::zero();
-        }
-        let (scale, shift) = (L::splat(self.scale), L::splat(self.shift));
-        // Bounds come first, so that NaN stays.
-        let between = |q: L, low: f32, high: f32| L::splat(high).min(L::splat(low).max(q));
-        match self.offset {
-            Offset::None => between(x.div(scale), self.low, self.high),
-            Offset::Min => between(x.sub(shift).div(scale), self.low, self.high),
-            // Clamped before the zero point is added: then the quotient is small enough to be rounded.
-            Offset::ZeroPoint => {
-                let q = between(x.div(scale), self.low - self.shift, self.high - self.shift);
-                q.round().add(shift)
+    unsafe fn encode_row<L: Lanes, C: Code>(&self, row: usize, start: usize, x: &[f32], scales: Scales<'_>) {
+        let scheme = self.quant.scheme();
+        let (low, high) = scheme.code_range();
+        let low = if matches!(scales, Scales::Given) { low } else { -high };
+        let power = scheme.scale == ScaleKind::E8M0;
+        let mut rule =
+            Rule { offset: scheme.offset, scale: 0.0, power, shift: 0.0, low: low as f32, high: high as f32 };
+        let line = self.codes_at + row * self.codes_step + start;
+        let (block_row, columns, first) = (row / scheme.block[0], scheme.block[1], start / scheme.block[1]);
+        let (mut group, mut done) = (first, 0);
+        // To the end of the group that the piece begins in.
+        let mut end = (first + 1).saturating_mul(columns) - start;
+        while done < x.len() {
+            let part = &x[done..x.len().min(end)];
+            // SAFETY: groups and codes exist and are this task's.
+            unsafe {
+                rule.scale = match scales {
+                    Scales::One(scale) => scale,
+                    Scales::Each(scales) => scales[group - first],
+                    Scales::Found => {
+                        let scale = self.found.scale(largest::<L>(part));
+                        self.scale.put(block_row, group, scale);
+                        scale
+                    }
+                    Scales::Given => {
+                        if let Some(offset) = &self.offset {
+                            rule.shift = offset.get(block_row, group);
+                        }
+                        self.scale.get(block_row, group)
+                    }
+                };
+                rule.encode::<L, C>(part, self.codes, line + done);
             }
+            done += part.len();
+            group += 1;
+            end = end.saturating_add(columns);
         }
     }
 }

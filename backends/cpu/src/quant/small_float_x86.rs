@@ -1,8 +1,9 @@
-//! f8 and f4 codes as f32 in registers, with AVX-512 and AVX2: panels, and the product of a single row.
+//! f8 and f4 codes as f32 in registers, with AVX-512 and AVX2: panels for tiles. A single row is in
+//! `small_float_row.rs`.
 //!
 //! An f8 code is shifted to where an f32 has its fields and multiplied by the power of two that their biases differ
 //! by, which is exact for subnormal ones too; an f4 code is an index into its 16 numbers. The scalar twin is
-//! `StripLayout::number`.
+//! `StripLayout::number`. With AVX-512 a panel holds the numbers alone, see `float::scales_apart`.
 
 use super::int8::StripRef;
 use super::strip::{BLOCK, ROWS, StripLayout};
@@ -11,12 +12,12 @@ use portolan_ops::codec::SmallFloat;
 use std::arch::x86_64::*;
 
 /// Which format; a constant of the kernels.
-const E4M3: u8 = 0;
-const E5M2: u8 = 1;
-const E2M1: u8 = 2;
+pub(super) const E4M3: u8 = 0;
+pub(super) const E5M2: u8 = 1;
+pub(super) const E2M1: u8 = 2;
 
 /// The numbers of the 4-bit format, by code.
-static HALF_BYTES: [f32; 16] = {
+pub(super) static HALF_BYTES: [f32; 16] = {
     let mut numbers = [0.0; 16];
     let mut code = 0;
     while code < 16 {
@@ -32,7 +33,7 @@ const fn down(format: u8) -> u32 {
 }
 
 /// The fields of an f32 that come from a code: sign, exponent, mantissa.
-const fn fields(format: u8) -> i32 {
+pub(super) const fn fields(format: u8) -> i32 {
     (if format == E4M3 { 0x87f0_0000u32 } else { 0x8fe0_0000 }) as i32
 }
 
@@ -42,12 +43,12 @@ const fn special(format: u8) -> i32 {
 }
 
 /// `2^(127 − bias)`.
-const fn rebias(format: u8) -> f32 {
+pub(super) const fn rebias(format: u8) -> f32 {
     f32::from_bits(if format == E4M3 { (127 + 120) << 23 } else { (127 + 112) << 23 })
 }
 
 /// Codes a vector of 64 bytes holds for each of 16 rows.
-const fn columns(format: u8) -> usize {
+pub(super) const fn columns(format: u8) -> usize {
     if format == E2M1 { 8 } else { 4 }
 }
 
@@ -66,7 +67,11 @@ fn is_special<const FORMAT: u8>(codes: __m512i) -> bool {
 /// Column `i` of a vector of codes, one row a lane, as numbers; `SPECIAL` if some may be no finite ones.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-fn numbers_512<const FORMAT: u8, const SPECIAL: bool>(codes: __m512i, i: i32, half_bytes: __m512) -> __m512 {
+pub(super) fn numbers_512<const FORMAT: u8, const SPECIAL: bool>(
+    codes: __m512i,
+    i: i32,
+    half_bytes: __m512,
+) -> __m512 {
     if FORMAT == E2M1 {
         // The permutation reads the lowest four bits of an index. Even quads are low halves, odd ones high.
         let place = _mm512_set1_epi32(i % 4 * 8 + i / 4 * 4);
@@ -90,7 +95,7 @@ fn numbers_512<const FORMAT: u8, const SPECIAL: bool>(codes: __m512i, i: i32, ha
     _mm512_mask_blend_ps(beyond, number, _mm512_castsi512_ps(ends))
 }
 
-/// As [`super::float::panel`].
+/// As [`super::float::panel`], without scales.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 pub(crate) unsafe fn panel_avx512(
     layout: &StripLayout,
@@ -102,21 +107,15 @@ pub(crate) unsafe fn panel_avx512(
     // SAFETY: passed on.
     unsafe {
         match layout.scheme.code {
-            DType::F8E4M3 => panel_512::<E4M3>(layout, strip, first, count, dst),
-            DType::F8E5M2 => panel_512::<E5M2>(layout, strip, first, count, dst),
-            _ => panel_512::<E2M1>(layout, strip, first, count, dst),
+            DType::F8E4M3 => panel_512::<E4M3>(strip, first, count, dst),
+            DType::F8E5M2 => panel_512::<E5M2>(strip, first, count, dst),
+            _ => panel_512::<E2M1>(strip, first, count, dst),
         }
     }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-unsafe fn panel_512<const FORMAT: u8>(
-    layout: &StripLayout,
-    strip: &StripRef,
-    first: usize,
-    count: usize,
-    dst: *mut f32,
-) {
+unsafe fn panel_512<const FORMAT: u8>(strip: &StripRef, first: usize, count: usize, dst: *mut f32) {
     // SAFETY: blocks and columns are within what the pointers cover.
     unsafe {
         for b in first..first + count {
@@ -126,131 +125,25 @@ unsafe fn panel_512<const FORMAT: u8>(
                 let c = vector * columns(FORMAT);
                 let dst = dst.add(((b - first) * BLOCK + c) * ROWS);
                 if is_special::<FORMAT>(codes) {
-                    values_512::<FORMAT, true>(layout, strip, codes, b, c, dst);
+                    values_512::<FORMAT, true>(codes, dst);
                 } else {
-                    values_512::<FORMAT, false>(layout, strip, codes, b, c, dst);
+                    values_512::<FORMAT, false>(codes, dst);
                 }
             }
         }
     }
 }
 
-/// The columns of a vector of codes, from column `c` of block `b` on, as weights.
+/// The columns of a vector of codes as numbers.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-unsafe fn values_512<const FORMAT: u8, const SPECIAL: bool>(
-    layout: &StripLayout,
-    strip: &StripRef,
-    codes: __m512i,
-    b: usize,
-    c: usize,
-    dst: *mut f32,
-) {
-    let parts = layout.parts_of_block();
-    // SAFETY: parts and columns are within what the pointers cover.
+unsafe fn values_512<const FORMAT: u8, const SPECIAL: bool>(codes: __m512i, dst: *mut f32) {
+    // SAFETY: `dst` holds as many columns.
     unsafe {
         let half_bytes = _mm512_loadu_ps(HALF_BYTES.as_ptr());
         for i in 0..columns(FORMAT) {
-            let scale = strip.scales.add((b * parts + (c + i) * parts / BLOCK) * ROWS);
             let number = numbers_512::<FORMAT, SPECIAL>(codes, i as i32, half_bytes);
-            _mm512_storeu_ps(dst.add(i * ROWS), _mm512_mul_ps(number, _mm512_loadu_ps(scale)));
-        }
-    }
-}
-
-/// As [`super::float::single_row`].
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-pub(crate) unsafe fn row_avx512(layout: &StripLayout, strips: &[StripRef], x: *const f32, acc: *mut f32) {
-    // SAFETY: passed on.
-    unsafe {
-        match layout.scheme.code {
-            DType::F8E4M3 => rows_512::<E4M3>(layout, strips, x, acc),
-            DType::F8E5M2 => rows_512::<E5M2>(layout, strips, x, acc),
-            _ => rows_512::<E2M1>(layout, strips, x, acc),
-        }
-    }
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-unsafe fn rows_512<const FORMAT: u8>(
-    layout: &StripLayout,
-    strips: &[StripRef],
-    x: *const f32,
-    acc: *mut f32,
-) {
-    // SAFETY: passed on; as many strips as the constant says.
-    unsafe {
-        match strips.len() {
-            4 => row_512::<FORMAT, 4>(layout, strips, x, acc),
-            3 => row_512::<FORMAT, 3>(layout, strips, x, acc),
-            2 => row_512::<FORMAT, 2>(layout, strips, x, acc),
-            _ => row_512::<FORMAT, 1>(layout, strips, x, acc),
-        }
-    }
-}
-
-/// Several strips at once, so that the chains of their sums hide each other's latency.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-unsafe fn row_512<const FORMAT: u8, const STRIPS: usize>(
-    layout: &StripLayout,
-    strips: &[StripRef],
-    x: *const f32,
-    acc: *mut f32,
-) {
-    let strips: [StripRef; STRIPS] = core::array::from_fn(|s| strips[s]);
-    // SAFETY: blocks and columns are within what the pointers cover.
-    unsafe {
-        let mut sums = [_mm512_setzero_ps(); STRIPS];
-        for (s, sum) in sums.iter_mut().enumerate() {
-            *sum = _mm512_loadu_ps(acc.add(s * ROWS));
-        }
-        for b in 0..layout.blocks {
-            for vector in 0..BLOCK / columns(FORMAT) {
-                let (at, c) = (b * layout.stride + vector * 64, vector * columns(FORMAT));
-                let mut codes = [_mm512_setzero_si512(); STRIPS];
-                let mut special = false;
-                for (codes, strip) in codes.iter_mut().zip(&strips) {
-                    *codes = _mm512_loadu_si512(strip.codes.add(at).cast());
-                    special |= is_special::<FORMAT>(*codes);
-                }
-                if special {
-                    products_512::<FORMAT, STRIPS, true>(layout, &strips, &codes, b, c, x, &mut sums);
-                } else {
-                    products_512::<FORMAT, STRIPS, false>(layout, &strips, &codes, b, c, x, &mut sums);
-                }
-            }
-        }
-        for (s, sum) in sums.into_iter().enumerate() {
-            _mm512_storeu_ps(acc.add(s * ROWS), sum);
-        }
-    }
-}
-
-/// Adds the products of the columns of a vector of codes of every strip, from column `c` of block `b` on.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-unsafe fn products_512<const FORMAT: u8, const STRIPS: usize, const SPECIAL: bool>(
-    layout: &StripLayout,
-    strips: &[StripRef; STRIPS],
-    codes: &[__m512i; STRIPS],
-    b: usize,
-    c: usize,
-    x: *const f32,
-    sums: &mut [__m512; STRIPS],
-) {
-    let parts = layout.parts_of_block();
-    // SAFETY: parts and columns are within what the pointers cover.
-    unsafe {
-        let half_bytes = _mm512_loadu_ps(HALF_BYTES.as_ptr());
-        for i in 0..columns(FORMAT) {
-            let part = (b * parts + (c + i) * parts / BLOCK) * ROWS;
-            let x = _mm512_set1_ps(*x.add(b * BLOCK + c + i));
-            for (s, sum) in sums.iter_mut().enumerate() {
-                let number = numbers_512::<FORMAT, SPECIAL>(codes[s], i as i32, half_bytes);
-                // Rounded on its own: the contract's rule, and the bits of the panel.
-                let weight = _mm512_mul_ps(number, _mm512_loadu_ps(strips[s].scales.add(part)));
-                *sum = _mm512_fmadd_ps(weight, x, *sum);
-            }
+            _mm512_storeu_ps(dst.add(i * ROWS), number);
         }
     }
 }

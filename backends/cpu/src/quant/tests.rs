@@ -263,11 +263,14 @@ fn unrounded_products_use_the_exact_weights() {
             assert_eq!(got, drawn.want(&spec), "{scheme:?} on {isa:?}");
         }
         for row in 0..n {
-            let mut line = vec![0f32; k];
+            // Aligned, so that every other row goes past the caches.
+            let mut room = vec![0f32; k + 16];
+            let start = room.as_ptr().align_offset(64);
+            let line = &mut room[start..start + k];
             let want = drawn.want(&spec);
             for isa in isas() {
                 // SAFETY: the parts are the weight's, the row exists.
-                unsafe { dequantize_row(isa, quant, &drawn.parts(), row, &mut line) };
+                unsafe { dequantize_row(isa, quant, &drawn.parts(), row, line, row % 2 == 0) };
                 assert!(
                     (0..k).all(|c| f64::from(line[c]) == want[c * n + row]),
                     "{scheme:?} {isa:?} row {row}"

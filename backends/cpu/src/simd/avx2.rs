@@ -48,6 +48,15 @@ impl Lanes for F32x8 {
         unsafe { _mm256_maskstore_ps(to, first(n), self.0) }
     }
     #[inline(always)]
+    unsafe fn store_past(self, to: *mut f32) {
+        // SAFETY: the caller's promise; the instructions exist, as `Lanes` says.
+        unsafe { _mm256_stream_ps(to, self.0) }
+    }
+    #[inline(always)]
+    fn finish_past() {
+        lanes!(_mm_sfence())
+    }
+    #[inline(always)]
     unsafe fn load_f16(from: *const u16) -> Self {
         // SAFETY: the caller's promise; the instructions exist, as `Lanes` says.
         unsafe { F32x8(_mm256_cvtph_ps(_mm_loadu_si128(from.cast()))) }
@@ -204,6 +213,10 @@ F32x8(_mm256_or_ps(_mm256_andnot_ps(mask, self.0), _mm256_and_ps(mask, sign.0)))
         lanes!(_mm256_cmp_ps::<_CMP_EQ_OQ>(self.0, b.0))
     }
     #[inline(always)]
+    fn unordered(self) -> Self::Mask {
+        lanes!(_mm256_cmp_ps::<_CMP_UNORD_Q>(self.0, self.0))
+    }
+    #[inline(always)]
     fn select(mask: Self::Mask, yes: Self, no: Self) -> Self {
         lanes!(F32x8(_mm256_blendv_ps(no.0, yes.0, mask)))
     }
@@ -239,6 +252,18 @@ F32x8(_mm256_or_ps(_mm256_andnot_ps(mask, self.0), _mm256_and_ps(mask, sign.0)))
     #[inline(always)]
     fn sub_int(a: Self::Int, b: Self::Int) -> Self::Int {
         lanes!(_mm256_sub_epi32(a, b))
+    }
+    #[inline(always)]
+    fn max_int(a: Self::Int, b: Self::Int) -> Self::Int {
+        lanes!(_mm256_max_epi32(a, b))
+    }
+    #[inline(always)]
+    fn largest_int(a: Self::Int) -> i32 {
+        lanes! {
+            let four = _mm_max_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256::<1>(a));
+            let two = _mm_max_epi32(four, _mm_shuffle_epi32::<0b01_00_11_10>(four));
+            _mm_cvtsi128_si32(_mm_max_epi32(two, _mm_shuffle_epi32::<0b10_11_00_01>(two)))
+        }
     }
     #[inline(always)]
     fn and_int(a: Self::Int, b: Self::Int) -> Self::Int {

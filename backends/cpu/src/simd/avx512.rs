@@ -48,6 +48,15 @@ impl Lanes for F32x16 {
         unsafe { _mm512_mask_storeu_ps(to, first(n), self.0) }
     }
     #[inline(always)]
+    unsafe fn store_past(self, to: *mut f32) {
+        // SAFETY: the caller's promise; the instructions exist, as `Lanes` says.
+        unsafe { _mm512_stream_ps(to, self.0) }
+    }
+    #[inline(always)]
+    fn finish_past() {
+        lanes!(_mm_sfence())
+    }
+    #[inline(always)]
     unsafe fn load_f16(from: *const u16) -> Self {
         // SAFETY: the caller's promise; the instructions exist, as `Lanes` says.
         unsafe { F32x16(_mm512_cvtph_ps(_mm256_loadu_si256(from.cast()))) }
@@ -203,6 +212,10 @@ F32x16(_mm512_or_ps(_mm512_andnot_ps(mask, self.0), _mm512_and_ps(mask, sign.0))
         lanes!(_mm512_cmp_ps_mask::<_CMP_EQ_OQ>(self.0, b.0))
     }
     #[inline(always)]
+    fn unordered(self) -> Self::Mask {
+        lanes!(_mm512_cmp_ps_mask::<_CMP_UNORD_Q>(self.0, self.0))
+    }
+    #[inline(always)]
     fn select(mask: Self::Mask, yes: Self, no: Self) -> Self {
         lanes!(F32x16(_mm512_mask_blend_ps(mask, no.0, yes.0)))
     }
@@ -238,6 +251,14 @@ F32x16(_mm512_or_ps(_mm512_andnot_ps(mask, self.0), _mm512_and_ps(mask, sign.0))
     #[inline(always)]
     fn sub_int(a: Self::Int, b: Self::Int) -> Self::Int {
         lanes!(_mm512_sub_epi32(a, b))
+    }
+    #[inline(always)]
+    fn max_int(a: Self::Int, b: Self::Int) -> Self::Int {
+        lanes!(_mm512_max_epi32(a, b))
+    }
+    #[inline(always)]
+    fn largest_int(a: Self::Int) -> i32 {
+        lanes!(_mm512_reduce_max_epi32(a))
     }
     #[inline(always)]
     fn and_int(a: Self::Int, b: Self::Int) -> Self::Int {

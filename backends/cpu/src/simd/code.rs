@@ -13,6 +13,8 @@ pub(crate) trait Code: Copy + Send + Sync + 'static {
     const DTYPE: DType;
     /// Whether two codes share a byte.
     const HALF: bool = Self::DTYPE.is_sub_byte();
+    /// Whether [`Code::encode`] takes numbers of any size.
+    const BOUNDED: bool;
 
     /// The numbers of codes without sign.
     fn decode<L: Lanes>(codes: L::Int) -> L;
@@ -114,28 +116,22 @@ pub(crate) unsafe fn put<C: Code>(base: *mut u8, place: usize, code: u8) {
 /// What a small float's conversions are made of; all exact.
 struct Format {
     /// Its largest code, sign apart.
-    top: f32,
+    top: i32,
     /// Code less the sign, and where the sign is moved from.
     magnitude: i32,
     /// `2^(127 − bias)`: what the fields, read as an f32, are short of.
     scale: f32,
-    /// The same as a difference of codes.
-    rebias: i32,
     /// The smallest normal number.
     normal: f32,
-    /// A number whose last place is that of subnormal ones.
-    magic: f32,
 }
 
 impl Format {
-    const fn new(bits: u32, mantissa: u32, bias: i32, top: u8) -> Self {
+    const fn new(bits: u32, bias: i32, top: u8) -> Self {
         Format {
-            top: top as f32,
+            top: top as i32,
             magnitude: (1 << (bits - 1)) - 1,
             scale: f32::from_bits(((127 - bias + 127) as u32) << 23),
-            rebias: (127 - bias) << mantissa,
             normal: f32::from_bits(((1 - bias + 127) as u32) << 23),
-            magic: f32::from_bits(((1 - bias - mantissa as i32 + 23 + 127) as u32) << 23),
         }
     }
 }
@@ -146,14 +142,17 @@ fn decode_float<L: Lanes, const SHIFT: u32, const SIGN: u32>(codes: L::Int, form
     let magnitude = L::and_int(codes, L::splat_int(format.magnitude));
     let fields = L::shl_int::<SHIFT>(magnitude);
     let number = L::from_bits(fields).mul(L::splat(format.scale));
+    let sign = L::from_bits(L::shl_int::<SIGN>(codes));
+    if format.top == format.magnitude {
+        return number.copysign(sign);
+    }
     // Above the largest code all exponent bits are set: infinity or NaN.
-    let special = L::splat(format.top).lt(L::from_int(magnitude));
+    let special = L::splat(format.top as f32).lt(L::from_int(magnitude));
     let beyond = L::from_bits(L::add_int(
         L::and_int(fields, L::splat_int(0x7f_ffff)),
         L::splat_int(f32::INFINITY.to_bits() as i32),
     ));
-    let number = L::select(special, beyond, number);
-    number.copysign(L::from_bits(L::shl_int::<SIGN>(codes)))
+    L::select(special, beyond, number).copysign(sign)
 }
 
 /// `limit`: what larger numbers are taken for. `nan`: the code of NaN.
@@ -166,16 +165,13 @@ fn encode_float<L: Lanes, const SHIFT: u32, const SIGN: u32>(
 ) -> L::Int {
     // The bound is the first operand, so that NaN stays.
     let size = L::splat(limit).min(x.abs());
-    let bits = size.bits();
-    // Ties to even: half a unit less one, and one more where the last bit kept is odd.
-    let odd = L::and_int(L::shr_int::<SHIFT>(bits), L::splat_int(1));
-    let rounded = L::add_int(L::add_int(bits, L::splat_int((1 << (SHIFT - 1)) - 1)), odd);
-    let normal = L::sub_int(L::shr_int::<SHIFT>(rounded), L::splat_int(format.rebias));
-    // The sum's last place is the subnormal numbers': the addition rounds, to even.
-    let magic = L::splat(format.magic);
-    let subnormal = L::sub_int(size.add(magic).bits(), magic.bits());
-    let small = size.lt(L::splat(format.normal));
-    let code = L::select(small, L::from_bits(subnormal), L::from_bits(normal)).bits();
+    // Subnormal numbers have the last place of the smallest normal ones.
+    let normal = L::splat(format.normal);
+    let power = L::from_bits(L::and_int(size.bits(), L::splat_int(0x7f80_0000))).max(normal).bits();
+    // Added to 2^SHIFT times that power of two, the number is rounded, to even, to its last place as a code.
+    let large = L::add_int(power, L::splat_int((SHIFT as i32) << 23));
+    let units = L::sub_int(size.add(L::from_bits(large)).bits(), large);
+    let code = L::add_int(units, L::shr_int::<SHIFT>(L::sub_int(power, normal.bits())));
     let sign = L::and_int(L::shr_int::<SIGN>(x.bits()), L::splat_int(format.magnitude + 1));
     let nan = L::from_bits(L::splat_int(nan));
     L::select(x.unordered(), nan, L::from_bits(L::add_int(code, sign))).bits()
@@ -188,11 +184,12 @@ macro_rules! small_float {
         pub(crate) struct $name;
 
         impl $name {
-            const FORMAT: Format = Format::new($bits, 23 - $shift, $bias, $top);
+            const FORMAT: Format = Format::new($bits, $bias, $top);
         }
 
         impl Code for $name {
             const DTYPE: DType = DType::$dtype;
+            const BOUNDED: bool = true;
             #[inline(always)]
             fn decode<L: Lanes>(codes: L::Int) -> L {
                 decode_float::<L, $shift, $sign>(codes, &Self::FORMAT)
@@ -232,6 +229,7 @@ pub(crate) struct E8m0;
 
 impl Code for E8m0 {
     const DTYPE: DType = DType::E8M0;
+    const BOUNDED: bool = true;
     #[inline(always)]
     fn decode<L: Lanes>(codes: L::Int) -> L {
         // The ends, 2^−127 and NaN, both have the topmost bit of the mantissa.
@@ -272,6 +270,7 @@ macro_rules! integer {
 
         impl Code for $name {
             const DTYPE: DType = DType::$dtype;
+            const BOUNDED: bool = false;
             #[inline(always)]
             fn decode<L: Lanes>(codes: L::Int) -> L {
                 // The sign of a signed code is spread by shifting it to the end and back.

@@ -47,6 +47,14 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
     /// # Safety
     /// `n` values are writable; any alignment.
     unsafe fn store_partial(self, to: *mut f32, n: usize);
+    /// As [`Lanes::store`], past the caches: for more than they hold, which is not read again soon. Other threads
+    /// see it after [`Lanes::finish_past`].
+    ///
+    /// # Safety
+    /// `LEN` values are writable, at a multiple of their size.
+    unsafe fn store_past(self, to: *mut f32);
+    /// Orders everything stored past the caches before what this thread does next.
+    fn finish_past();
     /// Reads `LEN` halves, exactly.
     ///
     /// # Safety
@@ -155,6 +163,10 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
     fn add_int(a: Self::Int, b: Self::Int) -> Self::Int;
     /// `a − b`, wrapping.
     fn sub_int(a: Self::Int, b: Self::Int) -> Self::Int;
+    /// The larger, by sign.
+    fn max_int(a: Self::Int, b: Self::Int) -> Self::Int;
+    /// The largest lane, by sign.
+    fn largest_int(a: Self::Int) -> i32;
     /// `a & b`.
     fn and_int(a: Self::Int, b: Self::Int) -> Self::Int;
     /// `a << N`.

@@ -50,6 +50,13 @@ impl Lanes for Plain8 {
         }
     }
     #[inline(always)]
+    unsafe fn store_past(self, to: *mut f32) {
+        // SAFETY: the caller's promise.
+        unsafe { self.store(to) }
+    }
+    #[inline(always)]
+    fn finish_past() {}
+    #[inline(always)]
     unsafe fn load_f16(from: *const u16) -> Self {
         // SAFETY: the caller's promise.
         let bits = unsafe { from.cast::<[u16; 8]>().read_unaligned() };
@@ -215,6 +222,14 @@ impl Lanes for Plain8 {
     #[inline(always)]
     fn sub_int(a: Self::Int, b: Self::Int) -> Self::Int {
         each(a, b, i32::wrapping_sub)
+    }
+    #[inline(always)]
+    fn max_int(a: Self::Int, b: Self::Int) -> Self::Int {
+        each(a, b, i32::max)
+    }
+    #[inline(always)]
+    fn largest_int(a: Self::Int) -> i32 {
+        a.into_iter().fold(i32::MIN, i32::max)
     }
     #[inline(always)]
     fn and_int(a: Self::Int, b: Self::Int) -> Self::Int {

@@ -1,0 +1,259 @@
+//! The product of a single row with f8 and f4 codes, in AVX-512 registers: what decoding a token is bound by.
+//!
+//! Four strips at once hide the latency of their sums; each is a run of memory of its own, asked for a page ahead.
+//! Operations and their order are those of panels and tiles (`small_float_x86.rs`, `float_x86.rs`), so that a row
+//! has the same bits in every batch: here codes only become numbers in fewer of the instructions that this loop is
+//! short of, shifts and permutations.
+
+use super::small_float_x86::{E2M1, E4M3, E5M2, HALF_BYTES, columns, fields, numbers_512, rebias};
+use super::strip::{BLOCK, ROWS, StripLayout};
+use portolan_ops::DType;
+use std::arch::x86_64::*;
+
+/// Bytes between what is read and what is asked for. On Zen 4 from 2 to 4 KiB on the latency of memory is hidden.
+const AHEAD: usize = 4096;
+
+/// The upper halves of the numbers of the 4-bit format, which have nothing in the lower ones; twice, since an index
+/// takes five bits.
+static UPPER_HALVES: [u16; 32] = {
+    let mut halves = [0; 32];
+    let mut code = 0;
+    while code < 32 {
+        halves[code] = (HALF_BYTES[code % 16].to_bits() >> 16) as u16;
+        code += 1;
+    }
+    halves
+};
+
+/// Whether [`row`] takes such scales: whole blocks share them, and they are single numbers.
+pub(crate) fn fits(layout: &StripLayout) -> bool {
+    layout.parts_of_block() == 1 && layout.scheme.scale.outer().is_none()
+}
+
+/// As [`super::float::single_row`], for a layout that [`fits`].
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+pub(crate) unsafe fn row(layout: &StripLayout, strips: &[*const u8], x: *const f32, acc: *mut f32) {
+    // SAFETY: passed on.
+    unsafe {
+        match layout.scheme.code {
+            DType::F8E4M3 => groups::<E4M3>(layout, strips, x, acc),
+            DType::F8E5M2 => groups::<E5M2>(layout, strips, x, acc),
+            _ => groups::<E2M1>(layout, strips, x, acc),
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+unsafe fn groups<const FORMAT: u8>(layout: &StripLayout, strips: &[*const u8], x: *const f32, acc: *mut f32) {
+    let (fours, rest) = strips.as_chunks::<4>();
+    // SAFETY: passed on, each strip with its sums.
+    unsafe {
+        for (i, strips) in fours.iter().enumerate() {
+            several::<FORMAT, 4>(layout, strips, x, acc.add(i * 4 * ROWS));
+        }
+        for (i, &strip) in rest.iter().enumerate() {
+            several::<FORMAT, 1>(layout, &[strip], x, acc.add((fours.len() * 4 + i) * ROWS));
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+unsafe fn several<const FORMAT: u8, const STRIPS: usize>(
+    layout: &StripLayout,
+    strips: &[*const u8; STRIPS],
+    x: *const f32,
+    acc: *mut f32,
+) {
+    let dtype = layout.scheme.scale.dtype();
+    let stride = layout.group_stride(dtype);
+    let blocks_of_group = if layout.groups <= 1 { usize::MAX } else { layout.scheme.block[1] / BLOCK };
+    let (mut group, mut left) = (0, blocks_of_group);
+    // SAFETY: blocks, groups and columns are within what the pointers cover.
+    unsafe {
+        let mut sums = [_mm512_setzero_ps(); STRIPS];
+        for (s, sum) in sums.iter_mut().enumerate() {
+            *sum = _mm512_loadu_ps(acc.add(s * ROWS));
+        }
+        for b in 0..layout.blocks {
+            if left == 0 {
+                (group, left) = (group + 1, blocks_of_group);
+            }
+            left -= 1;
+            let mut codes = *strips;
+            codes.iter_mut().for_each(|codes| *codes = codes.wrapping_add(b * layout.stride));
+            let x = x.add(b * BLOCK);
+            let (mut parts, special) = match FORMAT {
+                E2M1 => (half_bytes(&codes, x), false),
+                _ => bytes::<FORMAT, STRIPS>(&codes, x),
+            };
+            if special {
+                parts = any_bytes::<FORMAT, STRIPS>(&codes, x);
+            }
+            for (s, sum) in sums.iter_mut().enumerate() {
+                let scale = scales(dtype, strips[s].add(layout.scale_at + group * stride));
+                *sum = _mm512_fmadd_ps(parts[s], scale, *sum);
+            }
+        }
+        for (s, sum) in sums.into_iter().enumerate() {
+            _mm512_storeu_ps(acc.add(s * ROWS), sum);
+        }
+    }
+}
+
+/// Scales of 16 rows.
+///
+/// # Safety
+/// `from` has 16 entries.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+unsafe fn scales(dtype: DType, from: *const u8) -> __m512 {
+    // SAFETY: by contract.
+    unsafe {
+        match dtype {
+            DType::F32 => _mm512_loadu_ps(from.cast()),
+            DType::F16 => _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())),
+            DType::BF16 => {
+                let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
+                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+            }
+            _ => {
+                // 2^(code − 127); both ends, 2^−127 and NaN, have the topmost bit of the mantissa.
+                let code = _mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast()));
+                let end = |end| _mm512_cmpeq_epi32_mask(code, _mm512_set1_epi32(end));
+                let moved = _mm512_slli_epi32::<23>(code);
+                let top = _mm512_set1_epi32(1 << 22);
+                _mm512_castsi512_ps(_mm512_mask_or_epi32(moved, end(0) | end(255), moved, top))
+            }
+        }
+    }
+}
+
+/// Codes of vector `vector` of a block, and what lies ahead of them asked for.
+///
+/// # Safety
+/// The block has that vector.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+unsafe fn vector(block: *const u8, vector: usize) -> __m512i {
+    let from = block.wrapping_add(vector * 64);
+    // SAFETY: by contract; a prefetch reads nothing and faults nowhere.
+    unsafe {
+        _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(AHEAD).cast());
+        _mm512_loadu_si512(from.cast())
+    }
+}
+
+/// The sums of a block of f4 codes with 32 of x, without scales.
+///
+/// # Safety
+/// Block and x have 32 columns.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+unsafe fn half_bytes<const STRIPS: usize>(blocks: &[*const u8; STRIPS], x: *const f32) -> [__m512; STRIPS] {
+    let mut sums = [_mm512_setzero_ps(); STRIPS];
+    // SAFETY: by contract.
+    unsafe {
+        let table = _mm512_loadu_si512(UPPER_HALVES.as_ptr().cast());
+        let upper = _mm512_set1_epi32(0xffff_0000u32 as i32);
+        for v in 0..BLOCK / columns(E2M1) {
+            let mut codes = [_mm512_setzero_si512(); STRIPS];
+            for (codes, &block) in codes.iter_mut().zip(blocks) {
+                *codes = vector(block, v);
+            }
+            for quad in 0..2 {
+                // One permutation serves two columns: the lower half of a lane and, two bytes on, the upper one.
+                let mut even = [_mm512_setzero_si512(); STRIPS];
+                let mut odd = [_mm512_setzero_si512(); STRIPS];
+                for s in 0..STRIPS {
+                    let (first, next) = match quad {
+                        0 => (codes[s], _mm512_srli_epi32::<8>(codes[s])),
+                        _ => (_mm512_srli_epi32::<4>(codes[s]), _mm512_srli_epi32::<12>(codes[s])),
+                    };
+                    even[s] = _mm512_permutexvar_epi16(first, table);
+                    odd[s] = _mm512_permutexvar_epi16(next, table);
+                }
+                for i in 0..4 {
+                    let x = _mm512_set1_ps(*x.add(v * columns(E2M1) + quad * 4 + i));
+                    for (s, sum) in sums.iter_mut().enumerate() {
+                        let pair = if i % 2 == 0 { even[s] } else { odd[s] };
+                        let number =
+                            if i < 2 { _mm512_slli_epi32::<16>(pair) } else { _mm512_and_si512(pair, upper) };
+                        *sum = _mm512_fmadd_ps(_mm512_castsi512_ps(number), x, *sum);
+                    }
+                }
+            }
+        }
+    }
+    sums
+}
+
+/// The sums of a block of f8 codes with 32 of x, without scales, and whether some code is no finite number: then
+/// they are not right.
+///
+/// # Safety
+/// Block and x have 32 columns.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+unsafe fn bytes<const FORMAT: u8, const STRIPS: usize>(
+    blocks: &[*const u8; STRIPS],
+    x: *const f32,
+) -> ([__m512; STRIPS], bool) {
+    let mut sums = [_mm512_setzero_ps(); STRIPS];
+    let special = _mm512_set1_epi8(if FORMAT == E4M3 { 0x7f } else { 0x7c });
+    let (fields, rebias) = (_mm512_set1_epi32(fields(FORMAT)), _mm512_set1_ps(rebias(FORMAT)));
+    let mut largest = _mm512_setzero_si512();
+    // SAFETY: by contract.
+    unsafe {
+        for v in 0..BLOCK / columns(FORMAT) {
+            // Two codes of a lane at once, each at the top of a half.
+            let mut even = [_mm512_setzero_si512(); STRIPS];
+            let mut odd = [_mm512_setzero_si512(); STRIPS];
+            for s in 0..STRIPS {
+                let codes = vector(blocks[s], v);
+                largest = _mm512_max_epu8(largest, _mm512_and_si512(codes, special));
+                even[s] = down::<FORMAT>(_mm512_slli_epi16::<8>(codes));
+                odd[s] = down::<FORMAT>(codes);
+            }
+            for i in 0..4 {
+                let x = _mm512_set1_ps(*x.add(v * columns(FORMAT) + i));
+                for (s, sum) in sums.iter_mut().enumerate() {
+                    let pair = if i % 2 == 0 { even[s] } else { odd[s] };
+                    let top = if i < 2 { _mm512_slli_epi32::<16>(pair) } else { pair };
+                    let bits = _mm512_and_si512(top, fields);
+                    *sum = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_castsi512_ps(bits), rebias), x, *sum);
+                }
+            }
+        }
+    }
+    (sums, _mm512_cmpeq_epi8_mask(largest, special) != 0)
+}
+
+/// From the top of a half to where an f32 has the fields of a code.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+fn down<const FORMAT: u8>(halves: __m512i) -> __m512i {
+    if FORMAT == E4M3 { _mm512_srai_epi16::<4>(halves) } else { _mm512_srai_epi16::<3>(halves) }
+}
+
+/// As [`bytes`], for codes that may be no finite numbers.
+#[cold]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+unsafe fn any_bytes<const FORMAT: u8, const STRIPS: usize>(
+    blocks: &[*const u8; STRIPS],
+    x: *const f32,
+) -> [__m512; STRIPS] {
+    let mut sums = [_mm512_setzero_ps(); STRIPS];
+    // SAFETY: by contract.
+    unsafe {
+        let half_bytes = _mm512_loadu_ps(HALF_BYTES.as_ptr());
+        for c in 0..BLOCK {
+            let (v, i) = (c / columns(FORMAT), c % columns(FORMAT));
+            let x = _mm512_set1_ps(*x.add(c));
+            for (sum, &block) in sums.iter_mut().zip(blocks) {
+                let number = numbers_512::<FORMAT, true>(vector(block, v), i as i32, half_bytes);
+                *sum = _mm512_fmadd_ps(number, x, *sum);
+            }
+        }
+    }
+    sums
+}
