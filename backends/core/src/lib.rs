@@ -12,6 +12,7 @@ pub mod call;
 mod comm;
 pub mod compose;
 mod custom;
+pub mod decorate;
 mod device;
 mod event;
 mod experts;
