@@ -313,7 +313,9 @@ impl Shadow {
         let tensors = parts.iter().map(Pair::twin).collect::<Result<Vec<_>>>()?;
         let weight = match (spec.weight(), tensors.as_slice()) {
             (WeightSpec::Dense(_), [tensor]) => Weight::Dense(tensor.clone()),
-            (WeightSpec::Quant(quant), _) => Weight::Quant(QuantTensor::of_parts(quant.clone(), tensors.into())),
+            (WeightSpec::Quant(quant), _) => {
+                Weight::Quant(QuantTensor::of_parts(quant.clone(), tensors.into()))
+            }
             _ => return Ok(()),
         };
         let repacked = Repacked { weight, consumer: None };
