@@ -3,7 +3,8 @@
 //! This crate is what a program adds. It opens devices by name ([`open`]), re-exports the contract
 //! (`portolan-core`) and holds what model authors need above it: [`load`] reads weights and configurations,
 //! [`fetch`] brings a known model to this machine, [`tokenizer`] and [`chat`] turn text into token numbers,
-//! [`nn`] and [`models`] compute, [`generate`] writes text, `plan` says what a pass would cost; [`TextModel`] is all of these for one file.
+//! [`nn`] and [`models`] compute, [`generate`] writes text, `plan` says what a pass would cost; [`TextModel`] is all of
+//! these for one file. [`explain`] shows what ran, and where two devices differ.
 //!
 //! ```
 //! use portolan::{Shape, StreamOptions, ops};
@@ -19,6 +20,7 @@
 pub mod chat;
 mod devices;
 mod error;
+pub mod explain;
 pub mod fetch;
 pub mod generate;
 pub mod load;
@@ -34,8 +36,8 @@ pub use devices::{open, registry};
 pub use error::Error;
 pub use portolan_core::{
     Backend, Buffer, CommConfig, CommId, Communicator, CustomOp, CustomSpec, Device, DeviceInfo, Event,
-    Experts, Fallback, Graph, HostBuffer, Lens, OpKind, OpUse, P2p, Pending, QuantTensor, Registry, Stream,
-    StreamOptions, StreamReport, Support, Tensor, Weight, call, ops,
+    Experts, Fallback, Graph, HostBuffer, Lens, OpKind, OpUse, P2p, Pending, QuantTensor, Registry, Scope,
+    Stream, StreamOptions, StreamReport, Support, Tensor, Weight, call, ops,
 };
 #[cfg(feature = "cpu")]
 pub use portolan_cpu as cpu;

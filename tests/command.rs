@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-const SUBCOMMANDS: [&str; 9] =
-    ["devices", "ops", "check", "fetch", "inspect", "generate", "chat", "bench", "plan"];
+const SUBCOMMANDS: [&str; 10] =
+    ["devices", "ops", "check", "fetch", "inspect", "generate", "chat", "bench", "plan", "diff"];
 
 fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_portolan"));

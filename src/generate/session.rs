@@ -7,7 +7,7 @@ use crate::Error;
 use crate::generate::{Finish, GenerateOptions, Generated, Timing};
 use crate::models::Llama;
 use crate::nn::{Batch, KvCache};
-use portolan_core::{Graph, Lens, Stream, Tensor, call};
+use portolan_core::{Graph, Lens, Scope, Stream, Tensor, call};
 use portolan_ops::kernel::{BinaryKind, RandomKind, ReduceKind, ReduceSpec, ScatterMode};
 use portolan_ops::{DType, Shape, TensorSpec};
 use std::ops::ControlFlow;
@@ -181,6 +181,7 @@ impl<'m> Session<'m> {
 
     /// Draws the next token from logits `[1, vocab]` into `step.ids`.
     fn choose(&self, logits: &Tensor, options: &GenerateOptions, step: &mut Step) -> Result<(), Error> {
+        let _scope = Scope::named("choose");
         let stream = &self.stream;
         if options.temperature > 0.0 {
             let random = call::Random::new(RandomKind::Uniform, options.seed, &mut step.uniforms)?;

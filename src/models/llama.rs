@@ -6,7 +6,7 @@ use crate::load::WeightSource;
 use crate::load::config::LlamaConfig;
 use crate::load::names::LLAMA;
 use crate::nn::{Batch, Embedding, KvCache, Linear, Loader, Precision, Progress, RmsNorm};
-use portolan_core::{Stream, Tensor, call, ops};
+use portolan_core::{Scope, Stream, Tensor, call, ops};
 use portolan_ops::attention::AttentionMask;
 use portolan_ops::{DType, TensorSpec};
 
@@ -82,15 +82,18 @@ impl Llama {
         let mut residual = self.embedding.forward(stream, &batch.ids)?;
         let mut update: Option<Tensor> = None;
         for (i, layer) in self.layers.iter().enumerate() {
+            let _scope = Scope::numbered("layers", i);
             let x = match &update {
                 None => layer.attn_norm.forward(stream, &residual)?,
                 Some(update) => layer.attn_norm.forward_add(stream, update, &mut residual)?,
             };
             let attended = layer.attention(stream, &self.config, i, &x, batch, cache)?;
+            let _scope = Scope::named("ffn");
             let x = layer.ffn_norm.forward_add(stream, &attended, &mut residual)?;
             let gated = ops::swiglu(stream, &layer.gate_up.forward(stream, &x)?)?;
             update = Some(layer.down.forward(stream, &gated)?);
         }
+        let _scope = Scope::named("output");
         // Only the rows whose logits are wanted go through the last norm and the (large) output layer.
         let (mut residual, update) = match &batch.logit_rows {
             None => (residual, update),
@@ -132,6 +135,7 @@ impl Layer {
         batch: &Batch,
         cache: &mut KvCache,
     ) -> Result<Tensor, Error> {
+        let _scope = Scope::named("attention");
         let (heads, kv_heads, head_dim) = (config.num_heads, config.num_kv_heads, config.head_dim);
         let tokens = x.dims()[0];
         let qkv = self.qkv.forward(stream, x)?.reshape(&[tokens, heads + 2 * kv_heads, head_dim])?;

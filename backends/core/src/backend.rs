@@ -108,6 +108,16 @@ pub trait Memory {
     /// `OutOfMemory` (the pool adds the holders), `Driver`.
     fn reserve(&self, device: Ordinal, bytes: usize) -> Result<Segment>;
 
+    /// Asked before the pool hands out a block for `bytes` bytes, whether or not it has to reserve for it. Backends
+    /// let everything pass; a quota or a planned fault may not.
+    ///
+    /// # Errors
+    /// `OutOfMemory` (the pool adds the holders), `Driver`.
+    fn admit(&self, device: Ordinal, bytes: usize) -> Result<()> {
+        let _ = (device, bytes);
+        Ok(())
+    }
+
     /// Gives a segment back. The pool calls this only when nothing uses it any more.
     fn release(&self, device: Ordinal, segment: Segment) -> Result<()>;
 
@@ -140,6 +150,12 @@ pub struct Fault {
 pub trait RawStream: Send + Sync + Any {
     /// Marks the present end of the queue.
     fn record(&self) -> Result<Arc<dyn RawEvent>>;
+
+    /// As [`RawStream::record`], for an event whose time matters: the queue itself reaches it, right before what is
+    /// enqueued next, where `record` may answer for an idle queue at once.
+    fn stamp(&self) -> Result<Arc<dyn RawEvent>> {
+        self.record()
+    }
 
     /// Makes later work of this stream wait for an event of the same backend; does not block the host. A
     /// wait that fails is a fault of submission `seq`.

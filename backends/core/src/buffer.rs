@@ -8,7 +8,7 @@ use crate::sync::{Mutex, lock};
 use portolan_ops::{OpError, Result};
 use smallvec::SmallVec;
 use std::cell::UnsafeCell;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 /// A place in the order of one stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,6 +89,11 @@ impl Buffer {
 
     pub(crate) fn key(&self) -> usize {
         Arc::as_ptr(&self.0) as usize
+    }
+
+    /// Tells whether any handle is left, without being one.
+    pub(crate) fn watch(&self) -> Weak<BufferInner> {
+        Arc::downgrade(&self.0)
     }
 }
 

@@ -9,6 +9,7 @@ use crate::device::DeviceInner;
 use crate::launch::{Held, Hold, book_replay, order_operands, submit};
 use crate::op::{Op, OpKind};
 use crate::pool::Pool;
+use crate::scope::Path;
 use crate::stream::{Fallback, Stream, StreamInner};
 use crate::sync::thread::{self, ThreadId};
 use crate::sync::{Mutex, lock, thread_local};
@@ -38,7 +39,7 @@ pub(crate) fn refuse_foreign_capture(stream: &StreamInner) -> Result<()> {
 /// A capture under way.
 pub(crate) struct Capture {
     thread: ThreadId,
-    ops: Vec<Box<dyn Op>>,
+    ops: Vec<(Path, Box<dyn Op>)>,
     private: PrivatePool,
 }
 
@@ -71,7 +72,7 @@ impl Capture {
                 hint,
             });
         }
-        self.ops.push(op);
+        self.ops.push((Path::here(), op));
         Ok(())
     }
 
@@ -104,8 +105,8 @@ impl Capture {
 /// Between replays the contents of buffers may change (inputs, block tables, device lengths); shapes,
 /// scalars and host mirrors of lengths are frozen.
 pub struct Graph {
-    // Dropped before the pool: operators hold blocks of it.
-    ops: Vec<Box<dyn Op>>,
+    // Dropped before the pool: operators hold blocks of it. Each with the scopes it was recorded in.
+    ops: Vec<(Path, Box<dyn Op>)>,
     /// Every buffer touched, with the union of its accesses.
     touched: Vec<(Buffer, Access)>,
     /// Calls by kind, their number and their cost.
@@ -184,7 +185,7 @@ impl Stream {
         };
         let mut touched: Vec<(Buffer, Access)> = Vec::new();
         let mut calls: Vec<(OpKind, u64, Cost)> = Vec::new();
-        for op in &ops {
+        for (_, op) in &ops {
             match calls.iter_mut().find(|(kind, _, _)| *kind == op.kind()) {
                 Some((_, count, cost)) => (*count, *cost) = (*count + 1, *cost + op.cost()),
                 None => calls.push((op.kind(), 1, op.cost())),
@@ -228,7 +229,7 @@ impl Graph {
         }
         let submitted = self.submit_all(stream, &private.pool);
         if let Err(error) = &submitted {
-            self.ops.iter().for_each(|op| op.refused(error));
+            self.ops.iter().for_each(|(_, op)| op.refused(error));
         }
         submitted?;
         stream.after_submit()
@@ -236,7 +237,7 @@ impl Graph {
 
     fn submit_all(&self, stream: &Stream, private: &RefCell<Pool>) -> Result<()> {
         let inner = stream.inner();
-        self.ops.iter().try_for_each(|op| op.ready())?;
+        self.ops.iter().try_for_each(|(_, op)| op.ready())?;
         let held = Held::lock(inner, Some(private));
         {
             let submission = &mut *held.submission();
@@ -247,6 +248,9 @@ impl Graph {
             })?;
             book_replay(submission, stream.id(), &self.calls);
         }
-        self.ops.iter().try_for_each(|op| submit(inner, &held, op.as_ref(), 1, op.kind()))
+        self.ops.iter().try_for_each(|(path, op)| {
+            held.enter(path);
+            submit(inner, &held, op.as_ref(), 1, op.kind())
+        })
     }
 }

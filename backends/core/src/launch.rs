@@ -1,17 +1,18 @@
 //! One operator on its way to a backend. Holds the device's submission lock; only `run` makes one.
 
-use crate::backend::{RawCopy, RawStream};
+use crate::backend::{Backend, RawCopy, RawStream};
 use crate::buffer::{Buffer, HostBuffer, Point};
 use crate::device::{Device, Submission};
 use crate::op::{Op, OpKind};
 use crate::order::Upstream;
 use crate::pool::Pool;
+use crate::scope::Path;
 use crate::stream::{Fallback, StreamInner, StreamOptions};
 use crate::sync::MutexGuard;
 use crate::tensor::Tensor;
 use portolan_ops::{Access, Cost, Determinism, OpError, OpName, Result, TensorSpec, Unsupported};
 use smallvec::SmallVec;
-use std::cell::{Cell, RefCell, RefMut};
+use std::cell::{Cell, OnceCell, RefCell, RefMut};
 use std::sync::Arc;
 
 /// The submission lock and the pool that scratch comes from, shared by an operator and its parts.
@@ -19,11 +20,18 @@ pub(crate) struct Held<'a> {
     submission: RefCell<MutexGuard<'a, Submission>>,
     /// A graph's private pool during its replay.
     private: Option<&'a RefCell<Pool>>,
+    /// Where the operator being replayed was recorded.
+    path: Cell<Option<&'a Path>>,
 }
 
 impl<'a> Held<'a> {
     pub(crate) fn lock(stream: &'a StreamInner, private: Option<&'a RefCell<Pool>>) -> Self {
-        Self { submission: RefCell::new(stream.device().submission()), private }
+        Self { submission: RefCell::new(stream.device().submission()), private, path: Cell::new(None) }
+    }
+
+    /// What is submitted next was recorded at `path`.
+    pub(crate) fn enter(&self, path: &'a Path) {
+        self.path.set(Some(path));
     }
 }
 
@@ -31,6 +39,7 @@ impl<'a> Held<'a> {
 pub(crate) trait Hold {
     fn submission(&self) -> RefMut<'_, Submission>;
     fn private(&self) -> Option<&RefCell<Pool>>;
+    fn path(&self) -> Option<&Path>;
 }
 
 impl Hold for Held<'_> {
@@ -39,6 +48,9 @@ impl Hold for Held<'_> {
     }
     fn private(&self) -> Option<&RefCell<Pool>> {
         self.private
+    }
+    fn path(&self) -> Option<&Path> {
+        self.path.get()
     }
 }
 
@@ -53,13 +65,13 @@ pub struct Launch<'a> {
     depth: u32,
     /// The program's call that this is, or is a part of.
     call: OpKind,
-    composed: Cell<bool>,
+    composed: OnceCell<Unsupported>,
 }
 
 impl<'a> Launch<'a> {
     pub(crate) fn raw_copy(stream: &'a Arc<StreamInner>, held: &'a dyn Hold, seq: u64) -> Self {
         // No operator runs on it, so the kind is never booked.
-        Self { stream, held, op: None, seq, depth: 0, call: OpKind::Copy, composed: Cell::new(false) }
+        Self { stream, held, op: None, seq, depth: 0, call: OpKind::Copy, composed: OnceCell::new() }
     }
 
     /// Runs a part of a composition on the same stream, through the outermost backend.
@@ -79,7 +91,7 @@ impl<'a> Launch<'a> {
                 "allow compositions on this stream, or use a device with a native kernel",
             ));
         }
-        self.composed.set(true);
+        let _ = self.composed.set(why.clone());
         if let Some(slot) = self.held.submission().slots.get_mut(self.stream.id()) {
             slot.report.book_composition(op.kind(), &why);
         }
@@ -148,6 +160,44 @@ impl<'a> Launch<'a> {
     pub fn upstream(&self) -> Upstream {
         self.held.submission().slots.upstream(self.stream.id())
     }
+    /// The scopes this stands in; of a replayed operator, those it was recorded in.
+    pub fn path(&self) -> Path {
+        self.held.path().map_or_else(Path::here, Path::clone)
+    }
+    /// 0 for what the program ran; each composition or graph that this is a part of adds 1.
+    pub fn depth(&self) -> u32 {
+        self.depth
+    }
+    /// Why this was composed from other operators, once it was.
+    pub fn composition(&self) -> Option<&Unsupported> {
+        self.composed.get()
+    }
+    /// The number of the stream, as in error messages.
+    pub fn stream_id(&self) -> u64 {
+        self.stream.id()
+    }
+
+    /// Waits for everything enqueued on the stream, and copies device memory to the host; `None` when the stream has
+    /// failed. Only for decorators that look at data: whoever needs the submission lock meanwhile waits too.
+    pub(crate) fn read_back(
+        &self,
+        backend: &dyn Backend,
+        address: usize,
+        bytes: usize,
+    ) -> Result<Option<Vec<u8>>> {
+        let host = HostBuffer::zeroed(bytes)?;
+        if bytes > 0 {
+            let copy = RawCopy::Download { address, host: host.clone() };
+            backend.copy(&Launch::raw_copy(self.stream, self.held, self.seq), copy)?;
+            self.raw().record()?.synchronize(self.options().timeout)?;
+        }
+        if self.raw().fault().is_some() {
+            return Ok(None);
+        }
+        // SAFETY: the copy was the only writer, and its event has been waited for.
+        Ok(Some(unsafe { host.bytes_unchecked() }.to_vec()))
+    }
+
     /// The device.
     pub fn device(&self) -> Device {
         Device::from_inner(self.stream.device().clone())
@@ -235,7 +285,7 @@ fn order_and_launch(
             op.operands(&mut |arg| visit(arg.buffer, arg.access));
         })?;
     }
-    let launch = Launch { stream, held, op: Some(op), seq, depth, call, composed: Cell::new(false) };
+    let launch = Launch { stream, held, op: Some(op), seq, depth, call, composed: OnceCell::new() };
     if has_output {
         op.launch(stream.device().backend.as_ref(), &launch)?;
     }
@@ -246,7 +296,7 @@ fn order_and_launch(
             report.launches += 1;
             report.book_calls(call, 1, cost);
         }
-        if !launch.composed.get() {
+        if launch.composed.get().is_none() {
             report.book_kernel(call, cost);
         }
         report.prepacks += u64::from(op.kind() == OpKind::Prepack);

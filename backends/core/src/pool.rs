@@ -154,6 +154,11 @@ impl Pool {
         let Some(rounded) = rounded.filter(|&b| b <= isize::MAX as usize) else {
             return Err(self.exhausted(bytes, cx));
         };
+        match cx.backend.admit(cx.ordinal, bytes) {
+            Ok(()) => {}
+            Err(OpError::OutOfMemory { .. }) => return Err(self.exhausted(bytes, cx)),
+            Err(other) => return Err(other),
+        }
         if let Some(block) = self.find(stream, rounded, slots) {
             return Ok(self.hold(block, bytes, label));
         }

@@ -27,6 +27,17 @@ impl Registry {
         self
     }
 
+    /// Puts a backend around the one called `name`, if there is one: a decorator.
+    pub fn wrap(mut self, name: &str, around: impl FnOnce(Arc<dyn Backend>) -> Arc<dyn Backend>) -> Self {
+        match self.backends.iter().position(|b| b.name() == name) {
+            Some(at) => {
+                let inner = self.backends.remove(at);
+                self.with(around(inner))
+            }
+            None => self,
+        }
+    }
+
     /// Every device of every backend that is available here.
     pub fn devices(&self) -> Vec<DeviceInfo> {
         self.backends.iter().filter_map(|b| b.devices().ok()).flatten().collect()

@@ -111,6 +111,15 @@ impl LinearSpec {
         Ok(self)
     }
 
+    /// The same layer over another form of its weight.
+    ///
+    /// # Errors
+    /// As [`LinearSpec::new`] and [`LinearSpec::with_act_quant`], for a weight of other extents or content.
+    pub fn with_weight(&self, weight: &WeightSpec) -> Result<Self> {
+        let layer = Self::new(&self.x, weight, &self.out)?;
+        Self { bias: self.bias, activation: self.activation, ..layer }.with_act_quant(self.act_quant)
+    }
+
     /// Activations.
     pub fn x(&self) -> &TensorSpec {
         &self.x

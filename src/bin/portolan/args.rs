@@ -45,6 +45,12 @@ pub(crate) enum Command {
     /// Needs the model's configuration only: a .gguf or safetensors file's head, or a config.json without weights. Bytes are
     /// those of an ideal kernel, which reads and writes every operand once.
     Plan(PlanArgs),
+    /// Run a model on two devices at once, operator by operator, and find the first that differs
+    ///
+    /// Each operator runs on both devices from the same bytes, and the results are held to twice the operator's own
+    /// tolerance, for numbers of their size. Exit code 0 means that all agree, 1 that one differs: it is shown with its
+    /// layer, extents and both values.
+    Diff(DiffArgs),
 }
 
 #[derive(Args)]
@@ -113,6 +119,8 @@ pub(crate) struct GenerateArgs {
     /// Tokens that prompt and text may have together [default: as many as they need and the model allows]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) context: Option<u32>,
+    #[command(flatten)]
+    pub(crate) trace: TraceArgs,
 }
 
 #[derive(Args)]
@@ -133,6 +141,8 @@ pub(crate) struct ChatArgs {
     /// Tokens that the whole conversation may have
     #[arg(long, value_name = "N", default_value = "4096", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) context: u32,
+    #[command(flatten)]
+    pub(crate) trace: TraceArgs,
 }
 
 #[derive(Args)]
@@ -190,6 +200,60 @@ pub(crate) struct PlanArgs {
     /// Print the result as one JSON line
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Args)]
+#[command(after_long_help = "Examples:
+  portolan diff --model smollm2 --on cpu:0 --against cpu:0 --against-isa portable
+  portolan diff --model smollm2 --against cpu:0 --prompt \"Once upon a time\" --save call.safetensors
+  portolan diff --model smollm2 --against cpu:0 --fault 'wrong(0.001)@1:linear:layers.3'
+
+The last one plants an error on the first device, to see that it is found.")]
+pub(crate) struct DiffArgs {
+    /// A .gguf file, a safetensors folder, or a fetched model's name (smollm2)
+    #[arg(long, value_name = "NAME|PATH")]
+    pub(crate) model: OsString,
+    /// Cache folder of fetched models [default: $PORTOLAN_CACHE, $XDG_CACHE_HOME/portolan or ~/.cache/portolan]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) cache: Option<PathBuf>,
+    /// The device in question
+    #[arg(long, value_name = "DEVICE", default_value = "cpu:0")]
+    pub(crate) on: String,
+    /// The device to compare it with; may be the same
+    #[arg(long, value_name = "DEVICE")]
+    pub(crate) against: String,
+    /// CPU instruction set of the device in question [default: the widest this processor has]
+    #[arg(long)]
+    pub(crate) isa: Option<IsaArg>,
+    /// CPU instruction set of the device to compare with [default: the widest this processor has]
+    #[arg(long)]
+    pub(crate) against_isa: Option<IsaArg>,
+    /// CPU threads of each; never changes the result [default: as many as there are]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(crate) threads: Option<u32>,
+    /// exact: f32 throughout; fast: int8 activations on quantized weights and a half-width cache
+    #[arg(long, default_value = "fast")]
+    pub(crate) precision: PrecisionArg,
+    /// The text to run, token by token after its end
+    #[arg(long, default_value = "The capital of France is")]
+    pub(crate) prompt: String,
+    /// Tokens to generate behind the prompt
+    #[arg(long, value_name = "N", default_value = "4", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) max_tokens: u32,
+    /// Make things go wrong on the device in question, as in `wrong(0.001)@1:linear:layers.3`
+    #[arg(long, value_name = "PLAN")]
+    pub(crate) fault: Option<String>,
+    /// Write the first differing call with all its operands to this safetensors file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) save: Option<PathBuf>,
+}
+
+/// Whether to write down what runs.
+#[derive(Args)]
+pub(crate) struct TraceArgs {
+    /// Write what ran when to this file, for Perfetto (ui.perfetto.dev) or another trace viewer
+    #[arg(long, value_name = "FILE")]
+    pub(crate) trace: Option<PathBuf>,
 }
 
 /// Which model, and on what.

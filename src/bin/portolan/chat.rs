@@ -3,6 +3,7 @@
 use crate::args::ChatArgs;
 use crate::failure::Failure;
 use crate::generate::write;
+use crate::trace::Tracing;
 use crate::{interrupt, model, progress};
 use portolan::chat::ChatMessage;
 use std::io::{self, BufRead, IsTerminal, Write};
@@ -11,7 +12,8 @@ use std::io::{self, BufRead, IsTerminal, Write};
 const MAX_LINE: u64 = 1 << 20;
 
 pub(crate) fn run(args: &ChatArgs) -> Result<(), Failure> {
-    let model = args.model.load()?;
+    let tracing = Tracing::begin(&args.trace)?;
+    let model = args.model.load(&tracing)?;
     // A model without a template should say so before anybody types.
     model.template()?;
     let start: Vec<ChatMessage> = args.system.iter().map(|text| ChatMessage::new("system", text)).collect();
@@ -51,6 +53,8 @@ pub(crate) fn run(args: &ChatArgs) -> Result<(), Failure> {
             continue;
         }
         let (generated, written) = write(&model, &mut session, &prompt, &options)?;
+        // After every answer: a conversation may end by a signal while it waits for a line.
+        tracing.save()?;
         messages.push(ChatMessage::new("assistant", written?));
         writeln!(io::stdout())?;
         progress::say(&model::summary(&generated));

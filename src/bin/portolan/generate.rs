@@ -2,6 +2,7 @@
 
 use crate::args::GenerateArgs;
 use crate::failure::Failure;
+use crate::trace::Tracing;
 use crate::{interrupt, model, progress};
 use portolan::TextModel;
 use portolan::generate::{GenerateOptions, Generated, Session};
@@ -9,13 +10,15 @@ use std::io::{self, Write};
 use std::ops::ControlFlow;
 
 pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
-    let model = args.model.load()?;
+    let tracing = Tracing::begin(&args.trace)?;
+    let model = args.model.load(&tracing)?;
     let prompt = model.encode(&args.prompt)?;
     let needed = prompt.len().saturating_add(args.sampling.max_tokens as usize);
     let context = args.context.map_or(needed, |context| context as usize);
     let mut session = model.session(context)?;
     let options = args.sampling.options(model.stop_tokens());
     let (generated, written) = write(&model, &mut session, &prompt, &options)?;
+    tracing.save()?;
     written?;
     writeln!(io::stdout())?;
     progress::say(&model::summary(&generated));

@@ -7,6 +7,7 @@ mod bench;
 mod chat;
 mod check;
 mod devices;
+mod diff;
 mod failure;
 mod fetch;
 mod generate;
@@ -16,6 +17,7 @@ mod model;
 mod ops;
 mod plan;
 mod progress;
+mod trace;
 
 use args::{Command, CommandLine};
 use clap::Parser;
@@ -45,6 +47,7 @@ fn main() -> ExitCode {
         Command::Chat(args) => chat::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Plan(args) => plan::run(args),
+        Command::Diff(args) => diff::run(args),
     });
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -3,6 +3,7 @@
 use crate::args::ModelArgs;
 use crate::failure::Failure;
 use crate::progress::Bar;
+use crate::trace::Tracing;
 use portolan::cpu::{CpuBackend, CpuOptions};
 use portolan::fetch::{FetchOptions, resolve_model};
 use portolan::generate::{Finish, Generated};
@@ -25,21 +26,25 @@ impl ModelArgs {
 
     /// A stream of the device asked for.
     pub(crate) fn open(&self) -> Result<Opened, Failure> {
+        self.open_traced(&Tracing::default())
+    }
+
+    fn open_traced(&self, tracing: &Tracing) -> Result<Opened, Failure> {
         let cpu = CpuBackend::new(CpuOptions {
             threads: self.threads.map(|threads| threads as usize),
             isa: self.isa.map(|isa| isa.isa()),
             executor: self.executor.executor(),
             ..CpuOptions::default()
         })?;
-        let registry: Registry = portolan::registry()?.with(cpu.clone());
+        let registry: Registry = tracing.wrap(portolan::registry()?.with(cpu.clone()), &self.device)?;
         let stream = registry.open(&self.device)?.stream(StreamOptions::default())?;
         Ok(Opened { stream, cpu })
     }
 
     /// The model with its vocabulary, loaded behind a progress bar.
-    pub(crate) fn load(&self) -> Result<TextModel, Failure> {
+    pub(crate) fn load(&self, tracing: &Tracing) -> Result<TextModel, Failure> {
         let path = self.path()?;
-        let opened = self.open()?;
+        let opened = self.open_traced(tracing)?;
         let bar = Bar::loading();
         let precision = self.precision.precision();
         Ok(TextModel::open(&opened.stream, &path, precision, &mut |done, total| bar.set(done, total))?)

@@ -205,6 +205,12 @@ impl RawStream for CpuStream {
         Ok(event)
     }
 
+    fn stamp(&self) -> Result<Arc<dyn RawEvent>> {
+        let event = Arc::new(CpuEvent::new(Arc::downgrade(&self.shared)));
+        self.shared.handoff.push(Entry::Signal(event.clone()));
+        Ok(event)
+    }
+
     fn wait(&self, event: &Arc<dyn RawEvent>, seq: u64) -> Result<()> {
         if event.is_complete() {
             return Ok(());

@@ -1,0 +1,282 @@
+//! Makes things go wrong where a [`FaultPlan`] says, as a driver would report them.
+
+use super::plan::{FaultKind, FaultPlan};
+use super::{Decorate, Decorated};
+use crate::backend::{Backend, Fault, Ordinal, RawCopy, RawEvent, RawStream, Segment};
+use crate::call;
+use crate::launch::Launch;
+use crate::op::{Bind, Op};
+use crate::stream::StreamOptions;
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{Mutex, lock};
+use crate::tensor::Tensor;
+use portolan_ops::kernel::BinaryKind;
+use portolan_ops::{DeviceId, OpError, OpName, Result};
+use std::any::Any;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+/// A backend on which a plan comes true; see [`FaultPlan::around`]. Clones are one plan under way.
+#[derive(Clone)]
+pub struct Faulty(Arc<State>);
+
+struct State {
+    inner: Arc<dyn Backend>,
+    plan: FaultPlan,
+    /// Occurrences so far, one count a fault.
+    counts: Vec<AtomicU64>,
+    struck: Mutex<Vec<String>>,
+    streams: Mutex<Vec<Weak<Health>>>,
+    lost: Mutex<Option<Arc<OpError>>>,
+}
+
+/// What a stream has met.
+struct Health {
+    /// Address of its queue, as launches see it.
+    queue: AtomicU64,
+    fault: Mutex<Option<Fault>>,
+    /// Its latest submission.
+    last: AtomicU64,
+}
+
+impl FaultPlan {
+    /// `inner` with this plan come true on it. Faults of ranks are the transport's to ask for: [`FaultPlan::rank`].
+    pub fn around(self, inner: Arc<dyn Backend>) -> (Arc<dyn Backend>, Faulty) {
+        let state = State {
+            inner,
+            counts: self.faults.iter().map(|_| AtomicU64::new(0)).collect(),
+            plan: self,
+            struck: Mutex::new(Vec::new()),
+            streams: Mutex::new(Vec::new()),
+            lost: Mutex::new(None),
+        };
+        let faulty = Faulty(Arc::new(state));
+        (Decorated::new(faulty.clone()), faulty)
+    }
+}
+
+impl Faulty {
+    /// The faults that have struck, in order, each with where it did.
+    pub fn struck(&self) -> Vec<String> {
+        lock(&self.0.struck).clone()
+    }
+
+    /// Counts an occurrence for each fault of these kinds; the first one that strikes now.
+    fn strike(
+        &self,
+        mut counts: impl FnMut(FaultKind, Option<&str>, Option<&str>) -> bool,
+    ) -> Option<(usize, FaultKind)> {
+        let mut found = None;
+        for (i, (fault, count)) in self.0.plan.faults.iter().zip(&self.0.counts).enumerate() {
+            if !counts(fault.kind, fault.op.as_deref(), fault.path.as_deref()) {
+                continue;
+            }
+            let now = count.fetch_add(1, Ordering::Relaxed) + 1;
+            if now == self.0.plan.occurrence(i) {
+                found = found.or(Some((i, fault.kind)));
+            }
+        }
+        found
+    }
+
+    fn note(&self, fault: usize, place: &str) {
+        if let Some(fault) = self.0.plan.faults.get(fault) {
+            lock(&self.0.struck).push(format!("{fault} struck {place}"));
+        }
+    }
+
+    fn health_of(&self, launch: &Launch<'_>) -> Option<Arc<Health>> {
+        let queue = address(launch.raw());
+        let streams = lock(&self.0.streams);
+        let mut living = streams.iter().rev().filter_map(Weak::upgrade);
+        living.find(|health| health.queue.load(Ordering::Relaxed) == queue)
+    }
+
+    /// The error of everything that is asked of a device that is gone.
+    fn expect_present(&self) -> Result<()> {
+        match lock(&self.0.lost).as_deref() {
+            Some(error) => Err(error.clone()),
+            None => Ok(()),
+        }
+    }
+
+    fn lose(&self, launch: &Launch<'_>, op: &dyn Op) -> OpError {
+        let error = driver(launch, "device lost", "INJECTED_DEVICE_LOST");
+        *lock(&self.0.lost) = Some(Arc::new(error.clone()));
+        let mut streams = lock(&self.0.streams);
+        streams.retain(|health| health.strong_count() > 0);
+        for health in streams.iter().filter_map(Weak::upgrade) {
+            let seq = health.last.load(Ordering::Relaxed);
+            health.fail(seq, op.op_name(), error.clone());
+        }
+        error
+    }
+
+    /// Adds `by` to one element of the first float result, which one by the seed.
+    fn spoil(&self, launch: &Launch<'_>, op: &dyn Op, fault: usize, by: f64) -> Result<()> {
+        let mut result = None;
+        op.operands(&mut |arg| {
+            if result.is_none() && arg.access.writes() && arg.spec.dtype().is_float() && arg.spec.numel() > 0
+            {
+                result = Some(Tensor::new(arg.buffer.clone(), *arg.spec));
+            }
+        });
+        let Some(result) = result else { return Ok(()) };
+        let mut element = result?;
+        for dim in 0..element.dims().len() {
+            let extent = element.dims()[dim] as u64;
+            let at = self.0.plan.choose((fault as u64 + 1) << 32 | dim as u64, extent);
+            element = element.narrow(dim, at as usize, 1)?;
+        }
+        // Not through the launch: the decorators around this one should see a wrong result and no addition.
+        let add = call::Binary::scalar(BinaryKind::Add, &element, by, &mut element.clone())?;
+        self.0.inner.binary(launch, &add)
+    }
+}
+
+fn address(raw: &dyn RawStream) -> u64 {
+    core::ptr::from_ref(raw).addr() as u64
+}
+
+fn driver(launch: &Launch<'_>, what: &str, name: &'static str) -> OpError {
+    injected(launch.device().id(), "launch", what, name)
+}
+
+fn injected(device: DeviceId, call: &'static str, what: &str, name: &'static str) -> OpError {
+    let message = format!("{what}, as the fault plan says");
+    OpError::Driver { device, call: call.into(), code: -1, name: name.into(), message }
+}
+
+impl Health {
+    fn fail(&self, seq: u64, op: OpName, error: OpError) {
+        lock(&self.fault).get_or_insert(Fault { seq, op, source: Arc::new(error) });
+    }
+}
+
+impl Decorate for Faulty {
+    fn inner(&self) -> &dyn Backend {
+        self.0.inner.as_ref()
+    }
+
+    fn launch<C: Bind>(
+        &self,
+        launch: &Launch<'_>,
+        _: &C,
+        op: &dyn Op,
+        forward: &dyn Fn() -> Result<()>,
+    ) -> Result<()> {
+        self.expect_present()?;
+        let health = self.health_of(launch);
+        if let Some(health) = &health {
+            health.last.store(launch.seq(), Ordering::Relaxed);
+        }
+        let path = launch.path();
+        let mut floats = false;
+        op.operands(&mut |arg| floats |= arg.access.writes() && arg.spec.dtype().is_float());
+        let strike = self.strike(|kind, only_op, only_path| {
+            let launches = match kind {
+                FaultKind::Refused | FaultKind::Failed | FaultKind::Lost => true,
+                FaultKind::Wrong(_) => floats,
+                _ => false,
+            };
+            let named = only_op.is_none_or(|name| name == op.kind().name() || name == op.op_name());
+            launches && named && only_path.is_none_or(|outer| path.is_within(outer))
+        });
+        let Some((fault, kind)) = strike else { return forward() };
+        self.note(fault, &format!("{} at {path}, submission {}", op.op_name(), launch.seq()));
+        match kind {
+            FaultKind::Refused => Err(driver(launch, "launch refused", "INJECTED_LAUNCH_FAILURE")),
+            FaultKind::Failed => {
+                if let Some(health) = health {
+                    let error = driver(launch, "kernel failed", "INJECTED_KERNEL_FAILURE");
+                    health.fail(launch.seq(), op.op_name(), error);
+                }
+                Ok(())
+            }
+            FaultKind::Lost => Err(self.lose(launch, op)),
+            FaultKind::Wrong(by) => {
+                forward()?;
+                self.spoil(launch, op, fault, by)
+            }
+            _ => forward(),
+        }
+    }
+
+    fn copy(&self, launch: &Launch<'_>, copy: RawCopy) -> Result<()> {
+        self.expect_present()?;
+        if let Some(health) = self.health_of(launch) {
+            health.last.store(launch.seq(), Ordering::Relaxed);
+        }
+        self.0.inner.copy(launch, copy)
+    }
+
+    fn reserve(&self, device: Ordinal, bytes: usize) -> Result<Segment> {
+        self.expect_present()?;
+        self.0.inner.reserve(device, bytes)
+    }
+
+    fn admit(&self, device: Ordinal, bytes: usize) -> Result<()> {
+        self.expect_present()?;
+        match self.strike(|kind, _, _| kind == FaultKind::OutOfMemory) {
+            Some((fault, _)) => {
+                self.note(fault, &format!("an allocation of {bytes} bytes"));
+                let info = self.0.inner.memory_info(device)?;
+                Err(OpError::OutOfMemory {
+                    device: DeviceId::new(self.0.inner.name(), device),
+                    requested: bytes,
+                    free: info.free,
+                    total: info.total,
+                    holders: Vec::new(),
+                })
+            }
+            None => self.0.inner.admit(device, bytes),
+        }
+    }
+
+    fn stream_create(&self, device: Ordinal, options: &StreamOptions) -> Result<Arc<dyn RawStream>> {
+        self.expect_present()?;
+        let inner = self.0.inner.stream_create(device, options)?;
+        let health = Health { queue: AtomicU64::new(0), fault: Mutex::new(None), last: AtomicU64::new(0) };
+        let stream = Arc::new(FaultyStream { inner, health: Arc::new(health) });
+        stream.health.queue.store(address(stream.as_ref()), Ordering::Relaxed);
+        lock(&self.0.streams).push(Arc::downgrade(&stream.health));
+        Ok(stream)
+    }
+}
+
+/// A stream that may have failed without its queue knowing. What was enqueued before runs; core enqueues nothing after.
+struct FaultyStream {
+    inner: Arc<dyn RawStream>,
+    health: Arc<Health>,
+}
+
+impl RawStream for FaultyStream {
+    fn record(&self) -> Result<Arc<dyn RawEvent>> {
+        self.inner.record()
+    }
+    fn stamp(&self) -> Result<Arc<dyn RawEvent>> {
+        self.inner.stamp()
+    }
+    fn wait(&self, event: &Arc<dyn RawEvent>, seq: u64) -> Result<()> {
+        self.inner.wait(event, seq)
+    }
+    fn is_idle(&self) -> bool {
+        self.inner.is_idle()
+    }
+    fn synchronize(&self, timeout: Duration) -> Result<()> {
+        self.inner.synchronize(timeout)
+    }
+    fn fault(&self) -> Option<Fault> {
+        let planned = lock(&self.health.fault).clone();
+        match (self.inner.fault(), planned) {
+            (Some(own), Some(planned)) => Some(if own.seq < planned.seq { own } else { planned }),
+            (own, planned) => own.or(planned),
+        }
+    }
+    fn drain(&self) {
+        self.inner.drain();
+    }
+    fn as_any(&self) -> &dyn Any {
+        self.inner.as_any()
+    }
+}
