@@ -68,6 +68,12 @@ impl FusedOps for CpuBackend {
     fn moe_unpermute(&self, launch: &Launch<'_>, op: &call::MoeUnpermute) -> Result<()> {
         op::moe_unpermute::launch(launch, op)
     }
+    fn causal_conv1d(&self, launch: &Launch<'_>, op: &call::CausalConv1d) -> Result<()> {
+        op::causal_conv1d::launch(launch, op)
+    }
+    fn selective_scan(&self, launch: &Launch<'_>, op: &call::SelectiveScan) -> Result<()> {
+        op::selective_scan::launch(launch, op)
+    }
     fn sample(&self, launch: &Launch<'_>, op: &call::Sample) -> Result<()> {
         op::sample::launch(launch, op)
     }

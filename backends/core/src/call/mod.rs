@@ -98,6 +98,10 @@ macro_rules! for_each_op {
                 MergeAttention, portolan_ops::attention::MergeAttentionSpec, merge_attention;
                 /// Keys or values into a cache.
                 KvCacheWrite, portolan_ops::attention::KvCacheWriteSpec, kv_cache_write;
+                /// Short causal convolution of every channel.
+                CausalConv1d, portolan_ops::ssm::CausalConv1dSpec, causal_conv1d;
+                /// Selective state-space recurrence.
+                SelectiveScan, portolan_ops::ssm::SelectiveScanSpec, selective_scan;
                 /// The next token of every row of logits.
                 Sample, portolan_ops::sample::SampleSpec, sample;
             }
@@ -113,6 +117,7 @@ mod attention;
 mod barrier;
 pub(crate) mod binary;
 mod broadcast;
+pub(crate) mod causal_conv1d;
 mod collective;
 pub(crate) mod compare;
 pub(crate) mod copy;
@@ -141,6 +146,7 @@ mod reduce_to;
 pub(crate) mod rms_norm;
 mod rope;
 mod sample;
+pub(crate) mod selective_scan;
 pub(crate) mod softmax;
 pub(crate) mod sort;
 mod sparse_attention;

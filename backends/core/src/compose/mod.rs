@@ -3,6 +3,7 @@
 
 mod add_rms_norm;
 mod attention;
+mod causal_conv1d;
 mod dequantize;
 mod dynamic_quantize;
 mod embedding;
@@ -25,9 +26,11 @@ mod paged_attention;
 mod parts;
 mod quantize;
 mod ragged;
+mod recurrence;
 mod rms_norm;
 mod rope;
 mod sample;
+mod selective_scan;
 mod softmax;
 mod sort;
 mod sparse_attention;
@@ -35,6 +38,7 @@ mod swiglu;
 
 pub use add_rms_norm::add_rms_norm;
 pub use attention::attention;
+pub use causal_conv1d::causal_conv1d;
 pub use dequantize::dequantize;
 pub use dynamic_quantize::dynamic_quantize;
 pub use embedding::embedding;
@@ -58,6 +62,7 @@ pub use quantize::quantize;
 pub use rms_norm::rms_norm;
 pub use rope::rope;
 pub use sample::sample;
+pub use selective_scan::selective_scan;
 pub use softmax::softmax;
 pub use sort::sort;
 pub use sparse_attention::sparse_attention;
@@ -116,7 +121,9 @@ fn limit(spec: &SpecRef<'_>) -> Option<Unsupported> {
         | SpecRef::Sort(_)
         | SpecRef::MoeGate(_)
         | SpecRef::MoePermute(_)
-        | SpecRef::MoeUnpermute(_) => None,
+        | SpecRef::MoeUnpermute(_)
+        | SpecRef::CausalConv1d(_)
+        | SpecRef::SelectiveScan(_) => None,
         // Packed forms are a backend's own, and the kernel core is what compositions are made of.
         _ => Some(Unsupported::NotImplemented),
     }

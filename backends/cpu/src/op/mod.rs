@@ -6,6 +6,7 @@ pub(crate) mod args;
 pub(crate) mod attention;
 pub(crate) mod binary;
 pub(crate) mod cast;
+pub(crate) mod causal_conv1d;
 pub(crate) mod compare;
 pub(crate) mod copy;
 pub(crate) mod dequantize;
@@ -40,6 +41,7 @@ pub(crate) mod sample;
 pub(crate) mod scan;
 pub(crate) mod scatter;
 pub(crate) mod select;
+pub(crate) mod selective_scan;
 pub(crate) mod softmax;
 pub(crate) mod sort;
 pub(crate) mod sparse_attention;
@@ -61,6 +63,7 @@ pub(crate) fn support(query: &OpQuery<'_>) -> Support {
         SpecRef::MergeAttention(spec) => native_if(crate::attention::plan_merge(spec)),
         SpecRef::SparseAttention(spec) => native_if(sparse_attention::plan(spec)),
         SpecRef::IndexLogits(spec) => native_if(crate::attention::plan_index(spec)),
+        SpecRef::SelectiveScan(spec) => native_if(crate::ssm::plan_selective_scan(spec)),
         SpecRef::Custom(op) => match crate::custom::plan(op) {
             Ok(_) => Support::Native,
             Err((why, _)) => Support::No(why),
