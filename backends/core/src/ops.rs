@@ -28,6 +28,7 @@ pub use crate::call::rms_norm::{add_rms_norm, group_rms_norm, rms_norm};
 pub use crate::call::selective_scan::selective_scan;
 pub use crate::call::softmax::softmax;
 pub use crate::call::sort::{argsort, sort};
+pub use crate::call::ssd_scan::ssd_scan;
 pub use crate::call::swiglu::swiglu;
 pub use crate::call::unary::unary;
 pub use crate::index::{iota, one_hot};

@@ -74,6 +74,9 @@ impl FusedOps for CpuBackend {
     fn selective_scan(&self, launch: &Launch<'_>, op: &call::SelectiveScan) -> Result<()> {
         op::selective_scan::launch(launch, op)
     }
+    fn ssd_scan(&self, launch: &Launch<'_>, op: &call::SsdScan) -> Result<()> {
+        op::ssd_scan::launch(launch, op)
+    }
     fn sample(&self, launch: &Launch<'_>, op: &call::Sample) -> Result<()> {
         op::sample::launch(launch, op)
     }

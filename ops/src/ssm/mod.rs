@@ -3,9 +3,11 @@
 
 pub mod causal_conv1d;
 pub mod selective_scan;
+pub mod ssd_scan;
 
 pub use causal_conv1d::CausalConv1dSpec;
 pub use selective_scan::SelectiveScanSpec;
+pub use ssd_scan::SsdScanSpec;
 
 use crate::{DType, Result, TensorSpec, expect_dims, expect_dtype, expect_writable};
 

@@ -102,6 +102,8 @@ macro_rules! for_each_op {
                 CausalConv1d, portolan_ops::ssm::CausalConv1dSpec, causal_conv1d;
                 /// Selective state-space recurrence.
                 SelectiveScan, portolan_ops::ssm::SelectiveScanSpec, selective_scan;
+                /// State-space recurrence of heads, by chunks.
+                SsdScan, portolan_ops::ssm::SsdScanSpec, ssd_scan;
                 /// The next token of every row of logits.
                 Sample, portolan_ops::sample::SampleSpec, sample;
             }
@@ -150,6 +152,7 @@ pub(crate) mod selective_scan;
 pub(crate) mod softmax;
 pub(crate) mod sort;
 mod sparse_attention;
+pub(crate) mod ssd_scan;
 pub(crate) mod swiglu;
 pub(crate) mod unary;
 

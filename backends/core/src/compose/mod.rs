@@ -34,6 +34,7 @@ mod selective_scan;
 mod softmax;
 mod sort;
 mod sparse_attention;
+mod ssd_scan;
 mod swiglu;
 
 pub use add_rms_norm::add_rms_norm;
@@ -66,6 +67,7 @@ pub use selective_scan::selective_scan;
 pub use softmax::softmax;
 pub use sort::sort;
 pub use sparse_attention::sparse_attention;
+pub use ssd_scan::ssd_scan;
 pub use swiglu::swiglu;
 
 use crate::backend::Support;
@@ -123,7 +125,8 @@ fn limit(spec: &SpecRef<'_>) -> Option<Unsupported> {
         | SpecRef::MoePermute(_)
         | SpecRef::MoeUnpermute(_)
         | SpecRef::CausalConv1d(_)
-        | SpecRef::SelectiveScan(_) => None,
+        | SpecRef::SelectiveScan(_)
+        | SpecRef::SsdScan(_) => None,
         // Packed forms are a backend's own, and the kernel core is what compositions are made of.
         _ => Some(Unsupported::NotImplemented),
     }

@@ -15,11 +15,11 @@ pub(super) struct StateRuns {
 }
 
 impl StateRuns {
-    /// A copy of `initial`, or 0, of extents `[batch, .., n]`.
+    /// A copy of `initial`, or 0, laid out as `[batch, .., n]`.
     pub(super) fn new(p: &Parts<'_, '_>, initial: Option<Tensor>, dims: &[usize]) -> Result<Self> {
         let mut state = p.scratch(DType::F32, dims)?;
         match initial {
-            Some(initial) => p.store(&initial, &state)?,
+            Some(initial) => p.store(&initial, &state.reshape(initial.dims())?)?,
             None => p.run(Fill::new(&mut state, 0.0)?)?,
         }
         Ok(Self { state })
@@ -49,12 +49,26 @@ impl StateRuns {
 
     /// Writes the state to `last`, if it is wanted.
     pub(super) fn finish(&self, p: &Parts<'_, '_>, last: Option<Tensor>) -> Result<()> {
-        last.map_or(Ok(()), |last| p.store(&self.state, &last))
+        last.map_or(Ok(()), |last| p.store(&self.state.reshape(last.dims())?, &last))
     }
 }
 
+/// Step sizes as f32: what is given, behind its bias and softplus.
+pub(super) fn step_sizes(
+    p: &Parts<'_, '_>,
+    delta: &Tensor,
+    bias: Option<&Tensor>,
+    has_softplus: bool,
+) -> Result<Tensor> {
+    let delta = match bias {
+        Some(bias) => p.binary(BinaryKind::Add, delta, bias)?,
+        None => delta.clone(),
+    };
+    if has_softplus { softplus(p, &delta) } else { Ok(delta) }
+}
+
 /// `ln(1 + e^x)`, without overflow: `max(x, 0) + ln(1 + e^−|x|)`.
-pub(super) fn softplus(p: &Parts<'_, '_>, x: &Tensor) -> Result<Tensor> {
+fn softplus(p: &Parts<'_, '_>, x: &Tensor) -> Result<Tensor> {
     let rest = p.unary(UnaryKind::Abs, x)?;
     p.unary_in_place(UnaryKind::Neg, &rest)?;
     p.unary_in_place(UnaryKind::Exp, &rest)?;

@@ -1,8 +1,7 @@
 //! The selective scan from exponentials, products and the linear recurrence of the kernel core.
 
 use super::begin;
-use super::parts::Parts;
-use super::recurrence::{StateRuns, softplus};
+use super::recurrence::{StateRuns, step_sizes};
 use crate::call::SelectiveScan;
 use crate::launch::Launch;
 use crate::tensor::Tensor;
@@ -43,18 +42,4 @@ pub fn selective_scan(l: &Launch<'_>, op: &SelectiveScan, why: Unsupported) -> R
         p.store(&y, &out.narrow(1, first, count)?)?;
     }
     runs.finish(&p, op.tensor("last"))
-}
-
-/// Step sizes as f32: what is given, behind its bias and softplus.
-pub(super) fn step_sizes(
-    p: &Parts<'_, '_>,
-    delta: &Tensor,
-    bias: Option<&Tensor>,
-    has_softplus: bool,
-) -> Result<Tensor> {
-    let delta = match bias {
-        Some(bias) => p.binary(BinaryKind::Add, delta, bias)?,
-        None => delta.clone(),
-    };
-    if has_softplus { softplus(p, &delta) } else { Ok(delta) }
 }

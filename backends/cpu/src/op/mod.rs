@@ -45,6 +45,7 @@ pub(crate) mod selective_scan;
 pub(crate) mod softmax;
 pub(crate) mod sort;
 pub(crate) mod sparse_attention;
+pub(crate) mod ssd_scan;
 pub(crate) mod swiglu;
 pub(crate) mod top_k;
 pub(crate) mod unary;
@@ -64,6 +65,8 @@ pub(crate) fn support(query: &OpQuery<'_>) -> Support {
         SpecRef::SparseAttention(spec) => native_if(sparse_attention::plan(spec)),
         SpecRef::IndexLogits(spec) => native_if(crate::attention::plan_index(spec)),
         SpecRef::SelectiveScan(spec) => native_if(crate::ssm::plan_selective_scan(spec)),
+        SpecRef::SelectiveScan(spec) => native_if(crate::ssm::plan_selective_scan(spec)),
+        SpecRef::SsdScan(spec) => native_if(crate::ssm::plan_ssd_scan(spec)),
         SpecRef::Custom(op) => match crate::custom::plan(op) {
             Ok(_) => Support::Native,
             Err((why, _)) => Support::No(why),
