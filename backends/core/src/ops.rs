@@ -13,6 +13,7 @@ pub use crate::call::compare::{compare, masked_fill, select};
 pub use crate::call::copy::{cast, contiguous, full};
 pub use crate::call::embedding::embedding;
 pub use crate::call::expert_ffn::expert_ffn;
+pub use crate::call::gated_delta_rule::gated_delta_rule;
 pub use crate::call::gather::gather_rows;
 pub use crate::call::geglu::geglu;
 pub use crate::call::gemm::{gemm_nn, gemm_nt, gemm_tn};

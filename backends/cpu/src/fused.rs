@@ -77,6 +77,9 @@ impl FusedOps for CpuBackend {
     fn ssd_scan(&self, launch: &Launch<'_>, op: &call::SsdScan) -> Result<()> {
         op::ssd_scan::launch(launch, op)
     }
+    fn gated_delta_rule(&self, launch: &Launch<'_>, op: &call::GatedDeltaRule) -> Result<()> {
+        op::gated_delta_rule::launch(launch, op)
+    }
     fn sample(&self, launch: &Launch<'_>, op: &call::Sample) -> Result<()> {
         op::sample::launch(launch, op)
     }

@@ -2,10 +2,12 @@
 //! themselves, with a state that is handed in and out so that a sequence may be cut anywhere.
 
 pub mod causal_conv1d;
+pub mod gated_delta_rule;
 pub mod selective_scan;
 pub mod ssd_scan;
 
 pub use causal_conv1d::CausalConv1dSpec;
+pub use gated_delta_rule::GatedDeltaRuleSpec;
 pub use selective_scan::SelectiveScanSpec;
 pub use ssd_scan::SsdScanSpec;
 

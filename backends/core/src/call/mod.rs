@@ -104,6 +104,8 @@ macro_rules! for_each_op {
                 SelectiveScan, portolan_ops::ssm::SelectiveScanSpec, selective_scan;
                 /// State-space recurrence of heads, by chunks.
                 SsdScan, portolan_ops::ssm::SsdScanSpec, ssd_scan;
+                /// Linear attention with the gated delta rule.
+                GatedDeltaRule, portolan_ops::ssm::GatedDeltaRuleSpec, gated_delta_rule;
                 /// The next token of every row of logits.
                 Sample, portolan_ops::sample::SampleSpec, sample;
             }
@@ -126,6 +128,7 @@ pub(crate) mod copy;
 pub(crate) mod embedding;
 mod exchange;
 pub(crate) mod expert_ffn;
+pub(crate) mod gated_delta_rule;
 pub(crate) mod gather;
 pub(crate) mod geglu;
 pub(crate) mod gemm;

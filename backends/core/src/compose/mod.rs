@@ -8,6 +8,7 @@ mod dequantize;
 mod dynamic_quantize;
 mod embedding;
 mod expert_ffn;
+mod gated_delta_rule;
 mod geglu;
 mod grouped_gemm;
 mod hadamard;
@@ -44,6 +45,7 @@ pub use dequantize::dequantize;
 pub use dynamic_quantize::dynamic_quantize;
 pub use embedding::embedding;
 pub use expert_ffn::expert_ffn;
+pub use gated_delta_rule::gated_delta_rule;
 pub use geglu::geglu;
 pub use grouped_gemm::grouped_gemm;
 pub use hadamard::hadamard;
@@ -126,7 +128,8 @@ fn limit(spec: &SpecRef<'_>) -> Option<Unsupported> {
         | SpecRef::MoeUnpermute(_)
         | SpecRef::CausalConv1d(_)
         | SpecRef::SelectiveScan(_)
-        | SpecRef::SsdScan(_) => None,
+        | SpecRef::SsdScan(_)
+        | SpecRef::GatedDeltaRule(_) => None,
         // Packed forms are a backend's own, and the kernel core is what compositions are made of.
         _ => Some(Unsupported::NotImplemented),
     }

@@ -25,6 +25,11 @@ impl StateRuns {
         Ok(Self { state })
     }
 
+    /// The state as it stands.
+    pub(super) fn state(&self) -> &Tensor {
+        &self.state
+    }
+
     /// `(first, count)` of runs whose states fit together.
     pub(super) fn cut(&self, tokens: usize) -> impl Iterator<Item = (usize, usize)> {
         let step = (STATES_BYTES / (4 * self.state.numel()).max(1)).max(1);

@@ -14,6 +14,7 @@ pub(crate) mod dynamic_quantize;
 pub(crate) mod embedding;
 pub(crate) mod expert_ffn;
 pub(crate) mod fill;
+pub(crate) mod gated_delta_rule;
 pub(crate) mod gather;
 pub(crate) mod geglu;
 pub(crate) mod gemm;
@@ -67,6 +68,9 @@ pub(crate) fn support(query: &OpQuery<'_>) -> Support {
         SpecRef::SelectiveScan(spec) => native_if(crate::ssm::plan_selective_scan(spec)),
         SpecRef::SelectiveScan(spec) => native_if(crate::ssm::plan_selective_scan(spec)),
         SpecRef::SsdScan(spec) => native_if(crate::ssm::plan_ssd_scan(spec)),
+        SpecRef::SelectiveScan(spec) => native_if(crate::ssm::plan_selective_scan(spec)),
+        SpecRef::SsdScan(spec) => native_if(crate::ssm::plan_ssd_scan(spec)),
+        SpecRef::GatedDeltaRule(spec) => native_if(crate::ssm::plan_gated_delta_rule(spec)),
         SpecRef::Custom(op) => match crate::custom::plan(op) {
             Ok(_) => Support::Native,
             Err((why, _)) => Support::No(why),

@@ -7,6 +7,8 @@
 mod advance;
 mod causal_conv1d;
 mod decays;
+mod gated_delta_chunk;
+mod gated_delta_rule;
 mod product;
 mod selective_scan;
 mod ssd_chunk;
@@ -14,6 +16,7 @@ mod ssd_scan;
 mod view;
 
 pub(crate) use causal_conv1d::{ConvViews, causal_conv1d};
+pub(crate) use gated_delta_rule::{GatedDeltaRuleViews, gated_delta_rule, plan as plan_gated_delta_rule};
 pub(crate) use selective_scan::{SelectiveScanViews, plan as plan_selective_scan, selective_scan};
 pub(crate) use ssd_scan::{SsdScanViews, plan as plan_ssd_scan, ssd_scan};
 pub(crate) use view::View;
