@@ -66,9 +66,6 @@ pub(crate) fn support(query: &OpQuery<'_>) -> Support {
         SpecRef::SparseAttention(spec) => native_if(sparse_attention::plan(spec)),
         SpecRef::IndexLogits(spec) => native_if(crate::attention::plan_index(spec)),
         SpecRef::SelectiveScan(spec) => native_if(crate::ssm::plan_selective_scan(spec)),
-        SpecRef::SelectiveScan(spec) => native_if(crate::ssm::plan_selective_scan(spec)),
-        SpecRef::SsdScan(spec) => native_if(crate::ssm::plan_ssd_scan(spec)),
-        SpecRef::SelectiveScan(spec) => native_if(crate::ssm::plan_selective_scan(spec)),
         SpecRef::SsdScan(spec) => native_if(crate::ssm::plan_ssd_scan(spec)),
         SpecRef::GatedDeltaRule(spec) => native_if(crate::ssm::plan_gated_delta_rule(spec)),
         SpecRef::Custom(op) => match crate::custom::plan(op) {

@@ -44,7 +44,7 @@ impl Decays {
     /// # Safety
     /// The arrays hold it.
     #[inline(always)]
-    pub(super) unsafe fn from_start<L: Lanes>(self, t: usize) -> L {
+    pub(super) unsafe fn since_start<L: Lanes>(self, t: usize) -> L {
         // SAFETY: the caller's promise.
         unsafe { math::exp(L::splat(*self.high.add(t))) }
     }

@@ -264,7 +264,7 @@ impl<'a> Chunks<'a> {
             let left = Left { start: rows.add(t * self.rows), row: self.rows, term: 1 };
             accumulate(&mut sums, left, state.add(i), self.columns, self.spec.key_dim());
             for (r, sums) in sums.iter_mut().enumerate() {
-                let kept = decays.from_start::<L>(t + r);
+                let kept = decays.since_start::<L>(t + r);
                 for sum in sums {
                     *sum = sum.mul(kept);
                 }
@@ -311,9 +311,9 @@ impl<'a> Chunks<'a> {
             let mut sums = self.seen::<L, V>(self.at.q, t, i);
             // On the diagonal a token sees no later one: 0 · NaN would be NaN.
             for s in 0..ROWS {
-                for r in s..ROWS {
+                for (r, sums) in sums.iter_mut().enumerate().skip(s) {
                     let weight = L::splat(*weights.add(r * CHUNK + t + s));
-                    for (v, sum) in sums[r].iter_mut().enumerate() {
+                    for (v, sum) in sums.iter_mut().enumerate() {
                         let written = L::load(u.add((t + s) * self.columns + i + v * L::LEN));
                         *sum = weight.mul_add(written, *sum);
                     }
@@ -346,7 +346,7 @@ impl<'a> Chunks<'a> {
                     L::splat(*weights.add(s)).mul(L::load(at)).store(at);
                 }
             }
-            let kept = decays.from_start::<L>(count - 1);
+            let kept = decays.since_start::<L>(count - 1);
             for row in (0..self.spec.key_dim()).step_by(ROWS) {
                 let mut i = 0;
                 while i + 2 * L::LEN <= self.columns {

@@ -258,11 +258,8 @@ impl<'a> Chunks<'a> {
     unsafe fn results<L: Lanes>(&self, head: usize, first: usize, count: usize) {
         let Memory { scores, weights, results, x, decays, .. } = self.at;
         let Sizes { tokens, rows, .. } = self.sizes;
-        let skip = match &self.views.d {
-            // SAFETY: the head exists.
-            Some(view) => Some(unsafe { view.get([], head) }),
-            None => None,
-        };
+        // SAFETY: the head exists.
+        let skip = self.views.d.as_ref().map(|view| unsafe { view.get([], head) });
         for t in (0..count).step_by(ROWS) {
             // SAFETY: rows and tiles lie within their arrays, which are whole vectors long.
             unsafe {
@@ -308,7 +305,7 @@ impl<'a> Chunks<'a> {
             let left = Left { start: c.add(t * columns), row: columns, term: 1 };
             accumulate(&mut sums, left, self.state(head).add(i), rows, self.spec.state());
             for (r, sums) in sums.iter_mut().enumerate() {
-                let kept = decays.from_start::<L>(t + r);
+                let kept = decays.since_start::<L>(t + r);
                 for sum in sums {
                     *sum = sum.mul(kept);
                 }
@@ -317,9 +314,9 @@ impl<'a> Chunks<'a> {
             accumulate(&mut sums, left, inputs.add(i), rows, t);
             // On the diagonal a token sees no later one: 0 · NaN would be NaN.
             for s in 0..ROWS {
-                for r in s..ROWS {
+                for (r, sums) in sums.iter_mut().enumerate().skip(s) {
                     let weight = L::splat(*weights.add(r * tokens + t + s));
-                    for (v, sum) in sums[r].iter_mut().enumerate() {
+                    for (v, sum) in sums.iter_mut().enumerate() {
                         *sum = weight.mul_add(L::load(inputs.add((t + s) * rows + i + v * L::LEN)), *sum);
                     }
                 }
@@ -347,7 +344,7 @@ impl<'a> Chunks<'a> {
                     L::splat(*step.add(s)).mul(L::load(at)).store(at);
                 }
             }
-            let kept = decays.from_start::<L>(count - 1);
+            let kept = decays.since_start::<L>(count - 1);
             for n in (0..self.spec.state()).step_by(ROWS) {
                 let mut i = 0;
                 while i + 2 * L::LEN <= rows {
