@@ -9,9 +9,9 @@ mod report;
 use criterion::{Criterion, criterion_group, criterion_main};
 use limits::{Limit, Limits};
 use portolan::call::{
-    Attention, Copy, Dequantize, DynamicQuantize, ExpertFfn, Geglu, Gemm, Hadamard, IndexLogits,
-    KvCacheWrite, LayerNorm, Linear, LogSoftmax, MlaDecode, Quantize, RmsNorm, Softmax, Sort,
-    SparseAttention, Swiglu,
+    Attention, CausalConv1d, Copy, Dequantize, DynamicQuantize, ExpertFfn, GatedDeltaRule, Geglu, Gemm,
+    Hadamard, IndexLogits, KvCacheWrite, LayerNorm, Linear, LogSoftmax, MlaDecode, Quantize, RmsNorm,
+    SelectiveScan, Softmax, Sort, SparseAttention, SsdScan, Swiglu,
 };
 use portolan::cpu::{CpuBackend, CpuOptions};
 use portolan::{
@@ -496,5 +496,72 @@ fn experts(c: &mut Criterion) {
     });
 }
 
-criterion_group!(kernels, products, single_token, attention, latent, rows, conversions, experts);
+/// Values in [low, high).
+fn between(stream: &Stream, dims: &[usize], low: f32, high: f32) -> Result<Tensor> {
+    let shape = Shape::new(dims)?;
+    let values = noise(shape.numel()).map(|x| low + (high - low) * (x + 1.0) / 2.0);
+    stream.upload(&values.collect::<Vec<f32>>(), &shape)
+}
+
+fn recurrences(c: &mut Criterion) {
+    let limits = &mut Limits::new();
+    let threads = all_threads();
+    // A step of many sequences is its states, read and written once.
+    let goal = Goal { limit: Limit::Read, threads, floor: Some(0.5) };
+    for (id, state) in [("selective_scan_step_512x1536x16", 16), ("selective_scan_step_64x1536x128", 128)] {
+        measure(c, limits, id, goal, || {
+            const CHANNELS: usize = 1536;
+            let s = stream(threads)?;
+            let batch = 8192 / state;
+            let x = floats(&s, &[batch, 1, CHANNELS])?;
+            let delta = between(&s, &[batch, 1, CHANNELS], 0.0, 0.1)?;
+            let a = between(&s, &[CHANNELS, state], -16.0, -1.0)?;
+            let factor = floats(&s, &[batch, 1, state])?;
+            let mut out = empty(&s, DType::F32, &[batch, 1, CHANNELS])?;
+            let mut operators = Vec::new();
+            let mut total = 0;
+            while total < ROTATION {
+                let mut h = floats(&s, &[batch, CHANNELS, state])?;
+                total += h.spec().span_bytes();
+                let op = SelectiveScan::new(&x, &delta, &a, &factor, &factor, &mut out)?;
+                operators.push(op.initial(&h.clone())?.last(&mut h)?);
+            }
+            rotate(s, operators, moved)
+        });
+    }
+    let goal = Goal { limit: Limit::Fma, threads, floor: None };
+    measure(c, limits, "selective_scan_2048x1536x16", goal, || {
+        let s = stream(threads)?;
+        let x = floats(&s, &[1, 2048, 1536])?;
+        let delta = between(&s, &[1, 2048, 1536], 0.0, 0.1)?;
+        let (a, factor) = (between(&s, &[1536, 16], -16.0, -1.0)?, floats(&s, &[1, 2048, 16])?);
+        let mut out = empty(&s, DType::F32, &[1, 2048, 1536])?;
+        let op = SelectiveScan::new(&x, &delta, &a, &factor, &factor, &mut out)?;
+        rotate(s, vec![op.z(&x)?], flops)
+    });
+    measure(c, limits, "ssd_scan_2048x24x64x128", goal, || {
+        let s = stream(threads)?;
+        let x = floats(&s, &[1, 2048, 24, 64])?;
+        let delta = between(&s, &[1, 2048, 24], 0.0, 0.1)?;
+        let (a, factor) = (between(&s, &[24], -16.0, -1.0)?, floats(&s, &[1, 2048, 1, 128])?);
+        let mut out = empty(&s, DType::F32, &[1, 2048, 24, 64])?;
+        rotate(s, vec![SsdScan::new(&x, &delta, &a, &factor, &factor, &mut out)?], flops)
+    });
+    measure(c, limits, "gated_delta_rule_1024x16x128x128", goal, || {
+        let s = stream(threads)?;
+        let x = floats(&s, &[1, 1024, 16, 128])?;
+        let (g, beta) = (between(&s, &[1, 1024, 16], -1.0, 0.0)?, between(&s, &[1, 1024, 16], 0.0, 1.0)?);
+        let mut out = empty(&s, DType::F32, &[1, 1024, 16, 128])?;
+        rotate(s, vec![GatedDeltaRule::new(&x, &x, &x, &g, &beta, &mut out)?.key_norm(1e-6)?], flops)
+    });
+    let goal = Goal { limit: Limit::Copy, threads, floor: None };
+    measure(c, limits, "causal_conv1d_8192x4096_width_4", goal, || {
+        let s = stream(threads)?;
+        let (x, weight) = (floats(&s, &[1, 8192, 4096])?, floats(&s, &[4096, 4])?);
+        let op = CausalConv1d::new(&x, &weight, &mut empty(&s, DType::F32, &[1, 8192, 4096])?)?;
+        rotate(s, vec![op.silu()?], moved)
+    });
+}
+
+criterion_group!(kernels, products, single_token, attention, latent, rows, conversions, experts, recurrences);
 criterion_main!(kernels);

@@ -29,6 +29,7 @@ pub mod quant;
 pub mod rope;
 pub mod sample;
 pub mod sort;
+pub mod ssm;
 
 pub use contract::{
     Access, Case, Cases, Contract, Fill, Operand, expect_dims, expect_dtype, expect_rank, expect_writable,

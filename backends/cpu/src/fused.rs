@@ -68,6 +68,18 @@ impl FusedOps for CpuBackend {
     fn moe_unpermute(&self, launch: &Launch<'_>, op: &call::MoeUnpermute) -> Result<()> {
         op::moe_unpermute::launch(launch, op)
     }
+    fn causal_conv1d(&self, launch: &Launch<'_>, op: &call::CausalConv1d) -> Result<()> {
+        op::causal_conv1d::launch(launch, op)
+    }
+    fn selective_scan(&self, launch: &Launch<'_>, op: &call::SelectiveScan) -> Result<()> {
+        op::selective_scan::launch(launch, op)
+    }
+    fn ssd_scan(&self, launch: &Launch<'_>, op: &call::SsdScan) -> Result<()> {
+        op::ssd_scan::launch(launch, op)
+    }
+    fn gated_delta_rule(&self, launch: &Launch<'_>, op: &call::GatedDeltaRule) -> Result<()> {
+        op::gated_delta_rule::launch(launch, op)
+    }
     fn sample(&self, launch: &Launch<'_>, op: &call::Sample) -> Result<()> {
         op::sample::launch(launch, op)
     }

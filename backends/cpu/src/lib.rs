@@ -26,6 +26,7 @@ mod reduce;
 mod rows;
 mod sample;
 mod simd;
+mod ssm;
 
 pub use custom::{CpuKernel, CpuOperand};
 pub use isa::Isa;

@@ -98,6 +98,14 @@ macro_rules! for_each_op {
                 MergeAttention, portolan_ops::attention::MergeAttentionSpec, merge_attention;
                 /// Keys or values into a cache.
                 KvCacheWrite, portolan_ops::attention::KvCacheWriteSpec, kv_cache_write;
+                /// Short causal convolution of every channel.
+                CausalConv1d, portolan_ops::ssm::CausalConv1dSpec, causal_conv1d;
+                /// Selective state-space recurrence.
+                SelectiveScan, portolan_ops::ssm::SelectiveScanSpec, selective_scan;
+                /// State-space recurrence of heads, by chunks.
+                SsdScan, portolan_ops::ssm::SsdScanSpec, ssd_scan;
+                /// Linear attention with the gated delta rule.
+                GatedDeltaRule, portolan_ops::ssm::GatedDeltaRuleSpec, gated_delta_rule;
                 /// The next token of every row of logits.
                 Sample, portolan_ops::sample::SampleSpec, sample;
             }
@@ -113,12 +121,14 @@ mod attention;
 mod barrier;
 pub(crate) mod binary;
 mod broadcast;
+pub(crate) mod causal_conv1d;
 mod collective;
 pub(crate) mod compare;
 pub(crate) mod copy;
 pub(crate) mod embedding;
 mod exchange;
 pub(crate) mod expert_ffn;
+pub(crate) mod gated_delta_rule;
 pub(crate) mod gather;
 pub(crate) mod geglu;
 pub(crate) mod gemm;
@@ -141,9 +151,11 @@ mod reduce_to;
 pub(crate) mod rms_norm;
 mod rope;
 mod sample;
+pub(crate) mod selective_scan;
 pub(crate) mod softmax;
 pub(crate) mod sort;
 mod sparse_attention;
+pub(crate) mod ssd_scan;
 pub(crate) mod swiglu;
 pub(crate) mod unary;
 

@@ -3,10 +3,12 @@
 
 mod add_rms_norm;
 mod attention;
+mod causal_conv1d;
 mod dequantize;
 mod dynamic_quantize;
 mod embedding;
 mod expert_ffn;
+mod gated_delta_rule;
 mod geglu;
 mod grouped_gemm;
 mod hadamard;
@@ -25,20 +27,25 @@ mod paged_attention;
 mod parts;
 mod quantize;
 mod ragged;
+mod recurrence;
 mod rms_norm;
 mod rope;
 mod sample;
+mod selective_scan;
 mod softmax;
 mod sort;
 mod sparse_attention;
+mod ssd_scan;
 mod swiglu;
 
 pub use add_rms_norm::add_rms_norm;
 pub use attention::attention;
+pub use causal_conv1d::causal_conv1d;
 pub use dequantize::dequantize;
 pub use dynamic_quantize::dynamic_quantize;
 pub use embedding::embedding;
 pub use expert_ffn::expert_ffn;
+pub use gated_delta_rule::gated_delta_rule;
 pub use geglu::geglu;
 pub use grouped_gemm::grouped_gemm;
 pub use hadamard::hadamard;
@@ -58,9 +65,11 @@ pub use quantize::quantize;
 pub use rms_norm::rms_norm;
 pub use rope::rope;
 pub use sample::sample;
+pub use selective_scan::selective_scan;
 pub use softmax::softmax;
 pub use sort::sort;
 pub use sparse_attention::sparse_attention;
+pub use ssd_scan::ssd_scan;
 pub use swiglu::swiglu;
 
 use crate::backend::Support;
@@ -116,7 +125,11 @@ fn limit(spec: &SpecRef<'_>) -> Option<Unsupported> {
         | SpecRef::Sort(_)
         | SpecRef::MoeGate(_)
         | SpecRef::MoePermute(_)
-        | SpecRef::MoeUnpermute(_) => None,
+        | SpecRef::MoeUnpermute(_)
+        | SpecRef::CausalConv1d(_)
+        | SpecRef::SelectiveScan(_)
+        | SpecRef::SsdScan(_)
+        | SpecRef::GatedDeltaRule(_) => None,
         // Packed forms are a backend's own, and the kernel core is what compositions are made of.
         _ => Some(Unsupported::NotImplemented),
     }

@@ -3,6 +3,7 @@
 use crate::activation::GatePointers;
 use crate::quant::QuantParts;
 use crate::queue::{CpuStream, Exec};
+use crate::ssm::View;
 use portolan_core::{Call, Dispatch, Launch, Op};
 use portolan_ops::{DType, Determinism, Result, TensorSpec};
 use smallvec::{SmallVec, smallvec};
@@ -31,6 +32,11 @@ impl Args {
     /// The operand's address, to read, if the operator has it.
     pub(crate) fn optional(&self, name: &str) -> Option<*const u8> {
         Some(self.read(name)).filter(|p| !p.is_null())
+    }
+
+    /// A float operand, to read or write as its access allows.
+    pub(crate) fn view(&self, name: &str, spec: &TensorSpec) -> View {
+        View::new(spec, self.write(name))
     }
 
     /// The tensors of a gated unit; one that holds both is gate and up, which are views of it.

@@ -6,6 +6,7 @@ pub(crate) mod args;
 pub(crate) mod attention;
 pub(crate) mod binary;
 pub(crate) mod cast;
+pub(crate) mod causal_conv1d;
 pub(crate) mod compare;
 pub(crate) mod copy;
 pub(crate) mod dequantize;
@@ -13,6 +14,7 @@ pub(crate) mod dynamic_quantize;
 pub(crate) mod embedding;
 pub(crate) mod expert_ffn;
 pub(crate) mod fill;
+pub(crate) mod gated_delta_rule;
 pub(crate) mod gather;
 pub(crate) mod geglu;
 pub(crate) mod gemm;
@@ -40,9 +42,11 @@ pub(crate) mod sample;
 pub(crate) mod scan;
 pub(crate) mod scatter;
 pub(crate) mod select;
+pub(crate) mod selective_scan;
 pub(crate) mod softmax;
 pub(crate) mod sort;
 pub(crate) mod sparse_attention;
+pub(crate) mod ssd_scan;
 pub(crate) mod swiglu;
 pub(crate) mod top_k;
 pub(crate) mod unary;
@@ -61,6 +65,9 @@ pub(crate) fn support(query: &OpQuery<'_>) -> Support {
         SpecRef::MergeAttention(spec) => native_if(crate::attention::plan_merge(spec)),
         SpecRef::SparseAttention(spec) => native_if(sparse_attention::plan(spec)),
         SpecRef::IndexLogits(spec) => native_if(crate::attention::plan_index(spec)),
+        SpecRef::SelectiveScan(spec) => native_if(crate::ssm::plan_selective_scan(spec)),
+        SpecRef::SsdScan(spec) => native_if(crate::ssm::plan_ssd_scan(spec)),
+        SpecRef::GatedDeltaRule(spec) => native_if(crate::ssm::plan_gated_delta_rule(spec)),
         SpecRef::Custom(op) => match crate::custom::plan(op) {
             Ok(_) => Support::Native,
             Err((why, _)) => Support::No(why),
