@@ -2,7 +2,8 @@
 
 use crate::Error;
 use crate::load::WeightSource;
-use crate::models::Llama;
+use crate::load::config::Family;
+use crate::models::{Llama, Mixtral, QwenMoe};
 use crate::nn::{Batch, KvCache, Precision, Progress};
 use portolan_core::{Stream, Tensor};
 
@@ -45,5 +46,9 @@ pub fn load(
     precision: Precision,
     progress: Progress<'_>,
 ) -> Result<Box<dyn LanguageModel>, Error> {
-    Ok(Box::new(Llama::load(stream, source, precision, progress)?))
+    Ok(match Family::from_source(source)? {
+        Family::Llama => Box::new(Llama::load(stream, source, precision, progress)?),
+        Family::Mixtral => Box::new(Mixtral::load(stream, source, precision, progress)?),
+        Family::QwenMoe => Box::new(QwenMoe::load(stream, source, precision, progress)?),
+    })
 }

@@ -6,6 +6,7 @@ mod decoder;
 mod ffn;
 mod linear;
 mod loader;
+mod moe;
 mod norm;
 
 pub use attention::Attention;
@@ -14,4 +15,5 @@ pub use decoder::Decoder;
 pub use ffn::Ffn;
 pub use linear::{Embedding, Linear};
 pub use loader::{Loader, Precision, Progress};
+pub use moe::MoeFfn;
 pub use norm::RmsNorm;
