@@ -3,7 +3,7 @@
 
 use crate::Error;
 use crate::load::WeightSource;
-use crate::models::Llama;
+use crate::models;
 use crate::nn::{Batch, Precision};
 use portolan_core::{Lens, OpKind, Registry, Stream, StreamOptions};
 use portolan_meta::{Count, MetaBackend, MetaOptions};
@@ -84,10 +84,10 @@ pub fn plan(source: &dyn WeightSource, options: &PlanOptions) -> Result<Plan, Er
     let alive = || device.memory().map(|memory| memory.live_bytes);
 
     let loading = device.stream(StreamOptions::default())?;
-    let model = Llama::load(&loading, source, options.precision, &mut |_, _| {})?;
+    let model = models::load(&loading, source, options.precision, &mut |_, _| {})?;
     let weight_bytes = alive()?;
 
-    let (len, max) = (options.tokens.saturating_add(options.cached), model.config().max_context);
+    let (len, max) = (options.tokens.saturating_add(options.cached), model.info().max_context);
     if options.tokens == 0 || len > max {
         return Err(Error::Prompt { tokens: if options.tokens == 0 { 0 } else { len }, max });
     }

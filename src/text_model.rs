@@ -6,7 +6,7 @@ use crate::Error;
 use crate::chat::{ChatError, ChatMessage, ChatTemplate};
 use crate::generate::{GenerateOptions, Generated, Session};
 use crate::load::{self, SourceMetadata, WeightSource};
-use crate::models::Llama;
+use crate::models::{self, LanguageModel};
 use crate::nn::{Precision, Progress};
 use crate::tokenizer::{Tokenizer, TokenizerError};
 use portolan_core::Stream;
@@ -32,7 +32,7 @@ use std::path::Path;
 pub struct TextModel {
     tokenizer: Tokenizer,
     template: Result<ChatTemplate, ChatError>,
-    llama: Llama,
+    model: Box<dyn LanguageModel>,
     stream: Stream,
 }
 
@@ -77,8 +77,8 @@ impl TextModel {
                 )
             }
         };
-        let llama = Llama::load(stream, source, precision, progress)?;
-        Ok(Self { tokenizer, template, llama, stream: stream.clone() })
+        let model = models::load(stream, source, precision, progress)?;
+        Ok(Self { tokenizer, template, model, stream: stream.clone() })
     }
 
     /// The vocabulary.
@@ -87,8 +87,8 @@ impl TextModel {
     }
 
     /// The weights.
-    pub fn llama(&self) -> &Llama {
-        &self.llama
+    pub fn model(&self) -> &dyn LanguageModel {
+        self.model.as_ref()
     }
 
     /// The stream the model was loaded on.
@@ -99,7 +99,7 @@ impl TextModel {
     /// Tokens that end an answer: those of the vocabulary and those of the configuration.
     pub fn stop_tokens(&self) -> Vec<u32> {
         let mut stop = self.tokenizer.stop_ids();
-        for &id in &self.llama.config().eos {
+        for &id in self.model.info().eos {
             if !stop.contains(&id) {
                 stop.push(id);
             }
@@ -140,7 +140,7 @@ impl TextModel {
     /// # Errors
     /// `OutOfMemory` for the cache.
     pub fn session(&self, max_len: usize) -> Result<Session<'_>, Error> {
-        Session::new(&self.llama, &self.stream, max_len)
+        Session::new(self.model.as_ref(), &self.stream, max_len)
     }
 
     /// Continues `prompt` in `session` and hands out the text as it comes, in whole characters.
@@ -174,7 +174,7 @@ impl TextModel {
     }
 
     fn within_weights(&self, ids: Vec<u32>) -> Result<Vec<u32>, Error> {
-        let vocab = self.llama.config().vocab;
+        let vocab = self.model.info().vocab;
         match ids.iter().find(|&&id| id as usize >= vocab) {
             None => Ok(ids),
             Some(&id) => Err(TokenizerError::IdOutOfRange {

@@ -7,7 +7,7 @@ use portolan::explain::{
 };
 use portolan::generate::{GenerateOptions, Session};
 use portolan::load::{self, WeightSource};
-use portolan::models::{Llama, embedded};
+use portolan::models::{LanguageModel, Llama, embedded};
 use portolan::nn::{Batch, Precision};
 use portolan::{Backend, HostBuffer, Registry, Stream, StreamOptions, StreamReport, Tensor, call};
 use portolan_ops::{Fill, HostTensor, LinearSpec, TensorSpec, WeightSpec};

@@ -6,7 +6,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use portolan::cpu::{CpuBackend, CpuOptions, Isa};
-use portolan::models::{Int8Logits, Llama, OracleLlama, embedded};
+use portolan::models::{Int8Logits, LanguageModel, Llama, OracleLlama, embedded};
 use portolan::nn::{Batch, KvCache, Precision};
 use portolan::{DType, Registry, Stream, StreamOptions};
 

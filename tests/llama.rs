@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use portolan::load::{self, HostWeight};
-use portolan::models::Llama;
+use portolan::models::{LanguageModel, Llama};
 use portolan::nn::{Batch, Precision};
 use portolan::{Stream, StreamOptions};
 use std::path::{Path, PathBuf};

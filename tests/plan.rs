@@ -5,7 +5,7 @@
 
 use portolan::load::{self, ConfigOnly, WeightSource};
 use portolan::meta::{Count, MetaBackend, MetaOptions};
-use portolan::models::{Llama, embedded};
+use portolan::models::{LanguageModel, Llama, embedded};
 use portolan::nn::{Batch, Precision};
 use portolan::plan::{Plan, PlanOptions, PlanRow, plan};
 use portolan::{Cost, ErrorKind, OpError, OpKind, Registry, StreamOptions};

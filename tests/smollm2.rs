@@ -8,7 +8,7 @@ use portolan::fetch::{KNOWN_MODELS, cache_folder};
 use portolan::generate::{GenerateOptions, Session};
 use portolan::load::names::LLAMA;
 use portolan::load::{self, HostWeight, SourceMetadata, WeightSource};
-use portolan::models::Llama;
+use portolan::models::{LanguageModel, Llama};
 use portolan::nn::{Batch, Embedding, Linear, Loader, Precision};
 use portolan::tokenizer::Tokenizer;
 use portolan::{DType, Registry, Shape, Stream, StreamOptions};

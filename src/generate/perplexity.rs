@@ -3,7 +3,7 @@
 //! Beside `session.rs`, which writes text; this only reads it.
 
 use crate::Error;
-use crate::models::Llama;
+use crate::models::{LanguageModel, ModelInfo};
 use crate::nn::Batch;
 use portolan_core::Stream;
 
@@ -14,12 +14,11 @@ const CHUNK: usize = 64;
 ///
 /// # Errors
 /// `Prompt` for fewer than two tokens or more than the model was made for, and whatever the device reports.
-pub fn perplexity(model: &Llama, stream: &Stream, tokens: &[u32]) -> Result<f64, Error> {
-    let max = model.config().max_context;
+pub fn perplexity(model: &dyn LanguageModel, stream: &Stream, tokens: &[u32]) -> Result<f64, Error> {
+    let ModelInfo { vocab, max_context: max, .. } = model.info();
     if tokens.len() < 2 || tokens.len() > max {
         return Err(Error::Prompt { tokens: tokens.len(), max });
     }
-    let vocab = model.config().vocab;
     let mut cache = model.cache(stream, 1, tokens.len())?;
     let mut sum = 0.0;
     for (at, chunk) in tokens.chunks(CHUNK).enumerate() {

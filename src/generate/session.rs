@@ -5,7 +5,7 @@
 
 use crate::Error;
 use crate::generate::{Finish, GenerateOptions, Generated, Timing};
-use crate::models::Llama;
+use crate::models::LanguageModel;
 use crate::nn::{Batch, KvCache};
 use portolan_core::{Graph, Lens, Scope, Stream, Tensor, call};
 use portolan_ops::kernel::{BinaryKind, RandomKind, ReduceKind, ReduceSpec, ScatterMode};
@@ -18,7 +18,7 @@ const PREFILL_CHUNK: usize = 512;
 
 /// A model with the tokens it has seen.
 pub struct Session<'m> {
-    model: &'m Llama,
+    model: &'m dyn LanguageModel,
     stream: Stream,
     cache: KvCache,
     /// Tokens whose keys and values are in the cache.
@@ -41,8 +41,8 @@ impl<'m> Session<'m> {
     ///
     /// # Errors
     /// `OutOfMemory` for the cache.
-    pub fn new(model: &'m Llama, stream: &Stream, max_len: usize) -> Result<Self, Error> {
-        let max_len = max_len.min(model.config().max_context).max(1);
+    pub fn new(model: &'m dyn LanguageModel, stream: &Stream, max_len: usize) -> Result<Self, Error> {
+        let max_len = max_len.min(model.info().max_context).max(1);
         Ok(Self {
             model,
             stream: stream.clone(),

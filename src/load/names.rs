@@ -1,6 +1,7 @@
 //! Tensor names as data: what a model asks for, and what each kind of file calls it.
 //!
-//! A model names its weights canonically; [`NameMap::name`] translates. `{i}` stands for the layer's number.
+//! A model names its weights canonically; [`NameMap::name`] translates. `{i}` stands for the layer's number, `{e}` for
+//! the expert's. GGUF files hold a layer's experts as one tensor.
 
 use portolan_ops::rope::RopeStyle;
 
@@ -41,49 +42,151 @@ const fn optional(canonical: &'static str, gguf: &'static str, hugging_face: &'s
     TensorName { canonical, gguf, hugging_face, optional: true }
 }
 
+/// Embedding, output, norms and attention of all families here.
+const DECODER: &[TensorName] = &[
+    required("embedding.weight", "token_embd.weight", "model.embed_tokens.weight"),
+    required("norm.weight", "output_norm.weight", "model.norm.weight"),
+    optional("output.weight", "output.weight", "lm_head.weight"),
+    required(
+        "layers.{i}.attn_norm.weight",
+        "blk.{i}.attn_norm.weight",
+        "model.layers.{i}.input_layernorm.weight",
+    ),
+    required("layers.{i}.q.weight", "blk.{i}.attn_q.weight", "model.layers.{i}.self_attn.q_proj.weight"),
+    required("layers.{i}.k.weight", "blk.{i}.attn_k.weight", "model.layers.{i}.self_attn.k_proj.weight"),
+    required("layers.{i}.v.weight", "blk.{i}.attn_v.weight", "model.layers.{i}.self_attn.v_proj.weight"),
+    required("layers.{i}.o.weight", "blk.{i}.attn_output.weight", "model.layers.{i}.self_attn.o_proj.weight"),
+    optional("layers.{i}.q.bias", "blk.{i}.attn_q.bias", "model.layers.{i}.self_attn.q_proj.bias"),
+    optional("layers.{i}.k.bias", "blk.{i}.attn_k.bias", "model.layers.{i}.self_attn.k_proj.bias"),
+    optional("layers.{i}.v.bias", "blk.{i}.attn_v.bias", "model.layers.{i}.self_attn.v_proj.bias"),
+    optional("layers.{i}.o.bias", "blk.{i}.attn_output.bias", "model.layers.{i}.self_attn.o_proj.bias"),
+    required(
+        "layers.{i}.ffn_norm.weight",
+        "blk.{i}.ffn_norm.weight",
+        "model.layers.{i}.post_attention_layernorm.weight",
+    ),
+];
+
+/// A feed-forward layer.
+const FFN: &[TensorName] = &[
+    required("layers.{i}.gate.weight", "blk.{i}.ffn_gate.weight", "model.layers.{i}.mlp.gate_proj.weight"),
+    required("layers.{i}.up.weight", "blk.{i}.ffn_up.weight", "model.layers.{i}.mlp.up_proj.weight"),
+    required("layers.{i}.down.weight", "blk.{i}.ffn_down.weight", "model.layers.{i}.mlp.down_proj.weight"),
+    optional("layers.{i}.gate.bias", "blk.{i}.ffn_gate.bias", "model.layers.{i}.mlp.gate_proj.bias"),
+    optional("layers.{i}.up.bias", "blk.{i}.ffn_up.bias", "model.layers.{i}.mlp.up_proj.bias"),
+    optional("layers.{i}.down.bias", "blk.{i}.ffn_down.bias", "model.layers.{i}.mlp.down_proj.bias"),
+];
+
+/// Norms of each head's q and k.
+const QK_NORMS: &[TensorName] = &[
+    optional(
+        "layers.{i}.q_norm.weight",
+        "blk.{i}.attn_q_norm.weight",
+        "model.layers.{i}.self_attn.q_norm.weight",
+    ),
+    optional(
+        "layers.{i}.k_norm.weight",
+        "blk.{i}.attn_k_norm.weight",
+        "model.layers.{i}.self_attn.k_norm.weight",
+    ),
+];
+
+/// Experts as Mixtral's checkpoints call them.
+const MIXTRAL_EXPERTS: &[TensorName] = &[
+    required(
+        "layers.{i}.router.weight",
+        "blk.{i}.ffn_gate_inp.weight",
+        "model.layers.{i}.block_sparse_moe.gate.weight",
+    ),
+    required(
+        "layers.{i}.experts.{e}.gate.weight",
+        "blk.{i}.ffn_gate_exps.weight",
+        "model.layers.{i}.block_sparse_moe.experts.{e}.w1.weight",
+    ),
+    required(
+        "layers.{i}.experts.{e}.up.weight",
+        "blk.{i}.ffn_up_exps.weight",
+        "model.layers.{i}.block_sparse_moe.experts.{e}.w3.weight",
+    ),
+    required(
+        "layers.{i}.experts.{e}.down.weight",
+        "blk.{i}.ffn_down_exps.weight",
+        "model.layers.{i}.block_sparse_moe.experts.{e}.w2.weight",
+    ),
+];
+
+/// Experts as Qwen's checkpoints call them.
+const QWEN_EXPERTS: &[TensorName] = &[
+    required("layers.{i}.router.weight", "blk.{i}.ffn_gate_inp.weight", "model.layers.{i}.mlp.gate.weight"),
+    required(
+        "layers.{i}.experts.{e}.gate.weight",
+        "blk.{i}.ffn_gate_exps.weight",
+        "model.layers.{i}.mlp.experts.{e}.gate_proj.weight",
+    ),
+    required(
+        "layers.{i}.experts.{e}.up.weight",
+        "blk.{i}.ffn_up_exps.weight",
+        "model.layers.{i}.mlp.experts.{e}.up_proj.weight",
+    ),
+    required(
+        "layers.{i}.experts.{e}.down.weight",
+        "blk.{i}.ffn_down_exps.weight",
+        "model.layers.{i}.mlp.experts.{e}.down_proj.weight",
+    ),
+];
+
+/// The expert that every token goes to, and how much it counts.
+const SHARED_EXPERT: &[TensorName] = &[
+    optional(
+        "layers.{i}.shared.router.weight",
+        "blk.{i}.ffn_gate_inp_shexp.weight",
+        "model.layers.{i}.mlp.shared_expert_gate.weight",
+    ),
+    optional(
+        "layers.{i}.shared.gate.weight",
+        "blk.{i}.ffn_gate_shexp.weight",
+        "model.layers.{i}.mlp.shared_expert.gate_proj.weight",
+    ),
+    optional(
+        "layers.{i}.shared.up.weight",
+        "blk.{i}.ffn_up_shexp.weight",
+        "model.layers.{i}.mlp.shared_expert.up_proj.weight",
+    ),
+    optional(
+        "layers.{i}.shared.down.weight",
+        "blk.{i}.ffn_down_shexp.weight",
+        "model.layers.{i}.mlp.shared_expert.down_proj.weight",
+    ),
+];
+
+/// Lists behind each other; `N` is their length.
+const fn joined<const N: usize>(lists: &[&[TensorName]]) -> [TensorName; N] {
+    let mut all = [required("", "", ""); N];
+    let (mut list, mut at) = (0, 0);
+    while list < lists.len() {
+        let mut i = 0;
+        while i < lists[list].len() {
+            all[at] = lists[list][i];
+            (at, i) = (at + 1, i + 1);
+        }
+        list += 1;
+    }
+    assert!(at == N, "a list is longer or shorter than was said");
+    all
+}
+
 /// Llama and what is built like it: Mistral, Qwen2, SmolLM2.
-pub const LLAMA: NameMap = NameMap {
-    tensors: &[
-        required("embedding.weight", "token_embd.weight", "model.embed_tokens.weight"),
-        required("norm.weight", "output_norm.weight", "model.norm.weight"),
-        optional("output.weight", "output.weight", "lm_head.weight"),
-        required(
-            "layers.{i}.attn_norm.weight",
-            "blk.{i}.attn_norm.weight",
-            "model.layers.{i}.input_layernorm.weight",
-        ),
-        required("layers.{i}.q.weight", "blk.{i}.attn_q.weight", "model.layers.{i}.self_attn.q_proj.weight"),
-        required("layers.{i}.k.weight", "blk.{i}.attn_k.weight", "model.layers.{i}.self_attn.k_proj.weight"),
-        required("layers.{i}.v.weight", "blk.{i}.attn_v.weight", "model.layers.{i}.self_attn.v_proj.weight"),
-        required(
-            "layers.{i}.o.weight",
-            "blk.{i}.attn_output.weight",
-            "model.layers.{i}.self_attn.o_proj.weight",
-        ),
-        optional("layers.{i}.q.bias", "blk.{i}.attn_q.bias", "model.layers.{i}.self_attn.q_proj.bias"),
-        optional("layers.{i}.k.bias", "blk.{i}.attn_k.bias", "model.layers.{i}.self_attn.k_proj.bias"),
-        optional("layers.{i}.v.bias", "blk.{i}.attn_v.bias", "model.layers.{i}.self_attn.v_proj.bias"),
-        optional("layers.{i}.o.bias", "blk.{i}.attn_output.bias", "model.layers.{i}.self_attn.o_proj.bias"),
-        required(
-            "layers.{i}.ffn_norm.weight",
-            "blk.{i}.ffn_norm.weight",
-            "model.layers.{i}.post_attention_layernorm.weight",
-        ),
-        required(
-            "layers.{i}.gate.weight",
-            "blk.{i}.ffn_gate.weight",
-            "model.layers.{i}.mlp.gate_proj.weight",
-        ),
-        required("layers.{i}.up.weight", "blk.{i}.ffn_up.weight", "model.layers.{i}.mlp.up_proj.weight"),
-        required(
-            "layers.{i}.down.weight",
-            "blk.{i}.ffn_down.weight",
-            "model.layers.{i}.mlp.down_proj.weight",
-        ),
-        optional("layers.{i}.gate.bias", "blk.{i}.ffn_gate.bias", "model.layers.{i}.mlp.gate_proj.bias"),
-        optional("layers.{i}.up.bias", "blk.{i}.ffn_up.bias", "model.layers.{i}.mlp.up_proj.bias"),
-        optional("layers.{i}.down.bias", "blk.{i}.ffn_down.bias", "model.layers.{i}.mlp.down_proj.bias"),
-    ],
+pub const LLAMA: NameMap = NameMap { tensors: &joined::<{ DECODER.len() + FFN.len() }>(&[DECODER, FFN]) };
+
+/// Mixtral: experts in every layer.
+pub const MIXTRAL: NameMap =
+    NameMap { tensors: &joined::<{ DECODER.len() + MIXTRAL_EXPERTS.len() }>(&[DECODER, MIXTRAL_EXPERTS]) };
+
+/// Qwen2-MoE and Qwen3-MoE: layers with experts and layers without; one expert may be shared, q and k may have norms.
+pub const QWEN_MOE: NameMap = NameMap {
+    tensors: &joined::<
+        { DECODER.len() + QK_NORMS.len() + FFN.len() + QWEN_EXPERTS.len() + SHARED_EXPERT.len() },
+    >(&[DECODER, QK_NORMS, FFN, QWEN_EXPERTS, SHARED_EXPERT]),
 };
 
 /// GGUF architectures of the Llama family and the pairs their q and k rows are stored for.
@@ -110,6 +213,40 @@ impl TensorName {
     pub fn is_layered(&self) -> bool {
         self.canonical.contains("{i}")
     }
+
+    /// Whether there is one an expert.
+    pub fn is_of_experts(&self) -> bool {
+        self.canonical.contains("{e}")
+    }
+
+    /// Layer and expert in a file's name of this tensor, as far as it has them; `None` for another tensor's name.
+    fn numbers(&self, naming: Naming, name: &str) -> Option<(Option<usize>, Option<usize>)> {
+        let (mut pattern, mut rest) = (self.pattern(naming), name);
+        let (mut layer, mut expert) = (None, None);
+        while let Some(at) = pattern.find('{') {
+            rest = rest.strip_prefix(&pattern[..at])?;
+            let digits = &rest[..rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len())];
+            let number: usize = digits.parse().ok()?;
+            // `01` parses too, but is no layer's name.
+            if number.to_string() != digits {
+                return None;
+            }
+            *if pattern[at..].starts_with("{i}") { &mut layer } else { &mut expert } = Some(number);
+            (pattern, rest) = (&pattern[at + 3..], &rest[digits.len()..]);
+        }
+        (pattern == rest).then_some((layer, expert))
+    }
+}
+
+/// What a file's name stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// The tensor.
+    pub tensor: &'static TensorName,
+    /// Its layer.
+    pub layer: Option<usize>,
+    /// Its expert, where files have one tensor for each.
+    pub expert: Option<usize>,
 }
 
 impl NameMap {
@@ -119,16 +256,22 @@ impl NameMap {
         Some(tensor.pattern(naming).replace("{i}", &layer.to_string()))
     }
 
-    /// The tensor and layer a file's name stands for; `None` for a name that the family lacks.
-    pub fn find(&self, naming: Naming, name: &str) -> Option<(&'static TensorName, Option<usize>)> {
-        self.tensors.iter().find_map(|tensor| match tensor.pattern(naming).split_once("{i}") {
-            None => (tensor.pattern(naming) == name).then_some((tensor, None)),
-            Some((before, after)) => {
-                let digits = name.strip_prefix(before)?.strip_suffix(after)?;
-                let layer: usize = digits.parse().ok()?;
-                // `01` and `+1` parse too, but are no layer's name.
-                (layer.to_string() == digits).then_some((tensor, Some(layer)))
-            }
+    /// As [`name`](Self::name) of one expert's tensor; `expert` fills `{e}`.
+    pub fn expert_name(
+        &self,
+        naming: Naming,
+        canonical: &str,
+        layer: usize,
+        expert: usize,
+    ) -> Option<String> {
+        Some(self.name(naming, canonical, layer)?.replace("{e}", &expert.to_string()))
+    }
+
+    /// What a file's name stands for; `None` for a name that the family lacks.
+    pub fn find(&self, naming: Naming, name: &str) -> Option<Found> {
+        self.tensors.iter().find_map(|tensor| {
+            let (layer, expert) = tensor.numbers(naming, name)?;
+            Some(Found { tensor, layer, expert })
         })
     }
 }
@@ -139,11 +282,14 @@ mod tests {
 
     #[test]
     fn every_name_is_found_again_under_both_namings() {
-        for naming in [Naming::Gguf, Naming::HuggingFace] {
-            for tensor in LLAMA.tensors {
-                let name = LLAMA.name(naming, tensor.canonical, 12).unwrap();
-                let layer = tensor.is_layered().then_some(12);
-                assert_eq!(LLAMA.find(naming, &name), Some((tensor, layer)), "{name}");
+        for family in [LLAMA, MIXTRAL, QWEN_MOE] {
+            for naming in [Naming::Gguf, Naming::HuggingFace] {
+                for tensor in family.tensors {
+                    let name = family.expert_name(naming, tensor.canonical, 12, 3).unwrap();
+                    let layer = tensor.is_layered().then_some(12);
+                    let expert = tensor.pattern(naming).contains("{e}").then_some(3);
+                    assert_eq!(family.find(naming, &name), Some(Found { tensor, layer, expert }), "{name}");
+                }
             }
         }
     }
@@ -154,6 +300,11 @@ mod tests {
             ["blk.01.attn_q.weight", "blk..attn_q.weight", "blk.+1.attn_q.weight", "blk.1.attn_q.weights"]
         {
             assert_eq!(LLAMA.find(Naming::Gguf, name), None, "{name}");
+        }
+        let expert = |number: &str| format!("model.layers.1.mlp.experts.{number}.up_proj.weight");
+        assert!(QWEN_MOE.find(Naming::HuggingFace, &expert("7")).is_some());
+        for number in ["", "07", "7.7", "{e}"] {
+            assert_eq!(QWEN_MOE.find(Naming::HuggingFace, &expert(number)), None, "{number}");
         }
         assert_eq!(LLAMA.name(Naming::Gguf, "layers.{i}.router.weight", 0), None);
     }

@@ -1,9 +1,15 @@
 //! Models: one file each, written against the contract, no device names.
 
 mod embedded;
+mod language;
 mod llama;
+mod mixtral;
 mod oracle;
+mod qwen_moe;
 
 pub use embedded::{embedded, embedded_file};
+pub use language::{LanguageModel, ModelInfo, load};
 pub use llama::Llama;
+pub use mixtral::Mixtral;
 pub use oracle::{Int8Logits, OracleLlama};
+pub use qwen_moe::QwenMoe;

@@ -5,7 +5,7 @@
 use crate::Error;
 use crate::load::names::NameMap;
 use crate::load::{HostWeight, LoadError, WeightForm, WeightSource};
-use portolan_core::{HostBuffer, OpKind, QuantTensor, Stream, Tensor, Weight};
+use portolan_core::{Experts, HostBuffer, OpKind, QuantTensor, Stream, Tensor, Weight};
 use portolan_ops::{ActQuant, DType, HostTensor, OpError, Shape, TensorSpec};
 use std::sync::Arc;
 
@@ -59,7 +59,11 @@ impl<'a> Loader<'a> {
     }
 
     fn file_name(&self, canonical: &str, layer: usize) -> Result<String, Error> {
-        let name = self.names.name(self.source.naming(), canonical, layer);
+        self.expert_file_name(canonical, layer, 0)
+    }
+
+    fn expert_file_name(&self, canonical: &str, layer: usize, expert: usize) -> Result<String, Error> {
+        let name = self.names.expert_name(self.source.naming(), canonical, layer, expert);
         name.ok_or_else(|| {
             LoadError::tensor(self.source.path(), canonical, "is no name of this model family").into()
         })
@@ -70,13 +74,17 @@ impl<'a> Loader<'a> {
         self.file_name(canonical, layer).is_ok_and(|name| self.source.contains(&name))
     }
 
-    /// How a tensor is held, which must have the extents the model expects.
+    /// How the tensor of a canonical name is held.
     fn form(&self, canonical: &str, layer: usize, dims: &[usize]) -> Result<WeightForm, Error> {
-        let name = self.file_name(canonical, layer)?;
-        let form = self.source.form(&name, &Shape::new(dims)?)?;
+        self.form_of(&self.file_name(canonical, layer)?, dims)
+    }
+
+    /// How a tensor of the file is held, which must have the extents the model expects.
+    fn form_of(&self, name: &str, dims: &[usize]) -> Result<WeightForm, Error> {
+        let form = self.source.form(name, &Shape::new(dims)?)?;
         if form.shape().dims() != dims {
             let what = format!("is {}, the model's configuration makes it {dims:?}", form.shape());
-            return Err(LoadError::tensor(self.source.path(), &name, what).into());
+            return Err(LoadError::tensor(self.source.path(), name, what).into());
         }
         Ok(form)
     }
@@ -89,7 +97,11 @@ impl<'a> Loader<'a> {
         form: &WeightForm,
     ) -> Result<Option<HostWeight>, Error> {
         let name = self.file_name(canonical, layer)?;
-        let host = if self.keeps_data() { Some(self.source.load(&name)?) } else { None };
+        self.read_of(&name, form)
+    }
+
+    fn read_of(&mut self, name: &str, form: &WeightForm) -> Result<Option<HostWeight>, Error> {
+        let host = if self.keeps_data() { Some(self.source.load(name)?) } else { None };
         self.loaded += form.shape().numel() as u64;
         (self.progress)(self.loaded, self.total);
         Ok(host)
@@ -144,6 +156,37 @@ impl<'a> Loader<'a> {
         let label = parts.first().map_or("weight", |(name, _)| name);
         let weight = self.upload(&whole, &hosts, label)?;
         Ok(Some(self.pack(&weight)?))
+    }
+
+    /// The weights of all experts of a layer, packed for the feed-forward network; of each expert the rows of `parts`
+    /// behind each other, named by patterns with `{e}`.
+    pub fn experts(
+        &mut self,
+        parts: &[(&str, usize)],
+        layer: usize,
+        count: usize,
+        k: usize,
+    ) -> Result<Experts, Error> {
+        let (mut forms, mut hosts) = (Vec::new(), Vec::new());
+        for expert in 0..count {
+            for &(canonical, n) in parts {
+                let name = self.expert_file_name(canonical, layer, expert)?;
+                let form = self.form_of(&name, &[n, k])?;
+                hosts.extend(self.read_of(&name, &form)?);
+                forms.push(form);
+            }
+        }
+        let label = parts.first().map_or("experts", |(name, _)| name);
+        let Some(WeightForm::Dense(rows)) = WeightForm::concat_rows(&forms)? else {
+            let what =
+                "is quantized, or not of the type of the other experts; experts are read in one float type";
+            return Err(LoadError::tensor(self.source.path(), label, what).into());
+        };
+        let spec = TensorSpec::of(rows.dtype(), &[count, rows.dims()[0] / count.max(1), k])?;
+        let Weight::Dense(weights) = self.upload(&WeightForm::Dense(spec), &hosts, label)? else {
+            return Err(OpError::internal("experts", "elements became codes").into());
+        };
+        Ok(self.stream.prepack_experts(&Experts::dense(weights)?, OpKind::ExpertFfn)?)
     }
 
     /// The weight in the device's form for products.

@@ -1,11 +1,19 @@
 //! The few layers that models share: weights on a device and what they compute.
 
+mod attention;
 mod cache;
+mod decoder;
+mod ffn;
 mod linear;
 mod loader;
+mod moe;
 mod norm;
 
+pub use attention::Attention;
 pub use cache::{Batch, KvCache};
+pub use decoder::Decoder;
+pub use ffn::Ffn;
 pub use linear::{Embedding, Linear};
 pub use loader::{Loader, Precision, Progress};
+pub use moe::MoeFfn;
 pub use norm::RmsNorm;

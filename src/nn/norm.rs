@@ -2,7 +2,7 @@
 
 use crate::Error;
 use crate::nn::Loader;
-use portolan_core::{Stream, Tensor, ops};
+use portolan_core::{Stream, Tensor, call, ops};
 
 /// `x / √(mean(x²) + eps) · weight`.
 #[derive(Clone, Debug)]
@@ -32,6 +32,15 @@ impl RmsNorm {
     /// As [`Stream::run`].
     pub fn forward(&self, stream: &Stream, x: &Tensor) -> Result<Tensor, Error> {
         Ok(ops::rms_norm(stream, x, Some(&self.weight), self.eps)?)
+    }
+
+    /// Normalises every row where it lies.
+    ///
+    /// # Errors
+    /// As [`Stream::run`].
+    pub fn forward_in_place(&self, stream: &Stream, x: &Tensor) -> Result<(), Error> {
+        stream.run(call::RmsNorm::new(x, &mut x.clone(), self.eps)?.weight(&self.weight)?)?;
+        Ok(())
     }
 
     /// Adds `x` to `residual` in place, then normalises the sum.

@@ -2,7 +2,8 @@
 """Tiny random Llama-family models and their logits, as computed by the `transformers` library.
 
 Here because the models of `src/` are checked against an implementation nobody of this project wrote.
-The real model is in `smollm2.py`, the tokenizer in `tokenizer.py`; the tests that read the results are in Rust.
+The same for mixtures of experts is in `moe.py`, the real model in `smollm2.py`, the tokenizer in `tokenizer.py`; the
+tests that read the results are in Rust.
 
 Needs: torch (CPU is enough), transformers >= 5, safetensors, numpy.
 Usage: python tests/golden/llama.py [NAME ...]      (without a name: all of them)
@@ -113,13 +114,17 @@ MODELS = {
 OLD_CONFIG = {"llama-mha": None, "llama-rope-linear": "type", "llama-rope-llama3": "rope_type"}
 
 
-def configuration(name, **changes):
-    return MODELS[name][0](**{**BASE, **MODELS[name][2], **changes}, attn_implementation="eager")
+# What a model is like without a setting: a golden in which that changes nothing would be one that cannot fail.
+WITHOUT = {"rope_parameters": None, "sliding_window": None, "norm_topk_prob": False}
 
 
-def build(name, seed):
+def configuration(kind, **changes):
+    return kind[0](**{**BASE, **kind[2], **changes}, attn_implementation="eager")
+
+
+def build(kind, seed):
     torch.manual_seed(seed)
-    model = MODELS[name][1](configuration(name)).to(torch.float32).eval()
+    model = kind[1](configuration(kind)).to(torch.float32).eval()
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             # The library starts biases at 0 and norms at 1, where a forgotten one could not be seen.
@@ -163,29 +168,29 @@ def write_old_config(path, kind_key):
 
 
 @torch.no_grad()
-def check_visible(name, model, golden):
-    """A scaling or a window that changed nothing would be a golden that cannot fail."""
-    for key in ("rope_parameters", "sliding_window"):
-        if key in MODELS[name][2]:
-            plain = MODELS[name][1](configuration(name, **{key: None})).eval()
+def check_visible(name, kind, model, golden):
+    for key, plain_value in WITHOUT.items():
+        if key in kind[2]:
+            plain = kind[1](configuration(kind, **{key: plain_value})).eval()
             plain.load_state_dict(model.state_dict())
             logits = plain(golden["input_ids.1"].long(), use_cache=False).logits
             difference = (logits - golden["logits.1"]).abs().max().item()
             assert difference > 0.1 * golden["logits.1"].abs().max().item(), (name, key, difference)
 
 
-def write(name):
+def write(name, models, is_clear):
+    kind = models[name]
     # Greedy ids can only be compared where no step is nearly a tie: take the first seed without one.
-    for seed in count(100 * list(MODELS).index(name)):
-        model = build(name, seed)
+    for seed in count(100 * list(models).index(name)):
+        model = build(kind, seed)
         golden = goldens(model, seed)
-        if golden["greedy_margin"].min() > 0.05:
+        if golden["greedy_margin"].min() > 0.05 and is_clear(model, golden):
             break
-    check_visible(name, model, golden)
+    check_visible(name, kind, model, golden)
 
     folder = HERE / name
     shutil.rmtree(folder, ignore_errors=True)
-    shard = MODELS[name][3]
+    shard = kind[3]
     model.save_pretrained(folder, max_shard_size=shard or "1GB")
     (folder / "generation_config.json").unlink(missing_ok=True)
     if name in OLD_CONFIG:
@@ -203,16 +208,17 @@ def write(name):
           f"smallest greedy margin {golden['greedy_margin'].min().item():.3f}")
 
 
-def main():
+def main(script, models, is_clear=lambda model, golden: True):
+    """Writes the models named on the command line; `is_clear` refuses a seed whose results hang on a near tie."""
     torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()
-    names = sys.argv[1:] or list(MODELS)
+    names = sys.argv[1:] or list(models)
     for name in names:
-        if name not in MODELS:
-            sys.exit(f"unknown model {name}; known: {', '.join(MODELS)}")
-        write(name)
-    versions.record(__file__, ["torch", "transformers", "safetensors", "numpy"])
+        if name not in models:
+            sys.exit(f"unknown model {name}; known: {', '.join(models)}")
+        write(name, models, is_clear)
+    versions.record(script, ["torch", "transformers", "safetensors", "numpy"])
 
 
 if __name__ == "__main__":
-    main()
+    main(__file__, MODELS)

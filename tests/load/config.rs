@@ -131,6 +131,7 @@ fn implausible_values_are_refused_by_name() {
     assert!(gguf(|f| f.u32("llama.vocab_size", 3)).contains("the rows of `token_embd.weight`"));
     assert!(gguf(|f| f.u32("llama.attention.head_count_kv", 3)).contains("a divisor of the number of heads"));
     assert!(gguf(|f| f.u32("llama.rope.dimension_count", 17)).contains("`rotated elements` is 17"));
+    assert!(gguf(|f| f.u32("llama.expert_count", 8)).contains("experts are not read from gguf"));
     assert!(gguf(|f| f.text("llama.rope.scaling.type", "su")).contains("none, linear or yarn"));
     assert!(gguf(|f| f.tensor("rope_freqs.weight", &[8], 0, &[0; 32])).contains("frequency factors"));
 }

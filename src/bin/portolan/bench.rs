@@ -5,7 +5,7 @@ use crate::failure::Failure;
 use crate::interrupt;
 use crate::progress::Bar;
 use portolan::generate::{GenerateOptions, Session, Timing, perplexity};
-use portolan::models::Llama;
+use portolan::models::{self, LanguageModel};
 use portolan::{Stream, TextModel, load};
 use std::io::Write;
 use std::ops::ControlFlow;
@@ -24,24 +24,24 @@ fn run_speed(args: &BenchArgs) -> Result<(), Failure> {
     let bar = Bar::loading();
     let precision = args.model.precision.precision();
     let model =
-        Llama::load(&opened.stream, source.as_ref(), precision, &mut |done, total| bar.set(done, total))?;
+        models::load(&opened.stream, source.as_ref(), precision, &mut |done, total| bar.set(done, total))?;
     drop((bar, source));
     let (prompt, generate) = (args.prompt as usize, args.generate as usize);
-    let max = model.config().max_context;
+    let max = model.info().max_context;
     if prompt.saturating_add(generate) > max {
         let what = format!(
             "--prompt {prompt} and --generate {generate} exceed the model's context of {max} tokens; ask for less"
         );
         return Err(Failure::Usage(what));
     }
-    let vocab = model.config().vocab;
+    let vocab = model.info().vocab;
     // Strides through the vocabulary, so that no two neighbours are alike.
     let prompt: Vec<u32> = (0..prompt).map(|i| ((i * 7919 + 13) % vocab) as u32).collect();
     let _listening = interrupt::Listening::begin();
     // Warms up memory, threads and caches.
-    measure(&model, &opened.stream, &prompt, 2)?;
+    measure(model.as_ref(), &opened.stream, &prompt, 2)?;
     let timings = (0..args.repeat)
-        .map(|_| measure(&model, &opened.stream, &prompt, generate))
+        .map(|_| measure(model.as_ref(), &opened.stream, &prompt, generate))
         .collect::<Result<Vec<Timing>, Failure>>()?;
     let prefill = median(timings.iter().map(Timing::prefill_rate).collect());
     let decode = median(timings.iter().map(Timing::decode_rate).collect());
@@ -76,7 +76,12 @@ fn run_speed(args: &BenchArgs) -> Result<(), Failure> {
 }
 
 /// One run from an empty cache.
-fn measure(model: &Llama, stream: &Stream, prompt: &[u32], generate: usize) -> Result<Timing, Failure> {
+fn measure(
+    model: &dyn LanguageModel,
+    stream: &Stream,
+    prompt: &[u32],
+    generate: usize,
+) -> Result<Timing, Failure> {
     let mut session = Session::new(model, stream, prompt.len() + generate)?;
     let options = GenerateOptions { max_tokens: generate, ..GenerateOptions::default() };
     let generated = session.generate(prompt, &options, &mut |_| match interrupt::asked() {
@@ -110,7 +115,7 @@ fn run_perplexity(args: &BenchArgs) -> Result<(), Failure> {
             })?;
         let text = model.encode(TEXT)?;
         tokens = text.len();
-        figures.push(perplexity(model.llama(), model.stream(), &text)?);
+        figures.push(perplexity(model.model(), model.stream(), &text)?);
     }
     let [exact, fast] = figures[..] else { return Ok(()) };
     let change = fast / exact - 1.0;

@@ -7,7 +7,7 @@
 use crate::args::CheckArgs;
 use crate::failure::Failure;
 use portolan::cpu::{CpuBackend, CpuOptions, Executor};
-use portolan::models::{Llama, OracleLlama, embedded};
+use portolan::models::{LanguageModel, Llama, OracleLlama, embedded};
 use portolan::nn::{Batch, KvCache, Precision};
 use portolan::{DType, Device, Registry, StreamOptions};
 use std::io::Write;

@@ -19,6 +19,10 @@ pub(super) fn read(metadata: &Metadata, source: &dyn WeightSource) -> Result<Lla
         return Err(LoadError::key(path, "general.architecture", seen, known.join(" or ")));
     };
     let key = |suffix: &str| format!("{architecture}.{suffix}");
+    if let Some(experts) = metadata.optional(&key("expert_count"), Metadata::u32)?.filter(|&n| n != 0) {
+        let wanted = "0: experts are not read from gguf; use the safetensors form of this model";
+        return Err(LoadError::key(path, key("expert_count"), experts.to_string(), wanted));
+    }
     let size = |suffix: &str| metadata.u32(&key(suffix)).map(|v| v as usize);
     let optional_size =
         |suffix: &str| Ok(metadata.optional(&key(suffix), Metadata::u32)?.map(|v| v as usize));
@@ -68,6 +72,7 @@ pub(super) fn read(metadata: &Metadata, source: &dyn WeightSource) -> Result<Lla
         qkv_bias: source.contains("blk.0.attn_q.bias"),
         o_bias: source.contains("blk.0.attn_output.bias"),
         mlp_bias: source.contains("blk.0.ffn_down.bias"),
+        qk_norm: false,
         bos: token("bos_token_id")?,
         eos,
     };

@@ -1,17 +1,68 @@
-//! Reads a Llama-family configuration from the `config.json` of a transformers checkpoint.
+//! Reads a decoder's configuration from the `config.json` of a transformers checkpoint.
 //!
+//! What all families here share is read by one function; each architecture's own ways are a row of a table.
 //! Entries that change the result and are not understood are refused, never skipped.
 
-use super::LlamaConfig;
+use super::{Family, LlamaConfig, MoeConfig};
 use crate::load::error::{LoadError, Result, printable};
 use crate::load::names::HUGGING_FACE_ROPE;
 use portolan_ops::rope::RopeScaling;
 use serde_json::Value;
 use std::path::Path;
 
-/// Architectures read, and whether their q, k and v have biases where `attention_bias` is not written.
-const ARCHITECTURES: &[(&str, bool)] =
-    &[("LlamaForCausalLM", false), ("MistralForCausalLM", false), ("Qwen2ForCausalLM", true)];
+/// An architecture's name and how its files differ from Llama's.
+#[derive(Clone, Copy)]
+struct Architecture {
+    name: &'static str,
+    family: Family,
+    /// The entry that says whether q, k and v have biases, and what it is where it is not written.
+    qkv_bias: (&'static str, bool),
+    /// Whether the output projection has a bias too when they have.
+    o_bias: bool,
+    /// Whether a written `sliding_window` counts unless it is switched off.
+    window: bool,
+    /// Whether heads of q and k have norms.
+    qk_norm: bool,
+    /// Whether one expert is every token's.
+    shared_expert: bool,
+    rms_eps: f64,
+    rope_theta: f64,
+}
+
+const LLAMA: Architecture = Architecture {
+    name: "LlamaForCausalLM",
+    family: Family::Llama,
+    qkv_bias: ("attention_bias", false),
+    o_bias: true,
+    window: false,
+    qk_norm: false,
+    shared_expert: false,
+    rms_eps: 1e-6,
+    rope_theta: 1e4,
+};
+
+const ARCHITECTURES: &[Architecture] = &[
+    LLAMA,
+    Architecture { name: "MistralForCausalLM", window: true, ..LLAMA },
+    Architecture { name: "Qwen2ForCausalLM", qkv_bias: ("attention_bias", true), o_bias: false, ..LLAMA },
+    Architecture {
+        name: "MixtralForCausalLM",
+        family: Family::Mixtral,
+        window: true,
+        rms_eps: 1e-5,
+        rope_theta: 1e6,
+        ..LLAMA
+    },
+    Architecture {
+        name: "Qwen2MoeForCausalLM",
+        family: Family::QwenMoe,
+        qkv_bias: ("qkv_bias", true),
+        o_bias: false,
+        shared_expert: true,
+        ..LLAMA
+    },
+    Architecture { name: "Qwen3MoeForCausalLM", family: Family::QwenMoe, qk_norm: true, ..LLAMA },
+];
 
 /// An object of the file, and where it is for messages.
 #[derive(Clone, Copy)]
@@ -68,12 +119,51 @@ impl<'a> Object<'a> {
     }
 }
 
-pub(super) fn read(path: &Path, json: &Value) -> Result<LlamaConfig> {
-    if !json.is_object() {
-        return Err(LoadError::corrupt(path, "the configuration is not a json object"));
+fn root<'a>(path: &'a Path, json: &'a Value) -> Result<Object<'a>> {
+    match json.is_object() {
+        true => Ok(Object { path, prefix: "", value: json }),
+        false => Err(LoadError::corrupt(path, "the configuration is not a json object")),
     }
-    let root = Object { path, prefix: "", value: json };
-    let (architecture, biased) = architecture(root)?;
+}
+
+pub(super) fn family(path: &Path, json: &Value) -> Result<Family> {
+    Ok(architecture(root(path, json)?, |_| true)?.family)
+}
+
+pub(super) fn read(path: &Path, json: &Value) -> Result<LlamaConfig> {
+    let root = root(path, json)?;
+    decoder(root, architecture(root, |family| family == Family::Llama)?)
+}
+
+pub(super) fn read_moe(path: &Path, json: &Value) -> Result<MoeConfig> {
+    let root = root(path, json)?;
+    let architecture = architecture(root, |family| family != Family::Llama)?;
+    let decoder = decoder(root, architecture)?;
+    let mixtral = architecture.family == Family::Mixtral;
+    let shared = |key: &str| if architecture.shared_expert { root.size(key).map(Some) } else { Ok(None) };
+    let dense_layers = root.optional("mlp_only_layers", "a list of layers", |v| {
+        v.as_array()?.iter().map(|i| usize::try_from(i.as_u64()?).ok()).collect::<Option<Vec<usize>>>()
+    })?;
+    let config = MoeConfig {
+        experts: match root.size_if("num_local_experts")? {
+            Some(experts) => experts,
+            None => root.size("num_experts")?,
+        },
+        top_k: root.size("num_experts_per_tok")?,
+        expert_ffn: if mixtral { decoder.ffn } else { root.size("moe_intermediate_size")? },
+        shared_ffn: shared("shared_expert_intermediate_size")?,
+        renormalize: root.bool_or("norm_topk_prob", mixtral)?,
+        sparse_step: root.size_if("decoder_sparse_step")?.unwrap_or(1),
+        dense_layers: dense_layers.unwrap_or_default(),
+        decoder,
+    };
+    config.check(path)?;
+    Ok(config)
+}
+
+/// What a decoder is made of, whatever its feed-forward layers are.
+fn decoder(root: Object<'_>, architecture: Architecture) -> Result<LlamaConfig> {
+    let path = root.path;
     if let Some(act) = root.text_if("hidden_act")?.filter(|&a| a != "silu" && a != "swish") {
         return Err(LoadError::key(path, "hidden_act", printable(act), "silu"));
     }
@@ -92,11 +182,12 @@ pub(super) fn read(path: &Path, json: &Value) -> Result<LlamaConfig> {
     let rope = root.get("rope_parameters").or_else(|| root.get("rope_scaling"));
     let rope = rope.map(|value| Object { path, prefix: "rope_scaling.", value });
     let inner = |key: &str| rope.map_or(Ok(None), |r| r.number_if(key));
-    let theta = root.number_if("rope_theta")?.or(inner("rope_theta")?).unwrap_or(10_000.0);
+    let theta = root.number_if("rope_theta")?.or(inner("rope_theta")?).unwrap_or(architecture.rope_theta);
     let partial = root.number_if("partial_rotary_factor")?.or(inner("partial_rotary_factor")?).unwrap_or(1.0);
-    let attention_bias = root.bool_or("attention_bias", biased)?;
+    let (bias_key, bias_default) = architecture.qkv_bias;
+    let qkv_bias = root.bool_or(bias_key, bias_default)?;
     let config = LlamaConfig {
-        architecture: architecture.into(),
+        architecture: architecture.name.into(),
         hidden,
         layers: root.size("num_hidden_layers")?,
         num_heads,
@@ -104,7 +195,7 @@ pub(super) fn read(path: &Path, json: &Value) -> Result<LlamaConfig> {
         head_dim,
         ffn: root.size("intermediate_size")?,
         vocab: root.size("vocab_size")?,
-        rms_eps: root.number_if("rms_norm_eps")?.unwrap_or(1e-6) as f32,
+        rms_eps: root.number_if("rms_norm_eps")?.unwrap_or(architecture.rms_eps) as f32,
         rope_theta: theta,
         rope_scaling: rope.map_or(Ok(RopeScaling::None), |r| rope_scaling(r, max_context))?,
         rope_style: HUGGING_FACE_ROPE,
@@ -112,9 +203,9 @@ pub(super) fn read(path: &Path, json: &Value) -> Result<LlamaConfig> {
         tied: root.bool_or("tie_word_embeddings", false)?,
         max_context,
         sliding_window: sliding_window(root, architecture)?,
-        qkv_bias: attention_bias,
-        // Qwen2 has biases on q, k and v only; Llama's `attention_bias` means all four.
-        o_bias: attention_bias && !biased,
+        qkv_bias,
+        o_bias: qkv_bias && architecture.o_bias,
+        qk_norm: architecture.qk_norm,
         mlp_bias: root.bool_or("mlp_bias", false)?,
         bos: tokens(root, "bos_token_id")?.first().copied(),
         eos: tokens(root, "eos_token_id")?,
@@ -123,16 +214,16 @@ pub(super) fn read(path: &Path, json: &Value) -> Result<LlamaConfig> {
     Ok(config)
 }
 
-fn architecture(root: Object<'_>) -> Result<(&'static str, bool)> {
-    let names: Vec<&str> = ARCHITECTURES.iter().map(|(name, _)| *name).collect();
-    let wanted = names.join(", ");
+/// The file's architecture, which must be of a family that is `read`.
+fn architecture(root: Object<'_>, read: impl Fn(Family) -> bool) -> Result<Architecture> {
+    let known = || ARCHITECTURES.iter().filter(|architecture| read(architecture.family));
+    let wanted = known().map(|architecture| architecture.name).collect::<Vec<_>>().join(", ");
     let Some(seen) = root.get("architectures") else {
         return Err(LoadError::missing_key(root.path, "architectures", wanted));
     };
     let first = seen.as_array().and_then(|a| a.first()).and_then(Value::as_str);
-    ARCHITECTURES
-        .iter()
-        .find(|(name, _)| Some(*name) == first)
+    known()
+        .find(|architecture| Some(architecture.name) == first)
         .copied()
         .ok_or_else(|| root.wrong("architectures", seen, &format!("one of {wanted}")))
 }
@@ -147,11 +238,11 @@ fn tokens(root: Object<'_>, key: &str) -> Result<Vec<u32>> {
     Ok(read.unwrap_or_default())
 }
 
-fn sliding_window(root: Object<'_>, architecture: &str) -> Result<Option<usize>> {
-    // Qwen2 writes a window and switches it off beside it.
-    let on = root.bool_or("use_sliding_window", architecture == "MistralForCausalLM")?;
+fn sliding_window(root: Object<'_>, architecture: Architecture) -> Result<Option<usize>> {
+    // Qwen writes a window and switches it off beside it.
+    let on = root.bool_or("use_sliding_window", architecture.window)?;
     let window = root.size_if("sliding_window")?;
-    if on && architecture == "Qwen2ForCausalLM" && window.is_some() {
+    if on && architecture.name.starts_with("Qwen") && window.is_some() {
         return Err(LoadError::key(
             root.path,
             "use_sliding_window",

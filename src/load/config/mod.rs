@@ -1,12 +1,16 @@
 //! The shape of a Llama-family model, from GGUF metadata or from `config.json`, checked for plausibility.
 //!
 //! The two readers are in `from_gguf.rs` and `from_json.rs`; here are the values they agree on and the checks both must pass.
+//! What models with experts have besides is in `moe.rs`.
 
 mod from_gguf;
 mod from_json;
+mod moe;
+
+pub use moe::MoeConfig;
 
 use super::error::{LoadError, Result};
-use super::names::LLAMA;
+use super::names::{LLAMA, NameMap, TensorName};
 use super::weights::{SourceMetadata, WeightSource};
 use portolan_ops::rope::{RopeScaling, RopeStyle};
 use std::path::Path;
@@ -15,6 +19,32 @@ use std::path::Path;
 const MAX_EXTENT: usize = 1 << 28;
 /// The most layers a model may claim.
 const MAX_LAYERS: usize = 1 << 12;
+
+/// Families of models: those of one are computed by the same code.
+#[non_exhaustive]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Family {
+    /// Llama, Mistral, Qwen2, SmolLM2.
+    Llama,
+    /// Mixtral.
+    Mixtral,
+    /// Qwen2-MoE, Qwen3-MoE.
+    QwenMoe,
+}
+
+impl Family {
+    /// The family of an open model.
+    ///
+    /// # Errors
+    /// `Key` and `MissingKey` for a configuration that names no architecture known here.
+    pub fn from_source(source: &dyn WeightSource) -> Result<Self> {
+        match source.metadata() {
+            SourceMetadata::Config(path, json) => from_json::family(path, json),
+            // Its reader says which architectures are read from this format, and what a file lacks.
+            SourceMetadata::Gguf(_) | SourceMetadata::None => Ok(Family::Llama),
+        }
+    }
+}
 
 /// What a Llama-family model is made of.
 #[derive(Clone, Debug, PartialEq)]
@@ -57,6 +87,8 @@ pub struct LlamaConfig {
     pub o_bias: bool,
     /// Whether the feed-forward layer has biases.
     pub mlp_bias: bool,
+    /// Whether each head's q and k are normed before they are rotated.
+    pub qk_norm: bool,
     /// The token that begins a text.
     pub bos: Option<u32>,
     /// Tokens that end a text.
@@ -79,30 +111,35 @@ impl LlamaConfig {
                 "the model's configuration beside the weights",
             )),
         }?;
-        config.check_tensors(source)?;
+        config.check_tensors(source, LLAMA)?;
         Ok(config)
     }
 
     /// Refuses weights that this configuration would leave out: without them the model would talk, and wrongly.
-    fn check_tensors(&self, source: &dyn WeightSource) -> Result<()> {
+    fn check_tensors(&self, source: &dyn WeightSource, names: NameMap) -> Result<()> {
         for name in source.names() {
-            let Some((tensor, layer)) = LLAMA.find(source.naming(), name) else { continue };
-            let used = match tensor.canonical {
-                "layers.{i}.q.bias" | "layers.{i}.k.bias" | "layers.{i}.v.bias" => self.qkv_bias,
-                "layers.{i}.o.bias" => self.o_bias,
-                bias if bias.ends_with(".bias") => self.mlp_bias,
-                _ => true,
+            let Some(found) = names.find(source.naming(), name) else { continue };
+            let unused = match found.layer.filter(|&layer| layer >= self.layers) {
+                Some(layer) => format!("is of layer {layer}, the configuration has {}", self.layers),
+                None if self.lacks(found.tensor) => {
+                    let what = if name.ends_with(".bias") { "bias" } else { "norm" };
+                    format!("is a {what}, the configuration has none there")
+                }
+                None => continue,
             };
-            if let Some(layer) = layer.filter(|&layer| layer >= self.layers) {
-                let what = format!("is of layer {layer}, the configuration has {}", self.layers);
-                return Err(LoadError::tensor(source.path(), name, what));
-            }
-            if !used {
-                let what = "is a bias, the configuration has none there";
-                return Err(LoadError::tensor(source.path(), name, what));
-            }
+            return Err(LoadError::tensor(source.path(), name, unused));
         }
         Ok(())
+    }
+
+    /// Whether a tensor is a bias or a norm where the model has none.
+    fn lacks(&self, tensor: &TensorName) -> bool {
+        match tensor.canonical {
+            "layers.{i}.q.bias" | "layers.{i}.k.bias" | "layers.{i}.v.bias" => !self.qkv_bias,
+            "layers.{i}.o.bias" => !self.o_bias,
+            "layers.{i}.q_norm.weight" | "layers.{i}.k_norm.weight" => !self.qk_norm,
+            bias => bias.ends_with(".bias") && !self.mlp_bias,
+        }
     }
 
     /// The configuration in the text of a `config.json`; `path` stands in messages.

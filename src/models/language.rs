@@ -1,0 +1,54 @@
+//! What every model that continues a text offers, whatever it is built from.
+
+use crate::Error;
+use crate::load::WeightSource;
+use crate::load::config::Family;
+use crate::models::{Llama, Mixtral, QwenMoe};
+use crate::nn::{Batch, KvCache, Precision, Progress};
+use portolan_core::{Stream, Tensor};
+
+/// What a program has to know of a model to talk to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ModelInfo<'a> {
+    /// Number of tokens in the vocabulary.
+    pub vocab: usize,
+    /// Positions the model was made for.
+    pub max_context: usize,
+    /// Tokens that end a text.
+    pub eos: &'a [u32],
+}
+
+/// A model that predicts the token behind every token.
+pub trait LanguageModel: Send + Sync + core::fmt::Debug {
+    /// Its vocabulary and its limits.
+    fn info(&self) -> ModelInfo<'_>;
+
+    /// An empty cache that fits this model.
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    fn cache(&self, stream: &Stream, batch: usize, max_len: usize) -> Result<KvCache, Error>;
+
+    /// Runs the batch's tokens and extends the cache: logits `[rows, vocab]` in f32.
+    ///
+    /// # Errors
+    /// As [`Stream::run`].
+    fn forward(&self, stream: &Stream, batch: &Batch, cache: &mut KvCache) -> Result<Tensor, Error>;
+}
+
+/// Loads the model that an open file or folder holds, of any family.
+///
+/// # Errors
+/// Those of the file (an architecture not known here, missing tensors, wrong extents) and of the device (memory).
+pub fn load(
+    stream: &Stream,
+    source: &dyn WeightSource,
+    precision: Precision,
+    progress: Progress<'_>,
+) -> Result<Box<dyn LanguageModel>, Error> {
+    Ok(match Family::from_source(source)? {
+        Family::Llama => Box::new(Llama::load(stream, source, precision, progress)?),
+        Family::Mixtral => Box::new(Mixtral::load(stream, source, precision, progress)?),
+        Family::QwenMoe => Box::new(QwenMoe::load(stream, source, precision, progress)?),
+    })
+}
