@@ -101,7 +101,7 @@ fn what_is_no_operator_passes_a_decorator_too() {
         assert_eq!(backend.traits(0).alignment, inner.traits(0).alignment, "{around}");
         assert_eq!(backend.memory_info(0).unwrap().total, inner.memory_info(0).unwrap().total, "{around}");
         assert_eq!(backend.devices().unwrap()[0].name, inner.devices().unwrap()[0].name, "{around}");
-        assert!(matches!(backend.new_id(), Err(OpError::Unavailable { .. })), "{around}");
+        assert!(backend.new_id().is_ok(), "{around}");
         let device = open(backend);
         let s = stream(&device);
         let x = up(&s, &[1.0, 2.0]);
