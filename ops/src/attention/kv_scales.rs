@@ -25,13 +25,8 @@ impl KvScales {
         [k, v]: [&TensorSpec; 2],
         [k_scale, v_scale]: [&TensorSpec; 2],
     ) -> Result<Self> {
-        for (name, cache) in [("k", k), ("v", v)] {
-            expect_dtype(op, name, cache, &CODES)?;
-        }
-        for (name, scale, cache) in [("k_scale", k_scale, k), ("v_scale", v_scale, v)] {
-            expect_dims(op, name, scale, &cache.dims()[..3])?;
-            expect_dtype(op, name, scale, &[DType::F32])?;
-        }
+        expect_scaled(op, ["k", "k_scale"], k, k_scale)?;
+        expect_scaled(op, ["v", "v_scale"], v, v_scale)?;
         Ok(Self { k: *k_scale, v: *v_scale })
     }
 
@@ -68,11 +63,37 @@ pub(super) fn take_cache<'a, 'b>(
     if scales.is_none() {
         return ([inputs[0].to_vec(), inputs[1].to_vec()], &inputs[2..]);
     }
-    let scaled = |spec: &TensorSpec, codes: &[f64], scale: &[f64]| {
-        let width = spec.dims()[3].max(1);
-        codes.iter().enumerate().map(|(i, code)| code * scale[i / width]).collect()
-    };
     ([scaled(k, inputs[0], inputs[2]), scaled(v, inputs[1], inputs[3])], &inputs[4..])
+}
+
+/// The same of a single cache, whose scales, where there are any, come next among the inputs.
+pub(super) fn take_entries<'a, 'b>(
+    cache: &TensorSpec,
+    scale: Option<&TensorSpec>,
+    inputs: &'b [&'a [f64]],
+) -> (Vec<f64>, &'b [&'a [f64]]) {
+    match scale {
+        None => (inputs[0].to_vec(), &inputs[1..]),
+        Some(_) => (scaled(cache, inputs[0], inputs[1]), &inputs[2..]),
+    }
+}
+
+/// Every code times the scale of its row.
+fn scaled(cache: &TensorSpec, codes: &[f64], scale: &[f64]) -> Vec<f64> {
+    let width = cache.shape().last().max(1);
+    codes.iter().enumerate().map(|(i, code)| code * scale[i / width]).collect()
+}
+
+/// Checks a cache of codes and the scale of each of its rows.
+pub(super) fn expect_scaled(
+    op: &'static str,
+    [name, scale_name]: [&'static str; 2],
+    cache: &TensorSpec,
+    scale: &TensorSpec,
+) -> Result<()> {
+    expect_dtype(op, name, cache, &CODES)?;
+    expect_dims(op, scale_name, scale, &cache.dims()[..cache.rank() - 1])?;
+    expect_dtype(op, scale_name, scale, &[DType::F32])
 }
 
 /// How rows become codes: one scale a row, whose largest magnitude gets the largest code.
@@ -82,17 +103,20 @@ pub(super) fn row_scheme(codes: DType) -> QuantScheme {
 
 /// Checks a cache of codes that rows are written to, and the scale of each row.
 pub(super) fn expect_codes(op: &'static str, cache: &TensorSpec, scale: &TensorSpec) -> Result<()> {
-    expect_dtype(op, "cache", cache, &CODES)?;
-    expect_dims(op, "scale", scale, &cache.dims()[..3])?;
-    expect_dtype(op, "scale", scale, &[DType::F32])?;
+    expect_scaled(op, ["cache", "scale"], cache, scale)?;
     expect_writable(op, "scale", scale)
 }
 
 /// Fillings of a cache of codes whose elements lie in [−1, 1].
 pub(super) fn fills(codes: DType) -> [(&'static str, Fill); 4] {
+    let [codes, scales] = code_fills(codes);
+    [("k", codes.clone()), ("v", codes), ("k_scale", scales.clone()), ("v_scale", scales)]
+}
+
+/// Those of codes and of scales.
+pub(super) fn code_fills(codes: DType) -> [Fill; 2] {
     let top = f64::from(row_scheme(codes).symmetric_top());
     // A range does not hold its end, which is an integer's largest.
     let end = if codes == DType::I8 { top + 1.0 } else { top };
-    let (codes, scales) = (Fill::Range(-top, end), Fill::Range(1.0 / (8.0 * top), 1.0 / top));
-    [("k", codes.clone()), ("v", codes), ("k_scale", scales.clone()), ("v_scale", scales)]
+    [Fill::Range(-top, end), Fill::Range(1.0 / (8.0 * top), 1.0 / top)]
 }

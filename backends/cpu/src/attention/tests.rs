@@ -119,7 +119,8 @@ impl Runs for PagedAttentionSpec {
 
 impl Runs for MlaDecodeSpec {
     fn run(&self, team: &Team, isa: Isa, bound: &mut Bound) -> Result<()> {
-        let bases = AttentionBases { k: bound.base("cache"), ..bound.bases() };
+        let cache = [bound.base("cache"), bound.base("cache_scale")];
+        let bases = AttentionBases { k: cache[0], k_scale: cache[1], ..bound.bases() };
         let task = AttentionTask::latent(self, bound.base("block_table"), &bases)?;
         // SAFETY: the operands are owned by `bound`.
         unsafe { attention(team, usize::MAX, isa, &task) }
