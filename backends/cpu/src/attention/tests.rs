@@ -129,7 +129,8 @@ impl Runs for MlaDecodeSpec {
 
 impl Runs for SparseAttentionSpec {
     fn run(&self, team: &Team, isa: Isa, bound: &mut Bound) -> Result<()> {
-        let bases = AttentionBases { k: bound.base("cache"), ..bound.bases() };
+        let cache = [bound.base("cache"), bound.base("cache_scale")];
+        let bases = AttentionBases { k: cache[0], k_scale: cache[1], ..bound.bases() };
         let task = SparseTask::new(self, bound.base("block_table"), bound.base("indices"), &bases)?;
         // SAFETY: the operands are owned by `bound`.
         unsafe { sparse_attention(team, usize::MAX, isa, task) }
