@@ -7,7 +7,7 @@ use crate::{
 };
 
 /// Types of codes.
-const CODES: [DType; 3] = [DType::I8, DType::F8E4M3, DType::F8E5M2];
+pub(super) const CODES: [DType; 3] = [DType::I8, DType::F8E4M3, DType::F8E5M2];
 
 /// Scales of a cache of codes, i8, f8e4m3 or f8e5m2: an element is `scale · code`.
 ///

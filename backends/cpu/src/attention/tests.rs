@@ -139,7 +139,7 @@ impl Runs for SparseAttentionSpec {
 
 impl Runs for IndexLogitsSpec {
     fn run(&self, team: &Team, isa: Isa, bound: &mut Bound) -> Result<()> {
-        let names = ["q", "k", "block_table", "weights", "q_lens", "kv_lens"];
+        let names = ["q", "k", "k_scale", "block_table", "weights", "q_lens", "kv_lens"];
         let task =
             IndexTask::new(self, names.map(|name| bound.base(name).cast_const()), bound.base("logits"))?;
         // SAFETY: the operands are owned by `bound`.
