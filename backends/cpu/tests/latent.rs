@@ -147,8 +147,9 @@ fn naive_in_f64(q: &[f64], cache: &[f64], weights: [&[f64]; 2], lens: [&[u32]; 2
         .collect();
     let spec = |dims: &[usize]| TensorSpec::of(DType::F32, dims).unwrap();
     let length = TensorSpec::of(DType::I32, &[batch]).unwrap();
-    let [q_lens, kv_lens] = lens
-        .map(|lens| LensSpec::new("attention", "lens", &length, lens.iter().copied().max().unwrap()).unwrap());
+    let [q_lens, kv_lens] = lens.map(|lens| {
+        LensSpec::new("attention", "lens", &length, lens.iter().copied().max().unwrap()).unwrap()
+    });
     let [k_width, heads] = [NOPE + WIDTH - RANK, HEADS_OF_LAYER];
     let naive = AttentionSpec::new(
         &spec(&[tokens, heads, k_width]),

@@ -154,7 +154,12 @@ impl MlaDecodeSpec {
         let extents = CacheExtents { capacity, num_kv_heads: 1, head_dim: width, v_head_dim: rank, scaled };
         let mut query = AttentionQuery::new(NAME, q, [cache, cache], extents, lens, out)?;
         query.set_scale(NAME, scale)?;
-        Ok(Self { query, cache: *cache, cache_scale: cache_scale.copied(), block_table: block_table.copied() })
+        Ok(Self {
+            query,
+            cache: *cache,
+            cache_scale: cache_scale.copied(),
+            block_table: block_table.copied(),
+        })
     }
 
     /// Sets which keys a query sees.
@@ -247,11 +252,8 @@ impl Contract for MlaDecodeSpec {
     fn reference(&self, inputs: &[&[f64]]) -> Vec<Vec<f64>> {
         let (c, rank) = (self.cache.dims(), self.query.v_head_dim());
         let (entries, rest) = take_entries(&self.cache, self.cache_scale.as_ref(), &inputs[1..]);
-        let values: Vec<f64> = entries
-            .chunks(c[2].max(1))
-            .flat_map(|entry| &entry[..rank.min(entry.len())])
-            .copied()
-            .collect();
+        let values: Vec<f64> =
+            entries.chunks(c[2].max(1)).flat_map(|entry| &entry[..rank.min(entry.len())]).copied().collect();
         let dims = [c[0], c[1], 1, c[2]];
         let row = |b: usize, pos: usize, _| match &self.block_table {
             Some(table) => paged_row(rest[0], dims, [table.dims()[1], b, pos, 0]),
@@ -309,9 +311,7 @@ impl Cases for MlaDecodeSpec {
                 let own = TensorSpec::of(DType::F32, &cache.dims()[..2])?;
                 let (q, out, lens) = (&query.q, &query.out, [&query.q_lens, &query.kv_lens]);
                 let (form, spec) = match &plain.block_table {
-                    None => {
-                        ("contiguous", Self::quantized(q, [&cache, &own], lens[0], lens[1], scale, out)?)
-                    }
+                    None => ("contiguous", Self::quantized(q, [&cache, &own], lens[0], lens[1], scale, out)?),
                     Some(table) => {
                         let cache = [&cache, &own];
                         ("paged", Self::quantized_paged(q, cache, table, lens[0], lens[1], scale, out)?)
@@ -321,7 +321,10 @@ impl Cases for MlaDecodeSpec {
                 let name = format!("{NAME}/{q_type}_{code}_{out_type}/{}/{form}", g.name);
                 cases.push(
                     g.case(name, spec.with_mask(g.mask)?)
-                        .fill("block_table", Fill::Values(page_size.map_or(Vec::new(), |size| g.block_table(size).0)))
+                        .fill(
+                            "block_table",
+                            Fill::Values(page_size.map_or(Vec::new(), |size| g.block_table(size).0)),
+                        )
                         .fill("cache", codes)
                         .fill("cache_scale", scales),
                 );

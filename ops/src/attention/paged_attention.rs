@@ -268,7 +268,7 @@ impl Cases for PagedAttentionSpec {
                         variant.apply(NAME, &mut spec.query)?;
                         let case = case(format!("{name}/{}", variant.name), spec);
                         cases.push(
-                            variant.fills(code).into_iter().fold(case, |case, (arg, fill)| case.fill(arg, fill)),
+                            variant.fills().into_iter().fold(case, |case, (arg, fill)| case.fill(arg, fill)),
                         );
                     }
                     cases.push(case(name, base));

@@ -49,8 +49,7 @@ impl IndexLogits {
         let specs = [lens[0].spec(OP, "q_lens")?, lens[1].spec(OP, "kv_lens")?];
         let ([q_lens, kv_lens], keys) = (&specs, [k.spec(), k_scale.spec()]);
         let lengths = [q_lens, kv_lens];
-        let spec =
-            IndexLogitsSpec::quantized(q.spec(), keys, weights.spec(), lengths, ratio, logits.spec())?;
+        let spec = IndexLogitsSpec::quantized(q.spec(), keys, weights.spec(), lengths, ratio, logits.spec())?;
         Self::bind(spec, &[q, k, k_scale, weights, lens[0].tensor(), lens[1].tensor(), logits])
     }
 

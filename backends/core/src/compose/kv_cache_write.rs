@@ -6,8 +6,8 @@ use super::ragged::Ragged;
 use crate::call::{KvCacheWrite, Scatter};
 use crate::launch::Launch;
 use crate::tensor::Tensor;
-use portolan_ops::kernel::{BinaryKind, CompareKind, ReduceKind, ScatterMode, UnaryKind};
 use portolan_ops::codec::SmallFloat;
+use portolan_ops::kernel::{BinaryKind, CompareKind, ReduceKind, ScatterMode, UnaryKind};
 use portolan_ops::{DType, QuantScheme, Result, Unsupported};
 
 /// Computes the cache row of every token and scatters the tokens there; a cache whose rows are not evenly

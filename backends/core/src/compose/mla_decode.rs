@@ -24,7 +24,9 @@ pub fn mla_decode(l: &Launch<'_>, op: &MlaDecode, why: Unsupported) -> Result<()
         let pages = match (&table, &pages) {
             (None, _) => None,
             (Some(_), Some(pages)) => Some(pages.clone()),
-            (Some(table), None) => Some(pages.insert(pages_in_use(&p, visible, table, inner, outer)?).clone()),
+            (Some(table), None) => {
+                Some(pages.insert(pages_in_use(&p, visible, table, inner, outer)?).clone())
+            }
         };
         let part = |cache: &Tensor| match &pages {
             None => cache.narrow(0, first, count),

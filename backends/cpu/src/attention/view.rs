@@ -137,13 +137,7 @@ pub(super) unsafe fn read_codes<L: Lanes>(
 /// # Safety
 /// As [`read_codes`], for codes of `C`.
 #[inline(always)]
-unsafe fn decode<L: Lanes, C: Code>(
-    from: *const u8,
-    stride: usize,
-    scale: f32,
-    len: usize,
-    to: *mut f32,
-) {
+unsafe fn decode<L: Lanes, C: Code>(from: *const u8, stride: usize, scale: f32, len: usize, to: *mut f32) {
     // SAFETY: the caller's promise: len codes and as many numbers.
     unsafe {
         if stride != 1 {
