@@ -1,11 +1,15 @@
-//! Latent attention as a model runs it: an index scores keys, the best are selected, and only they are attended to.
+//! Latent attention as a model runs it: an index scores keys, the best are selected, and only they are attended to;
+//! and absorbed into the latent space or with keys and values of every head.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-use portolan_core::call::{Compare, IndexLogits, MergeAttention, MlaDecode, Select, SparseAttention, TopK};
+use portolan_core::call::{
+    Attention, Compare, Copy, Gemm, IndexLogits, MergeAttention, MlaDecode, Select, SparseAttention, TopK,
+};
 use portolan_core::{Lens, Registry, Stream, StreamOptions, Tensor};
 use portolan_cpu::{CpuBackend, CpuOptions};
+use portolan_ops::attention::{AttentionSpec, LensSpec};
 use portolan_ops::kernel::CompareKind;
-use portolan_ops::{DType, Fill, Shape, TensorSpec};
+use portolan_ops::{Contract, DType, Fill, Shape, TensorSpec};
 
 const Q_LENS: [u32; 2] = [3, 1];
 const KV_LENS: [u32; 2] = [40, 9];
@@ -108,5 +112,113 @@ fn two_lists_with_the_sink_in_one_merge_to_the_whole_list() {
     s.run(MergeAttention::new(&parts, &lses, &mut merged).unwrap().lse(&mut lse).unwrap()).unwrap();
     assert_close(&floats(&s, &merged), &floats(&s, &whole));
     assert_close(&floats(&s, &lse), &floats(&s, &whole_lse));
+    assert_eq!(s.report().compositions_total(), 0);
+}
+
+/// A latent layer's parts: rank 32 and a rotary part of 4 for all heads, 12 elements of a key and 10 of a value
+/// besides for each.
+const HEADS_OF_LAYER: usize = 6;
+const NOPE: usize = 12;
+const VALUE: usize = 10;
+
+/// `Σ_r rows[.., r] · weight[h, .., r]` for every head, in f64.
+fn raise(entries: &[f64], weight: &[f64], width: usize) -> Vec<f64> {
+    let mut out = Vec::new();
+    for entry in entries.chunks(WIDTH) {
+        for head in weight.chunks(width * RANK) {
+            out.extend(head.chunks(RANK).map(|row| row.iter().zip(entry).map(|(a, b)| a * b).sum::<f64>()));
+        }
+    }
+    out
+}
+
+/// The oracle: keys and values of every head, made from the latent entries, then the oracle of attention.
+fn naive_in_f64(q: &[f64], cache: &[f64], weights: [&[f64]; 2], lens: [&[u32]; 2]) -> Vec<f64> {
+    let [tokens, batch] = [q.len() / HEADS_OF_LAYER / (NOPE + WIDTH - RANK), lens[0].len()];
+    let max_len = cache.len() / WIDTH / batch;
+    let (nope, values) = (raise(cache, weights[0], NOPE), raise(cache, weights[1], VALUE));
+    let keys: Vec<f64> = nope
+        .chunks(NOPE)
+        .enumerate()
+        .flat_map(|(i, nope)| {
+            let entry = &cache[i / HEADS_OF_LAYER * WIDTH..][..WIDTH];
+            [nope, &entry[RANK..]].concat()
+        })
+        .collect();
+    let spec = |dims: &[usize]| TensorSpec::of(DType::F32, dims).unwrap();
+    let length = TensorSpec::of(DType::I32, &[batch]).unwrap();
+    let [q_lens, kv_lens] = lens.map(|lens| {
+        LensSpec::new("attention", "lens", &length, lens.iter().copied().max().unwrap()).unwrap()
+    });
+    let [k_width, heads] = [NOPE + WIDTH - RANK, HEADS_OF_LAYER];
+    let naive = AttentionSpec::new(
+        &spec(&[tokens, heads, k_width]),
+        &spec(&[batch, max_len, heads, k_width]),
+        &spec(&[batch, max_len, heads, VALUE]),
+        &q_lens,
+        &kv_lens,
+        &spec(&[tokens, heads, VALUE]),
+    )
+    .unwrap()
+    .with_scale(SCALE)
+    .unwrap();
+    let [q_lens, kv_lens] = lens.map(|lens| lens.iter().map(|&len| f64::from(len)).collect::<Vec<_>>());
+    naive.reference(&[q, &keys, &values, &q_lens, &kv_lens]).remove(0)
+}
+
+#[test]
+fn naive_and_absorbed_latent_attention_are_one_function() {
+    let s = stream();
+    let (heads, rope) = (HEADS_OF_LAYER, WIDTH - RANK);
+    let prefill: [&[u32]; 2] = [&[40, 9], &[40, 9]];
+    let (chunk, decode): ([&[u32]; 2], [&[u32]; 2]) = ([&[5, 2], &[33, 61]], [&[1, 1], &[61, 7]]);
+    for (name, lens) in [("prefill", prefill), ("chunk", chunk), ("decode", decode)] {
+        let (tokens, max_len) = (lens[0].iter().sum::<u32>() as usize, 64);
+        let q = noise(&s, &[tokens, heads, NOPE + rope], 1);
+        let cache = noise(&s, &[2, max_len, WIDTH], 2);
+        let (w_uk, w_uv) = (noise(&s, &[heads, NOPE, RANK], 3), noise(&s, &[heads, VALUE, RANK], 4));
+        let [q_lens, kv_lens] =
+            lens.map(|lens| Lens::upload(&s, lens, lens.iter().copied().max().unwrap()).unwrap());
+        let wide = |x: &Tensor| floats(&s, x).into_iter().map(f64::from).collect::<Vec<_>>();
+        let want = naive_in_f64(&wide(&q), &wide(&cache), [&wide(&w_uk), &wide(&w_uv)], lens);
+        let want: Vec<f32> = want.into_iter().map(|x| x as f32).collect();
+
+        // Naive: keys and values of every head.
+        let entries = cache.reshape(&[1, 2 * max_len, WIDTH]).unwrap();
+        let latent = entries.narrow(2, 0, RANK).unwrap().broadcast_to(&[heads, 2 * max_len, RANK]).unwrap();
+        let keys = empty(&s, DType::F32, &[2 * max_len, heads, NOPE + rope]);
+        let values = empty(&s, DType::F32, &[2 * max_len, heads, VALUE]);
+        let mut nope = keys.narrow(2, 0, NOPE).unwrap().transpose(0, 1).unwrap();
+        s.run(Gemm::nt(&latent, &w_uk, &mut nope).unwrap()).unwrap();
+        s.run(Gemm::nt(&latent, &w_uv, &mut values.transpose(0, 1).unwrap()).unwrap()).unwrap();
+        let rotary = entries.narrow(2, RANK, rope).unwrap().transpose(0, 1).unwrap();
+        let rotary = rotary.broadcast_to(&[2 * max_len, heads, rope]).unwrap();
+        s.run(Copy::new(&rotary, &mut keys.narrow(2, NOPE, rope).unwrap()).unwrap()).unwrap();
+        let mut naive = empty(&s, DType::F32, &[tokens, heads, VALUE]);
+        let k = keys.reshape(&[2, max_len, heads, NOPE + rope]).unwrap();
+        let v = values.reshape(&[2, max_len, heads, VALUE]).unwrap();
+        let op = Attention::new(&q, &k, &v, &q_lens, &kv_lens, &mut naive).unwrap();
+        s.run(op.scale(SCALE).unwrap()).unwrap();
+
+        // Absorbed: queries taken into the latent space, results brought out of it.
+        let absorbed_q = empty(&s, DType::F32, &[tokens, heads, WIDTH]);
+        let nope = q.narrow(2, 0, NOPE).unwrap().transpose(0, 1).unwrap();
+        let mut into = absorbed_q.narrow(2, 0, RANK).unwrap().transpose(0, 1).unwrap();
+        s.run(Gemm::nn(&nope, &w_uk, &mut into).unwrap()).unwrap();
+        let rotary = q.narrow(2, NOPE, rope).unwrap();
+        s.run(Copy::new(&rotary, &mut absorbed_q.narrow(2, RANK, rope).unwrap()).unwrap()).unwrap();
+        let mut latent = empty(&s, DType::F32, &[tokens, heads, RANK]);
+        s.run(MlaDecode::new(&absorbed_q, &cache, &q_lens, &kv_lens, SCALE, &mut latent).unwrap()).unwrap();
+        let absorbed = empty(&s, DType::F32, &[tokens, heads, VALUE]);
+        let mut out = absorbed.transpose(0, 1).unwrap();
+        s.run(Gemm::nt(&latent.transpose(0, 1).unwrap(), &w_uv, &mut out).unwrap()).unwrap();
+
+        let (naive, absorbed) = (floats(&s, &naive), floats(&s, &absorbed));
+        println!("{name}");
+        assert_close(&naive, &want);
+        assert_close(&absorbed, &want);
+        assert_close(&absorbed, &naive);
+        assert!(want.iter().any(|x| x.abs() > 0.1), "a comparison of something");
+    }
     assert_eq!(s.report().compositions_total(), 0);
 }

@@ -32,7 +32,7 @@ const NAME: &str = "attention";
 /// `[num_heads]`.
 ///
 /// # DTypes
-/// q f32, f16 or bf16; k and v of q's type, or f16 or bf16 beside an f32 q, or i8 with f32 scales
+/// q f32, f16 or bf16; k and v of q's type, or f16 or bf16 beside an f32 q, or i8, f8e4m3 or f8e5m2 with f32 scales
 /// ([`crate::attention::KvScales`]). out of q's type or f32. Lengths
 /// i32, lse f32. attn_mask bool, f32, f16 or bf16; slopes and sinks f32. Scores and sums in f32; weights may be
 /// rounded to q's type.
@@ -76,7 +76,7 @@ impl AttentionSpec {
         Self::checked(q, [k, v], None, [q_lens, kv_lens], out)
     }
 
-    /// The same over an int8 cache; k and v each with its scales, one for each position and head.
+    /// The same over a cache of codes; k and v each with its scales, one for each position and head.
     pub fn quantized(
         q: &TensorSpec,
         [k, k_scale]: [&TensorSpec; 2],
@@ -174,7 +174,7 @@ impl AttentionSpec {
     pub fn v(&self) -> &TensorSpec {
         &self.v
     }
-    /// Scales of an int8 cache.
+    /// Scales of a cache of codes.
     pub fn scales(&self) -> Option<&KvScales> {
         self.scales.as_ref()
     }
@@ -236,13 +236,18 @@ impl Cases for AttentionSpec {
                 cases.push(g.case(name, base));
             }
         }
-        for (q_type, out_type) in
-            [(DType::F32, DType::F32), (DType::BF16, DType::BF16), (DType::F16, DType::F32)]
-        {
+        for (q_type, code, out_type) in [
+            (DType::F32, DType::I8, DType::F32),
+            (DType::BF16, DType::I8, DType::BF16),
+            (DType::F16, DType::I8, DType::F32),
+            (DType::F32, DType::F8E4M3, DType::F32),
+            (DType::BF16, DType::F8E4M3, DType::BF16),
+            (DType::F32, DType::F8E5M2, DType::F32),
+        ] {
             for g in &GEOMETRIES {
                 let plain = Self::of_geometry(g, [q_type, q_type, out_type])?;
                 let query = plain.query();
-                let [k, v] = [&plain.k, &plain.v].map(|spec| spec.with_dtype(DType::I8).to_contiguous());
+                let [k, v] = [&plain.k, &plain.v].map(|spec| spec.with_dtype(code));
                 let own = TensorSpec::of(DType::F32, &k.dims()[..3])?;
                 // One scale for all values of a case, one for each key.
                 let shared = TensorSpec::of(DType::F32, &[1, 1, 1])?.broadcast_to(own.shape())?;
@@ -255,8 +260,8 @@ impl Cases for AttentionSpec {
                     &query.out,
                 )?;
                 let case =
-                    g.case(format!("{NAME}/{q_type}_i8_{out_type}/{}", g.name), spec.with_mask(g.mask)?);
-                cases.push(fills().into_iter().fold(case, |case, (arg, fill)| case.fill(arg, fill)));
+                    g.case(format!("{NAME}/{q_type}_{code}_{out_type}/{}", g.name), spec.with_mask(g.mask)?);
+                cases.push(fills(code).into_iter().fold(case, |case, (arg, fill)| case.fill(arg, fill)));
             }
         }
         // q, k and v as slices of one fused projection, and heads outermost in the result.

@@ -49,7 +49,7 @@ const fn varied(geometry: Geometry) -> Geometry {
 }
 
 /// The batches, edges first.
-pub(super) const GEOMETRIES: [Geometry; 23] = {
+pub(super) const GEOMETRIES: [Geometry; 26] = {
     use AttentionMask::{Causal, Full, Window};
     [
         of("empty_batch", [2, 1], [8, 8], Causal, &[], 0),
@@ -72,6 +72,10 @@ pub(super) const GEOMETRIES: [Geometry; 23] = {
         of("window_one", [2, 1], [16, 16], Window(1), &[(20, 20)], 0),
         of("window_wide", [2, 1], [16, 16], Window(4096), &[(20, 25)], 0),
         varied(of("cross", [4, 2], [24, 40], Full, &[(20, 6), (3, 55), (0, 9), (1, 49)], 1)),
+        // Rows of a decoder over what an encoder left: more rows than keys, one row each, keys of several chunks.
+        of("cross_more_rows", [4, 2], [32, 24], Full, &[(70, 13), (9, 1), (0, 20), (3, 0)], 0),
+        varied(of("cross_decode", [8, 2], [64, 64], Full, &[(1, 129), (1, 0), (1, 260)], 1)),
+        of("cross_long", [3, 1], [40, 24], Full, &[(5, 1100), (33, 500)], 0),
         of("mla_naive", [2, 2], [192, 128], Causal, &[(5, 60), (1, 9)], 0),
         of("mla_naive_decode", [4, 4], [192, 128], Causal, &[(1, 70), (1, 33)], 0),
         of("mqa", [8, 1], [40, 24], Causal, &[(19, 19), (1, 50)], 0),

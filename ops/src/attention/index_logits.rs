@@ -3,6 +3,7 @@
 //! What attends to the selected keys is `sparse_attention.rs`.
 
 use super::LensSpec;
+use super::kv_scales::{CODES, code_fills, expect_scaled, take_entries};
 use super::paged_attention::{page_capacity, paged_row};
 use crate::{
     Access, Case, Cases, Contract, Cost, DType, Fill, OpError, Operand, Result, TensorSpec, Tolerance,
@@ -26,11 +27,11 @@ const NAME: &str = "index_logits";
 /// # Shapes
 /// q `[tokens, num_heads, head_dim]`, k `[batch, max_len, head_dim]`, or `[num_pages, page_size, head_dim]` with
 /// a block_table `[batch, max_pages]`; weights `[tokens, num_heads]`, q_lens and kv_lens `[batch]`, logits
-/// `[tokens, keys]` with keys at least `kv_lens / ratio`. Any extent but page_size may be zero.
+/// `[tokens, keys]` with keys at least `kv_lens / ratio`, k_scale as k less its last dimension. Any extent but page_size may be zero.
 ///
 /// # DTypes
-/// q f32, f16 or bf16; k of q's type, or f16 or bf16 beside an f32 q; weights and logits f32; lengths and
-/// block_table i32. Sums in f32.
+/// q f32, f16 or bf16; k of q's type, or f16 or bf16 beside an f32 q, or i8, f8e4m3 or f8e5m2 with f32 scales;
+/// weights and logits f32; lengths and block_table i32. Sums in f32.
 ///
 /// # Layout
 /// Any strides.
@@ -53,6 +54,7 @@ const NAME: &str = "index_logits";
 pub struct IndexLogitsSpec {
     q: TensorSpec,
     k: TensorSpec,
+    k_scale: Option<TensorSpec>,
     block_table: Option<TensorSpec>,
     weights: TensorSpec,
     q_lens: LensSpec,
@@ -71,6 +73,43 @@ impl IndexLogitsSpec {
         ratio: u32,
         logits: &TensorSpec,
     ) -> Result<Self> {
+        Self::contiguous([q, k, weights, logits], None, lens, ratio)
+    }
+
+    /// Over a contiguous cache of codes and its scales, one for each key.
+    pub fn quantized(
+        q: &TensorSpec,
+        [k, k_scale]: [&TensorSpec; 2],
+        weights: &TensorSpec,
+        lens: [&LensSpec; 2],
+        ratio: u32,
+        logits: &TensorSpec,
+    ) -> Result<Self> {
+        Self::contiguous([q, k, weights, logits], Some(k_scale), lens, ratio)
+    }
+
+    /// Over a paged cache of codes and its scales, one for each key.
+    pub fn quantized_paged(
+        q: &TensorSpec,
+        [k, k_scale]: [&TensorSpec; 2],
+        block_table: &TensorSpec,
+        weights: &TensorSpec,
+        lens: [&LensSpec; 2],
+        ratio: u32,
+        logits: &TensorSpec,
+    ) -> Result<Self> {
+        expect_rank(NAME, "k", k, 3)?;
+        let capacity = page_capacity(NAME, k, block_table, lens[1])?;
+        let tables = [Some(k_scale), Some(block_table)];
+        Self::checked([q, k, weights, logits], tables, lens, ratio, capacity)
+    }
+
+    fn contiguous(
+        [q, k, weights, logits]: [&TensorSpec; 4],
+        k_scale: Option<&TensorSpec>,
+        lens: [&LensSpec; 2],
+        ratio: u32,
+    ) -> Result<Self> {
         expect_rank(NAME, "k", k, 3)?;
         if k.dims()[0] != lens[1].count() {
             return Err(OpError::shape(
@@ -78,7 +117,7 @@ impl IndexLogitsSpec {
                 format!("k is {}, kv_lens has {} sequences", k.shape(), lens[1].count()),
             ));
         }
-        Self::checked([q, k, weights, logits], None, lens, ratio, k.dims()[1])
+        Self::checked([q, k, weights, logits], [k_scale, None], lens, ratio, k.dims()[1])
     }
 
     /// Over a paged cache of keys; lens are q_lens and kv_lens.
@@ -93,12 +132,12 @@ impl IndexLogitsSpec {
     ) -> Result<Self> {
         expect_rank(NAME, "k", k, 3)?;
         let capacity = page_capacity(NAME, k, block_table, lens[1])?;
-        Self::checked([q, k, weights, logits], Some(*block_table), lens, ratio, capacity)
+        Self::checked([q, k, weights, logits], [None, Some(block_table)], lens, ratio, capacity)
     }
 
     fn checked(
         [q, k, weights, logits]: [&TensorSpec; 4],
-        block_table: Option<TensorSpec>,
+        [k_scale, block_table]: [Option<&TensorSpec>; 2],
         [q_lens, kv_lens]: [&LensSpec; 2],
         ratio: u32,
         capacity: usize,
@@ -106,7 +145,9 @@ impl IndexLogitsSpec {
         expect_rank(NAME, "q", q, 3)?;
         expect_dtype(NAME, "q", q, &[DType::F32, DType::F16, DType::BF16])?;
         let narrow = q.dtype() == DType::F32 && matches!(k.dtype(), DType::F16 | DType::BF16);
-        if k.dtype() != q.dtype() && !narrow {
+        if let Some(k_scale) = k_scale {
+            expect_scaled(NAME, ["k", "k_scale"], k, k_scale)?;
+        } else if k.dtype() != q.dtype() && !narrow {
             return Err(OpError::dtype(NAME, "k", k.dtype(), format!("{} or narrower", q.dtype())));
         }
         if q.dims()[2] != k.dims()[2] {
@@ -142,7 +183,8 @@ impl IndexLogitsSpec {
         Ok(Self {
             q: *q,
             k: *k,
-            block_table,
+            k_scale: k_scale.copied(),
+            block_table: block_table.copied(),
             weights: *weights,
             q_lens: q_lens.clone(),
             kv_lens: kv_lens.clone(),
@@ -158,6 +200,10 @@ impl IndexLogitsSpec {
     /// Keys.
     pub fn k(&self) -> &TensorSpec {
         &self.k
+    }
+    /// Scales of keys that are codes.
+    pub fn k_scale(&self) -> Option<&TensorSpec> {
+        self.k_scale.as_ref()
     }
     /// Pages of each sequence, of a paged cache.
     pub fn block_table(&self) -> Option<&TensorSpec> {
@@ -208,6 +254,9 @@ impl Contract for IndexLogitsSpec {
     fn operands<'a>(&'a self, visit: &mut dyn FnMut(Operand<'a>)) {
         visit(Operand { name: "q", spec: &self.q, access: Access::Read });
         visit(Operand { name: "k", spec: &self.k, access: Access::Read });
+        if let Some(spec) = &self.k_scale {
+            visit(Operand { name: "k_scale", spec, access: Access::Read });
+        }
         if let Some(spec) = &self.block_table {
             visit(Operand { name: "block_table", spec, access: Access::Read });
         }
@@ -233,7 +282,8 @@ impl Contract for IndexLogitsSpec {
         let table = self.block_table.map_or(0, |table| table.bytes());
         let lens = self.q_lens.device().bytes() + self.kv_lens.device().bytes();
         let read = [self.q.bytes(), self.weights.bytes(), table, lens];
-        let entries = clamp(keys.saturating_mul(self.k.dtype().bytes_for(dim) as u128));
+        let scale = if self.k_scale.is_some() { DType::F32.bytes_for(1) } else { 0 };
+        let entries = clamp(keys.saturating_mul((self.k.dtype().bytes_for(dim) + scale) as u128));
         Cost {
             flops: clamp(pairs.saturating_mul(2 * (dim as u128 + 1)).saturating_mul(heads)),
             bytes_read: read.iter().fold(entries, |sum, &bytes| sum.saturating_add(bytes as u64)),
@@ -244,8 +294,9 @@ impl Contract for IndexLogitsSpec {
 
     fn reference(&self, inputs: &[&[f64]]) -> Vec<Vec<f64>> {
         let paged = usize::from(self.block_table.is_some());
-        let (q, k, table) = (inputs[0], inputs[1], inputs[2]);
-        let (weights, q_lens, kv_lens) = (inputs[2 + paged], inputs[3 + paged], inputs[4 + paged]);
+        let (k, rest) = take_entries(&self.k, self.k_scale.as_ref(), &inputs[1..]);
+        let (q, table) = (inputs[0], rest[0]);
+        let (weights, q_lens, kv_lens) = (rest[paged], rest[1 + paged], rest[2 + paged]);
         let (tokens, heads, dim) = (self.q.dims()[0], self.q.dims()[1], self.q.dims()[2]);
         let (c, width) = (self.k.dims(), self.logits.dims()[1]);
         let mut logits = vec![f64::NEG_INFINITY; tokens * width];
@@ -277,11 +328,12 @@ impl Contract for IndexLogitsSpec {
     /// With factors in [−1, 1] and `u` the f32 roundoff: each of the heads' terms errs by at most
     /// `2·(head_dim + 8)·u`, as a score of attention does. A product of random signs is of the order of √head_dim,
     /// so a partial sum over heads is of the order of √(heads·head_dim), and √heads roundings of it add up;
-    /// 4 times that is allowed.
+    /// 4 times that is allowed. Keys that are `scale · code` are rounded once, which adds `head_dim·u` to each term.
     fn tolerance(&self) -> Vec<Tolerance> {
         let (heads, dim) = (self.q.dims()[1] as f64, self.q.dims()[2] as f64);
         let u = DType::F32.unit_roundoff();
-        vec![Tolerance { abs: heads * u * (2.0 * (dim + 8.0) + 4.0 * dim.sqrt()), rel: 2.0 * u }]
+        let scaled = if self.k_scale.is_some() { dim } else { 0.0 };
+        vec![Tolerance { abs: heads * u * (2.0 * (dim + 8.0) + 4.0 * dim.sqrt() + scaled), rel: 2.0 * u }]
     }
 }
 
@@ -314,6 +366,9 @@ impl Cases for IndexLogitsSpec {
             (DType::BF16, DType::BF16),
             (DType::F32, DType::BF16),
             (DType::F32, DType::F16),
+            (DType::F32, DType::I8),
+            (DType::BF16, DType::F8E4M3),
+            (DType::F32, DType::F8E5M2),
         ] {
             for (edge, [heads, dim], ratio, batch, padding) in BATCHES {
                 let tokens = batch.iter().map(|l| l.0 as usize).sum::<usize>() + padding;
@@ -336,19 +391,34 @@ impl Cases for IndexLogitsSpec {
                 let table = TensorSpec::of(DType::I32, &[batch.len(), max_pages])?;
                 let order = (0..num_pages).rev().map(|page| page as f64).collect();
                 let lens = [&q_lens, &kv_lens];
-                for (form, spec) in [
-                    ("contiguous", Self::new(&q, &flat, &weights, lens, ratio, &logits)?),
-                    ("paged", Self::paged(&q, &pages, &table, &weights, lens, ratio, &logits)?),
-                ] {
+                let scaled = CODES.contains(&k_type);
+                let forms = if scaled {
+                    let own = |k: &TensorSpec| TensorSpec::of(DType::F32, &k.dims()[..2]);
+                    let (of_flat, of_pages) = (own(&flat)?, own(&pages)?);
+                    let paged = [&pages, &of_pages];
+                    [
+                        Self::quantized(&q, [&flat, &of_flat], &weights, lens, ratio, &logits)?,
+                        Self::quantized_paged(&q, paged, &table, &weights, lens, ratio, &logits)?,
+                    ]
+                } else {
+                    [
+                        Self::new(&q, &flat, &weights, lens, ratio, &logits)?,
+                        Self::paged(&q, &pages, &table, &weights, lens, ratio, &logits)?,
+                    ]
+                };
+                for (form, spec) in ["contiguous", "paged"].into_iter().zip(forms) {
                     let values = |pick: fn(&(u32, u32)) -> u32| {
                         Fill::Values(batch.iter().map(|l| f64::from(pick(l))).collect())
                     };
-                    cases.push(
-                        Case::new(format!("{NAME}/{q_type}_{k_type}/{edge}/{form}"), spec)
-                            .fill("block_table", Fill::Values(Vec::clone(&order)))
-                            .fill("q_lens", values(|l| l.0))
-                            .fill("kv_lens", values(|l| l.1)),
-                    );
+                    let mut case = Case::new(format!("{NAME}/{q_type}_{k_type}/{edge}/{form}"), spec)
+                        .fill("block_table", Fill::Values(Vec::clone(&order)))
+                        .fill("q_lens", values(|l| l.0))
+                        .fill("kv_lens", values(|l| l.1));
+                    if scaled {
+                        let [codes, scales] = code_fills(k_type);
+                        case = case.fill("k", codes).fill("k_scale", scales);
+                    }
+                    cases.push(case);
                 }
             }
         }

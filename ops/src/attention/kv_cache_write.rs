@@ -4,10 +4,12 @@
 
 use super::LensSpec;
 use super::geometry::{DTYPES, GEOMETRIES};
+use super::kv_scales::{expect_codes, row_scheme};
 use super::paged_attention::{page_capacity, paged_row};
+use crate::codec::{Overflow, SmallFloat};
 use crate::{
-    Access, ActQuant, Case, Cases, Contract, Cost, DType, Fill, OpError, Operand, Result, TensorSpec,
-    Tolerance, expect_dims, expect_dtype, expect_rank, expect_writable,
+    Access, Case, Cases, Contract, Cost, DType, Fill, OpError, Operand, QuantScheme, Result, TensorSpec,
+    Tolerance, expect_dtype, expect_rank, expect_writable,
 };
 
 const NAME: &str = "kv_cache_write";
@@ -16,9 +18,11 @@ const NAME: &str = "kv_cache_write";
 ///
 /// `cache[b, kv_len − q_len + t] = x[token]` for token t of sequence b; other entries keep their values.
 ///
-/// Called once for keys and once for values, before the attention that reads them, with the same lengths. An int8
-/// cache takes the codes of each row (one token, one head) and its scale, as [`crate::ActQuant::round`] gives
-/// them.
+/// Called once for keys and once for values, before the attention that reads them, with the same lengths. A cache of
+/// codes takes those of each row (one token, one head) and its scale: `scale = block_scale(max|x|)`,
+/// `codes = code_of(x, scale)` within ±top, by the f32 rules of [`QuantScheme::block_scale`] and
+/// [`QuantScheme::code_of`]. A row that is not finite has the scale NaN and codes 0; one of zeros has codes 0. An f8
+/// cache without scales takes the numbers themselves; those beyond its largest, infinities included, become that.
 ///
 /// # Shapes
 /// x `[tokens, num_kv_heads, head_dim]`, cache `[batch, max_len, num_kv_heads, head_dim]`, or
@@ -27,8 +31,8 @@ const NAME: &str = "kv_cache_write";
 /// but page_size may be zero.
 ///
 /// # DTypes
-/// x and cache f32, f16 or bf16, each, or cache i8 with an f32 scale; lengths and block_table i32. A narrower cache
-/// rounds to nearest even.
+/// x f32, f16 or bf16; cache f32, f16, bf16, f8e4m3 or f8e5m2, or i8, f8e4m3 or f8e5m2 with an f32 scale; lengths and
+/// block_table i32. A narrower cache rounds to nearest even.
 ///
 /// # Layout
 /// Any strides. The cache is one operand, read and written whole.
@@ -61,7 +65,7 @@ impl KvCacheWriteSpec {
         Self::contiguous(x, cache, None, [q_lens, kv_lens])
     }
 
-    /// Writes codes and scales into a contiguous int8 cache.
+    /// Writes codes and scales into a contiguous cache.
     pub fn quantized(
         x: &TensorSpec,
         cache: &TensorSpec,
@@ -72,7 +76,7 @@ impl KvCacheWriteSpec {
         Self::contiguous(x, cache, Some(scale), [q_lens, kv_lens])
     }
 
-    /// Writes codes and scales into a paged int8 cache.
+    /// Writes codes and scales into a paged cache.
     pub fn quantized_paged(
         x: &TensorSpec,
         cache: &TensorSpec,
@@ -127,13 +131,11 @@ impl KvCacheWriteSpec {
         expect_rank(NAME, "x", x, 3)?;
         expect_dtype(NAME, "x", x, &floats)?;
         match scale {
-            None => expect_dtype(NAME, "cache", cache, &floats)?,
-            Some(scale) => {
-                expect_dtype(NAME, "cache", cache, &[DType::I8])?;
-                expect_dims(NAME, "scale", scale, &cache.dims()[..3])?;
-                expect_dtype(NAME, "scale", scale, &[DType::F32])?;
-                expect_writable(NAME, "scale", scale)?;
+            None => {
+                let types = [&floats[..], &[DType::F8E4M3, DType::F8E5M2]].concat();
+                expect_dtype(NAME, "cache", cache, &types)?;
             }
+            Some(scale) => expect_codes(NAME, cache, scale)?,
         }
         expect_writable(NAME, "cache", cache)?;
         if x.dims()[1..] != cache.dims()[2..] {
@@ -174,9 +176,13 @@ impl KvCacheWriteSpec {
     pub fn cache(&self) -> &TensorSpec {
         &self.cache
     }
-    /// Scales of an int8 cache.
+    /// Scales of a cache of codes.
     pub fn scale(&self) -> Option<&TensorSpec> {
         self.scale.as_ref()
+    }
+    /// How rows become codes, of a cache with scales.
+    pub fn scheme(&self) -> Option<QuantScheme> {
+        self.scale.map(|_| row_scheme(self.cache.dtype()))
     }
     /// Pages of each sequence, of a paged cache.
     pub fn block_table(&self) -> Option<&TensorSpec> {
@@ -225,7 +231,7 @@ impl Contract for KvCacheWriteSpec {
         let c = self.cache.dims();
         let (dims, heads, dim) = ([c[0], c[1], c[2], c[3]], c[2], c[3]);
         let (mut out, mut scales, mut token) = (cache.to_vec(), inputs[inputs.len() - 1].to_vec(), 0);
-        let mut codes = vec![0i8; dim];
+        let (scheme, format) = (self.scheme(), SmallFloat::of(self.cache.dtype()));
         for b in 0..self.q_lens.count() {
             let (q_len, kv_len) = (q_lens[b].max(0.0) as usize, kv_lens[b].max(0.0) as usize);
             for t in 0..q_len {
@@ -240,10 +246,19 @@ impl Contract for KvCacheWriteSpec {
                     let (from, to) = ((token + t) * heads + head, row * heads + head);
                     let x = &inputs[0][from * dim..(from + 1) * dim];
                     let out = &mut out[to * dim..(to + 1) * dim];
-                    if self.scale.is_some() && dim > 0 {
-                        let x: Vec<f32> = x.iter().map(|&x| x as f32).collect();
-                        scales[to] = f64::from(ActQuant::round(&x, &mut codes));
-                        out.iter_mut().zip(&codes).for_each(|(out, &code)| *out = f64::from(code));
+                    if dim == 0 {
+                        continue;
+                    } else if let Some(scheme) = scheme {
+                        let scale = row_scale(&scheme, x);
+                        scales[to] = f64::from(scale);
+                        for (out, &x) in out.iter_mut().zip(x) {
+                            let top = scheme.symmetric_top();
+                            *out = f64::from(scheme.code_of(x as f32, scale, 0.0).clamp(-top, top));
+                        }
+                    } else if let Some(format) = format {
+                        for (out, &x) in out.iter_mut().zip(x) {
+                            *out = f64::from(format.decode(format.encode(x, Overflow::Saturate)));
+                        }
                     } else {
                         out.copy_from_slice(x);
                     }
@@ -254,7 +269,7 @@ impl Contract for KvCacheWriteSpec {
         if self.scale.is_some() { vec![out, scales] } else { vec![out] }
     }
 
-    /// Codes and scales are defined to the bit. Else one rounding to the cache's type, exact where that type holds
+    /// Codes, with scales or without, and scales are defined to the bit. Else one rounding to the cache's type, exact where that type holds
     /// x's: entries that keep their value are exact too. Below f16's normal range, where numbers are 2^−24 apart,
     /// half that step.
     fn tolerance(&self) -> Vec<Tolerance> {
@@ -262,17 +277,28 @@ impl Contract for KvCacheWriteSpec {
             return vec![Tolerance::EXACT; 2];
         }
         let (from, to) = (self.x.dtype(), self.cache.dtype());
-        if from == to || to == DType::F32 {
+        if from == to || to == DType::F32 || SmallFloat::of(to).is_some() {
             return vec![Tolerance::EXACT];
         }
         vec![Tolerance::rounded_to(to, if to == DType::F16 { (0.5f64).powi(25) } else { 0.0 })]
     }
 }
 
+/// The scale of a row; NaN where an element is no finite number.
+fn row_scale(scheme: &QuantScheme, x: &[f64]) -> f32 {
+    let finite = x.iter().all(|x| x.is_finite());
+    let largest = x.iter().fold(0f32, |largest, x| largest.max(x.abs() as f32));
+    scheme.block_scale(if finite { largest } else { f32::NAN })
+}
+
 impl Cases for KvCacheWriteSpec {
     fn cases() -> Result<Vec<Case<Self>>> {
         let mut cases = Vec::new();
-        let types = DTYPES.map(|(x, cache, _)| (x, cache)).into_iter().chain([(DType::BF16, DType::F32)]);
+        let types = DTYPES.map(|(x, cache, _)| (x, cache)).into_iter().chain([
+            (DType::BF16, DType::F32),
+            (DType::F32, DType::F8E4M3),
+            (DType::BF16, DType::F8E5M2),
+        ]);
         for (x_type, cache_type) in types {
             for g in GEOMETRIES.iter().filter(|g| g.lens.iter().all(|(q, kv)| q <= kv)) {
                 let x = TensorSpec::of(x_type, &[g.tokens(), g.num_kv_heads, g.head_dim])?;
@@ -296,23 +322,30 @@ impl Cases for KvCacheWriteSpec {
                 }
             }
         }
-        for x_type in [DType::F32, DType::F16, DType::BF16] {
+        for (x_type, code) in [
+            (DType::F32, DType::I8),
+            (DType::F16, DType::I8),
+            (DType::BF16, DType::I8),
+            (DType::F32, DType::F8E4M3),
+            (DType::BF16, DType::F8E4M3),
+            (DType::F16, DType::F8E5M2),
+        ] {
             for g in GEOMETRIES.iter().filter(|g| g.lens.iter().all(|(q, kv)| q <= kv)) {
                 let x = TensorSpec::of(x_type, &[g.tokens(), g.num_kv_heads, g.head_dim])?;
                 let tail = [g.num_kv_heads, g.head_dim];
                 let [q_lens, kv_lens] = g.lens(NAME, true)?;
-                let i8s = |outer, inner| TensorSpec::of(DType::I8, &[outer, inner, tail[0], tail[1]]);
+                let codes = |outer, inner| TensorSpec::of(code, &[outer, inner, tail[0], tail[1]]);
                 let scales = |outer, inner| TensorSpec::of(DType::F32, &[outer, inner, tail[0]]);
                 let (table, max_pages, num_pages) = g.block_table(16);
                 let block_table = TensorSpec::of(DType::I32, &[g.lens.len(), max_pages])?;
                 let (rows, len) = (g.lens.len(), g.max_len());
-                let (flat, pages) = (i8s(rows, len)?, i8s(num_pages, 16)?);
+                let (flat, pages) = (codes(rows, len)?, codes(num_pages, 16)?);
                 let (own, of_pages) = (scales(rows, len)?, scales(num_pages, 16)?);
                 for (form, spec) in [
                     ("contiguous", Self::quantized(&x, &flat, &own, &q_lens, &kv_lens)?),
                     ("paged", Self::quantized_paged(&x, &pages, &of_pages, &block_table, &q_lens, &kv_lens)?),
                 ] {
-                    let case = g.case(format!("{NAME}/{x_type}_i8/{}/{form}", g.name), spec);
+                    let case = g.case(format!("{NAME}/{x_type}_{code}_scaled/{}/{form}", g.name), spec);
                     cases.push(case.fill("block_table", Fill::Values(table.clone())));
                 }
             }
@@ -320,15 +353,32 @@ impl Cases for KvCacheWriteSpec {
         // Rows of zeros have the scale 0, rows without a finite largest element the scale NaN; all codes 0.
         let x = TensorSpec::of(DType::F32, &[4, 1, 3])?;
         let lens = LensSpec::new(NAME, "lens", &TensorSpec::of(DType::I32, &[1])?, 5)?;
-        let (cache, scale) =
-            (TensorSpec::of(DType::I8, &[1, 5, 1, 3])?, TensorSpec::of(DType::F32, &[1, 5, 1])?);
+        let scale = TensorSpec::of(DType::F32, &[1, 5, 1])?;
         let odd = vec![0.0, -0.0, 0.0, 1.0, f64::NAN, 2.0, f64::INFINITY, 1.0, 0.0, 1.0, -0.5, 63.5 / 127.0];
-        cases.push(
-            Case::new(format!("{NAME}/i8_odd"), Self::quantized(&x, &cache, &scale, &lens, &lens)?)
-                .fill("x", Fill::Values(odd))
-                .fill("q_lens", Fill::Values(vec![4.0]))
-                .fill("kv_lens", Fill::Values(vec![5.0])),
-        );
+        // Without scales: what is beyond the largest number, and NaN, which stays.
+        let beyond = [449.0, 464.0, -480.0, 57344.0, 61440.0, -65536.0, f64::NEG_INFINITY, f64::NAN, 17.0];
+        let beyond = [&beyond[..], &[2f64.powi(-10), 3.0 * 2f64.powi(-10), 2f64.powi(-17)]].concat();
+        for code in [DType::I8, DType::F8E4M3, DType::F8E5M2] {
+            let cache = TensorSpec::of(code, &[1, 5, 1, 3])?;
+            // No stride of codes is 1.
+            let apart = TensorSpec::of(code, &[1, 3, 5, 1])?.permute(&[0, 2, 3, 1])?;
+            let mut odd_cases = vec![
+                ("odd", Self::quantized(&x, &cache, &scale, &lens, &lens)?, odd.clone()),
+                ("odd_strided", Self::quantized(&x, &apart, &scale, &lens, &lens)?, odd.clone()),
+            ];
+            if code != DType::I8 {
+                odd_cases.push(("beyond", Self::new(&x, &cache, &lens, &lens)?, beyond.clone()));
+                odd_cases.push(("beyond_strided", Self::new(&x, &apart, &lens, &lens)?, beyond.clone()));
+            }
+            for (name, spec, values) in odd_cases {
+                cases.push(
+                    Case::new(format!("{NAME}/{code}_{name}"), spec)
+                        .fill("x", Fill::Values(values))
+                        .fill("q_lens", Fill::Values(vec![4.0]))
+                        .fill("kv_lens", Fill::Values(vec![5.0])),
+                );
+            }
+        }
         // Heads outside of positions, and x a slice of a fused projection.
         let x = TensorSpec::of(DType::F32, &[5, 6, 8])?.narrow(1, 2, 2)?;
         let cache = TensorSpec::of(DType::BF16, &[1, 2, 9, 8])?.transpose(1, 2)?;
@@ -361,6 +411,32 @@ mod tests {
             KvCacheWriteSpec::paged(&x, &spec(DType::F32, &[2, 2, 1, 1]), &table, &lens, &lens).unwrap();
         let got = paged.reference(&[&[1.0, 2.0, 3.0], &[1.0, 0.0], &[2.0], &[3.0], &[9.0; 4]]);
         assert_eq!(got, [vec![2.0, 9.0, 9.0, 1.0]]);
+    }
+
+    #[test]
+    fn rows_of_codes_by_hand() {
+        let spec = |dtype, dims: &[usize]| TensorSpec::of(dtype, dims).unwrap();
+        let lens = LensSpec::new(NAME, "kv_lens", &spec(DType::I32, &[1]), 1).unwrap();
+        let (x, scale) = (spec(DType::F32, &[1, 1, 3]), spec(DType::F32, &[1, 1, 1]));
+        let write = |code, x_values: [f64; 3], scaled: bool| {
+            let cache = spec(code, &[1, 1, 1, 3]);
+            let inputs: [&[f64]; 5] = [&x_values, &[1.0], &[1.0], &[0.0; 3], &[0.0]];
+            if scaled {
+                KvCacheWriteSpec::quantized(&x, &cache, &scale, &lens, &lens).unwrap().reference(&inputs)
+            } else {
+                KvCacheWriteSpec::new(&x, &cache, &lens, &lens).unwrap().reference(&inputs[..4])
+            }
+        };
+        assert_eq!(write(DType::I8, [254.0, 1.0, 3.0], true), [vec![127.0, 0.0, 2.0], vec![2.0]]);
+        // 17 lies between 16 and 18 of f8e4m3, 36 between 32 and 40 of f8e5m2: the even mantissas are 16's, 32's.
+        assert_eq!(write(DType::F8E4M3, [-896.0, 34.0, 38.0], true), [vec![-448.0, 16.0, 20.0], vec![2.0]]);
+        assert_eq!(write(DType::F8E5M2, [114688.0, 72.0, 1.0], true), [vec![57344.0, 32.0, 0.5], vec![2.0]]);
+        assert_eq!(write(DType::F8E4M3, [1e9, -0.3, 17.0], false), [vec![448.0, -0.3125, 16.0]]);
+        assert_eq!(write(DType::F8E5M2, [f64::NEG_INFINITY, 36.0, 1.0], false), [vec![-57344.0, 32.0, 1.0]]);
+        let none = write(DType::F8E4M3, [1.0, f64::INFINITY, 2.0], true);
+        assert!(none[0] == [0.0; 3] && none[1][0].is_nan());
+        let words = KvCacheWriteSpec::new(&x, &spec(DType::I8, &[1, 1, 1, 3]), &lens, &lens).unwrap_err();
+        assert!(words.to_string().contains("cache is i8"), "{words}");
     }
 
     #[test]

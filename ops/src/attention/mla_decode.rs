@@ -3,6 +3,7 @@
 //! The naive form needs no operator of its own: it is attention with longer keys than values.
 
 use super::geometry::{DTYPES, Geometry, MLA_GEOMETRIES};
+use super::kv_scales::{code_fills, expect_scaled, take_entries};
 use super::paged_attention::{page_capacity, paged_row};
 use super::query::{AttentionQuery, CacheExtents};
 use super::scores::{VARIANTS, score_attributes};
@@ -26,10 +27,10 @@ const NAME: &str = "mla_decode";
 /// # Shapes
 /// q `[tokens, num_heads, width]`, cache `[batch, max_len, width]`, or `[num_pages, page_size, width]` with a
 /// block_table `[batch, max_pages]`; q_lens and kv_lens `[batch]`, out `[tokens, num_heads, rank]`, rank at most
-/// width, lse `[tokens, num_heads]`. Any extent but page_size may be zero.
+/// width, lse `[tokens, num_heads]`, cache_scale as cache less its last dimension. Any extent but page_size may be zero.
 ///
 /// # DTypes
-/// As for contiguous attention, cache standing for k and v.
+/// As for contiguous attention, cache standing for k and v; one scale an entry, for all heads.
 ///
 /// # Layout
 /// Any strides. Kernels may want the innermost dimension contiguous; other layouts are then composed.
@@ -50,6 +51,7 @@ const NAME: &str = "mla_decode";
 pub struct MlaDecodeSpec {
     query: AttentionQuery,
     cache: TensorSpec,
+    cache_scale: Option<TensorSpec>,
     block_table: Option<TensorSpec>,
 }
 
@@ -64,6 +66,43 @@ impl MlaDecodeSpec {
         scale: f32,
         out: &TensorSpec,
     ) -> Result<Self> {
+        Self::contiguous([q, cache, out], None, [q_lens, kv_lens], scale)
+    }
+
+    /// The same over a contiguous cache of codes and its scales, one for each position.
+    pub fn quantized(
+        q: &TensorSpec,
+        [cache, cache_scale]: [&TensorSpec; 2],
+        q_lens: &LensSpec,
+        kv_lens: &LensSpec,
+        scale: f32,
+        out: &TensorSpec,
+    ) -> Result<Self> {
+        Self::contiguous([q, cache, out], Some(cache_scale), [q_lens, kv_lens], scale)
+    }
+
+    /// The same over a paged cache of codes and its scales, one for each position.
+    pub fn quantized_paged(
+        q: &TensorSpec,
+        [cache, cache_scale]: [&TensorSpec; 2],
+        block_table: &TensorSpec,
+        q_lens: &LensSpec,
+        kv_lens: &LensSpec,
+        scale: f32,
+        out: &TensorSpec,
+    ) -> Result<Self> {
+        expect_rank(NAME, "cache", cache, 3)?;
+        let capacity = page_capacity(NAME, cache, block_table, kv_lens)?;
+        let tables = [Some(cache_scale), Some(block_table)];
+        Self::checked([q, cache, out], tables, [q_lens, kv_lens], capacity, scale)
+    }
+
+    fn contiguous(
+        [q, cache, out]: [&TensorSpec; 3],
+        cache_scale: Option<&TensorSpec>,
+        [q_lens, kv_lens]: [&LensSpec; 2],
+        scale: f32,
+    ) -> Result<Self> {
         expect_rank(NAME, "cache", cache, 3)?;
         if cache.dims()[0] != kv_lens.count() {
             return Err(OpError::shape(
@@ -71,7 +110,7 @@ impl MlaDecodeSpec {
                 format!("cache is {}, kv_lens has {} sequences", cache.shape(), kv_lens.count()),
             ));
         }
-        Self::checked(q, cache, None, [q_lens, kv_lens], cache.dims()[1], scale, out)
+        Self::checked([q, cache, out], [cache_scale, None], [q_lens, kv_lens], cache.dims()[1], scale)
     }
 
     /// Causal attention over a paged cache.
@@ -86,19 +125,20 @@ impl MlaDecodeSpec {
     ) -> Result<Self> {
         expect_rank(NAME, "cache", cache, 3)?;
         let capacity = page_capacity(NAME, cache, block_table, kv_lens)?;
-        Self::checked(q, cache, Some(*block_table), [q_lens, kv_lens], capacity, scale, out)
+        Self::checked([q, cache, out], [None, Some(block_table)], [q_lens, kv_lens], capacity, scale)
     }
 
     fn checked(
-        q: &TensorSpec,
-        cache: &TensorSpec,
-        block_table: Option<TensorSpec>,
+        [q, cache, out]: [&TensorSpec; 3],
+        [cache_scale, block_table]: [Option<&TensorSpec>; 2],
         lens: [&LensSpec; 2],
         capacity: usize,
         scale: f32,
-        out: &TensorSpec,
     ) -> Result<Self> {
         expect_rank(NAME, "out", out, 3)?;
+        if let Some(cache_scale) = cache_scale {
+            expect_scaled(NAME, ["cache", "cache_scale"], cache, cache_scale)?;
+        }
         let (width, rank) = (cache.dims()[2], out.dims()[2]);
         if rank > width {
             return Err(OpError::shape(
@@ -110,11 +150,16 @@ impl MlaDecodeSpec {
                 ),
             ));
         }
-        let extents =
-            CacheExtents { capacity, num_kv_heads: 1, head_dim: width, v_head_dim: rank, scaled: false };
+        let scaled = cache_scale.is_some();
+        let extents = CacheExtents { capacity, num_kv_heads: 1, head_dim: width, v_head_dim: rank, scaled };
         let mut query = AttentionQuery::new(NAME, q, [cache, cache], extents, lens, out)?;
         query.set_scale(NAME, scale)?;
-        Ok(Self { query, cache: *cache, block_table })
+        Ok(Self {
+            query,
+            cache: *cache,
+            cache_scale: cache_scale.copied(),
+            block_table: block_table.copied(),
+        })
     }
 
     /// Sets which keys a query sees.
@@ -138,6 +183,10 @@ impl MlaDecodeSpec {
     /// Latent entries.
     pub fn cache(&self) -> &TensorSpec {
         &self.cache
+    }
+    /// Scales of a cache of codes.
+    pub fn cache_scale(&self) -> Option<&TensorSpec> {
+        self.cache_scale.as_ref()
     }
     /// Pages of each sequence, of a paged cache.
     pub fn block_table(&self) -> Option<&TensorSpec> {
@@ -179,6 +228,9 @@ impl Contract for MlaDecodeSpec {
         let query = &self.query;
         visit(Operand { name: "q", spec: &query.q, access: Access::Read });
         visit(Operand { name: "cache", spec: &self.cache, access: Access::Read });
+        if let Some(spec) = &self.cache_scale {
+            visit(Operand { name: "cache_scale", spec, access: Access::Read });
+        }
         if let Some(spec) = &self.block_table {
             visit(Operand { name: "block_table", spec, access: Access::Read });
         }
@@ -192,24 +244,23 @@ impl Contract for MlaDecodeSpec {
     }
 
     fn cost(&self) -> Cost {
-        let entry = self.cache.dtype().bytes_for(self.cache.dims()[2]);
+        let scale = if self.cache_scale.is_some() { DType::F32.bytes_for(1) } else { 0 };
+        let entry = self.cache.dtype().bytes_for(self.cache.dims()[2]) + scale;
         self.query.cost(entry as u64, self.block_table.map_or(0, |table| table.bytes() as u64))
     }
 
     fn reference(&self, inputs: &[&[f64]]) -> Vec<Vec<f64>> {
         let (c, rank) = (self.cache.dims(), self.query.v_head_dim());
-        let values: Vec<f64> = inputs[1]
-            .chunks(c[2].max(1))
-            .flat_map(|entry| &entry[..rank.min(entry.len())])
-            .copied()
-            .collect();
+        let (entries, rest) = take_entries(&self.cache, self.cache_scale.as_ref(), &inputs[1..]);
+        let values: Vec<f64> =
+            entries.chunks(c[2].max(1)).flat_map(|entry| &entry[..rank.min(entry.len())]).copied().collect();
         let dims = [c[0], c[1], 1, c[2]];
         let row = |b: usize, pos: usize, _| match &self.block_table {
-            Some(table) => paged_row(inputs[2], dims, [table.dims()[1], b, pos, 0]),
+            Some(table) => paged_row(rest[0], dims, [table.dims()[1], b, pos, 0]),
             None => Some(b * c[1] + pos),
         };
-        let rest = if self.block_table.is_some() { &inputs[3..] } else { &inputs[2..] };
-        self.query.reference(inputs[0], [inputs[1], &values], rest, &row)
+        let lens = if self.block_table.is_some() { &rest[1..] } else { rest };
+        self.query.reference(inputs[0], [&entries, &values], lens, &row)
     }
 
     fn tolerance(&self) -> Vec<Tolerance> {
@@ -246,6 +297,37 @@ impl Cases for MlaDecodeSpec {
                     }
                     cases.push(case(name, base));
                 }
+            }
+        }
+        for (q_type, code, out_type) in [
+            (DType::F32, DType::I8, DType::F32),
+            (DType::BF16, DType::F8E4M3, DType::BF16),
+            (DType::F32, DType::F8E5M2, DType::F32),
+        ] {
+            for (g, page_size) in MLA_GEOMETRIES.iter().flat_map(|g| [(g, None), (g, Some(16))]) {
+                let plain = Self::of_geometry(g, page_size, [q_type, q_type, out_type])?;
+                let (query, scale) = (&plain.query, plain.query.scale);
+                let cache = plain.cache.with_dtype(code);
+                let own = TensorSpec::of(DType::F32, &cache.dims()[..2])?;
+                let (q, out, lens) = (&query.q, &query.out, [&query.q_lens, &query.kv_lens]);
+                let (form, spec) = match &plain.block_table {
+                    None => ("contiguous", Self::quantized(q, [&cache, &own], lens[0], lens[1], scale, out)?),
+                    Some(table) => {
+                        let cache = [&cache, &own];
+                        ("paged", Self::quantized_paged(q, cache, table, lens[0], lens[1], scale, out)?)
+                    }
+                };
+                let [codes, scales] = code_fills(code);
+                let name = format!("{NAME}/{q_type}_{code}_{out_type}/{}/{form}", g.name);
+                cases.push(
+                    g.case(name, spec.with_mask(g.mask)?)
+                        .fill(
+                            "block_table",
+                            Fill::Values(page_size.map_or(Vec::new(), |size| g.block_table(size).0)),
+                        )
+                        .fill("cache", codes)
+                        .fill("cache_scale", scales),
+                );
             }
         }
         // Entries as columns of a wider row, and a query whose heads lie outside of its tokens.

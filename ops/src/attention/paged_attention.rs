@@ -65,7 +65,7 @@ impl PagedAttentionSpec {
         Self::checked(q, [k, v], None, block_table, [q_lens, kv_lens], out)
     }
 
-    /// The same over an int8 cache; k and v each with its scales, one for each position and head.
+    /// The same over a cache of codes; k and v each with its scales, one for each position and head.
     pub fn quantized(
         q: &TensorSpec,
         [k, k_scale]: [&TensorSpec; 2],
@@ -161,7 +161,7 @@ impl PagedAttentionSpec {
     pub fn v(&self) -> &TensorSpec {
         &self.v
     }
-    /// Scales of an int8 cache.
+    /// Scales of a cache of codes.
     pub fn scales(&self) -> Option<&KvScales> {
         self.scales.as_ref()
     }
@@ -292,10 +292,14 @@ impl Cases for PagedAttentionSpec {
             .fill("q_lens", Fill::Values(vec![5.0]))
             .fill("kv_lens", Fill::Values(vec![17.0])),
         );
-        for g in GEOMETRIES.iter().filter(|g| !g.lens.is_empty()) {
+        let codes = [DType::I8, DType::F8E4M3, DType::F8E5M2].into_iter();
+        for (code, g) in codes.flat_map(|code| GEOMETRIES.iter().map(move |g| (code, g))) {
+            if g.lens.is_empty() {
+                continue;
+            }
             let plain = Self::of_geometry(g, 16, [DType::F32; 3])?;
             let query = plain.query();
-            let [k, v] = [&plain.k, &plain.v].map(|spec| spec.with_dtype(DType::I8));
+            let [k, v] = [&plain.k, &plain.v].map(|spec| spec.with_dtype(code));
             let own = TensorSpec::of(DType::F32, &k.dims()[..3])?;
             let spec = Self::quantized(
                 &query.q,
@@ -307,9 +311,9 @@ impl Cases for PagedAttentionSpec {
                 &query.out,
             )?;
             let case = g
-                .case(format!("{NAME}/f32_i8_f32/{}/page_16", g.name), spec.with_mask(g.mask)?)
+                .case(format!("{NAME}/f32_{code}_f32/{}/page_16", g.name), spec.with_mask(g.mask)?)
                 .fill("block_table", Fill::Values(g.block_table(16).0));
-            cases.push(fills().into_iter().fold(case, |case, (arg, fill)| case.fill(arg, fill)));
+            cases.push(fills(code).into_iter().fold(case, |case, (arg, fill)| case.fill(arg, fill)));
         }
         Ok(cases)
     }

@@ -351,19 +351,11 @@ impl AttentionQuery {
         if self.lse.is_some() { vec![out, lse] } else { vec![out] }
     }
 
-    /// As [`attend_tolerance`]; where entries are `scale · code`, each is rounded once, which moves a score by at
-    /// most `head_dim · u · |scale|` (of both its sides of a weight) and a mean by `u`.
     pub(super) fn tolerance(&self) -> Vec<Tolerance> {
         let keys = self.kv_lens.host().map_or(self.kv_lens.max(), |l| l.iter().copied().max().unwrap_or(0));
         let products = (self.head_dim(), f64::from(self.scale.abs()));
-        let [mut out, mut lse] =
-            attend_tolerance([self.q.dtype(), self.out.dtype()], products, f64::from(keys), &self.scores);
-        if self.scaled {
-            let u = DType::F32.unit_roundoff();
-            let score = products.0 as f64 * products.1 * u;
-            out.abs += 2.0 * score + u;
-            lse.abs += score;
-        }
+        let types = [self.q.dtype(), self.out.dtype()];
+        let [out, lse] = attend_tolerance(types, products, f64::from(keys), &self.scores, self.scaled);
         if self.lse.is_some() { vec![out, lse] } else { vec![out] }
     }
 }
@@ -379,19 +371,26 @@ impl AttentionQuery {
 /// * one rounding to the result's type.
 ///
 /// lse moves by a score's error plus 4 √n u of its sum, and is rounded once. What else is done to the scores
-/// adds to their error as [`AttentionScores`] says where it derives it.
+/// adds to their error as [`AttentionScores`] says where it derives it. Where entries are `scale · code`, each is
+/// rounded once, which moves a score by at most `d·u·|scale|` (of both its sides of a weight) and a mean by u.
 pub(super) fn attend_tolerance(
     [q, out]: [DType; 2],
     (head_dim, scale): (usize, f64),
     keys: f64,
     scores: &AttentionScores,
+    scaled: bool,
 ) -> [Tolerance; 2] {
     let (u, d) = (DType::F32.unit_roundoff(), head_dim as f64);
     let score = 2.0 * (d + 8.0) * u * scale + scores.error(d * scale, keys);
     let sums = 4.0 * keys.sqrt() * u;
     let weights = if q == DType::F32 { 0.0 } else { q.unit_roundoff() };
-    let out = Tolerance::rounded_to(out, 2.0 * (score + 8.0 * u) + 2.0 * sums + weights);
-    [out, Tolerance { abs: score + sums + 8.0 * u, rel: 2.0 * u }]
+    let mut out = Tolerance::rounded_to(out, 2.0 * (score + 8.0 * u) + 2.0 * sums + weights);
+    let mut lse = Tolerance { abs: score + sums + 8.0 * u, rel: 2.0 * u };
+    if scaled {
+        out.abs += 2.0 * d * scale * u + u;
+        lse.abs += d * scale * u;
+    }
+    [out, lse]
 }
 
 /// Adds the mean of values, weighted by the exponentials of their scores, to `out`, which is 0 before; gives the

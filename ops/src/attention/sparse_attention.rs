@@ -4,6 +4,7 @@
 
 use super::LensSpec;
 use super::geometry::{DTYPES, Geometry, MLA_GEOMETRIES};
+use super::kv_scales::{code_fills, expect_scaled, take_entries};
 use super::paged_attention::{page_capacity, paged_row};
 use super::query::{attend_tolerance, softmax_mean};
 use super::scores::AttentionScores;
@@ -28,12 +29,12 @@ const NAME: &str = "sparse_attention";
 /// # Shapes
 /// q `[tokens, num_heads, width]`, cache `[batch, max_len, width]`, or `[num_pages, page_size, width]` with a
 /// block_table `[batch, max_pages]`; indices `[tokens, top_k]`, q_lens `[batch]`, sinks `[num_heads]`, out
-/// `[tokens, num_heads, rank]`, rank at most width, lse `[tokens, num_heads]`. Any extent but page_size may be
-/// zero.
+/// `[tokens, num_heads, rank]`, rank at most width, lse `[tokens, num_heads]`, cache_scale as cache less its last
+/// dimension. Any extent but page_size may be zero.
 ///
 /// # DTypes
-/// q f32, f16 or bf16; cache of q's type, or f16 or bf16 beside an f32 q; out of q's type or f32; indices, q_lens
-/// and block_table i32; sinks and lse f32. Scores and sums in f32; weights may be rounded to q's type.
+/// q f32, f16 or bf16; cache of q's type, or f16 or bf16 beside an f32 q, or i8, f8e4m3 or f8e5m2 with f32 scales;
+/// out of q's type or f32; indices, q_lens and block_table i32; sinks and lse f32. Scores and sums in f32; weights may be rounded to q's type.
 ///
 /// # Layout
 /// Any strides.
@@ -55,6 +56,7 @@ const NAME: &str = "sparse_attention";
 pub struct SparseAttentionSpec {
     q: TensorSpec,
     cache: TensorSpec,
+    cache_scale: Option<TensorSpec>,
     block_table: Option<TensorSpec>,
     indices: TensorSpec,
     q_lens: LensSpec,
@@ -75,6 +77,43 @@ impl SparseAttentionSpec {
         scale: f32,
         out: &TensorSpec,
     ) -> Result<Self> {
+        Self::contiguous([q, cache, indices, out], None, q_lens, scale)
+    }
+
+    /// Over a contiguous cache of codes and its scales, one for each position.
+    pub fn quantized(
+        q: &TensorSpec,
+        [cache, cache_scale]: [&TensorSpec; 2],
+        indices: &TensorSpec,
+        q_lens: &LensSpec,
+        scale: f32,
+        out: &TensorSpec,
+    ) -> Result<Self> {
+        Self::contiguous([q, cache, indices, out], Some(cache_scale), q_lens, scale)
+    }
+
+    /// Over a paged cache of codes and its scales, one for each position.
+    pub fn quantized_paged(
+        q: &TensorSpec,
+        [cache, cache_scale]: [&TensorSpec; 2],
+        block_table: &TensorSpec,
+        indices: &TensorSpec,
+        q_lens: &LensSpec,
+        scale: f32,
+        out: &TensorSpec,
+    ) -> Result<Self> {
+        expect_rank(NAME, "cache", cache, 3)?;
+        let capacity = page_capacity(NAME, cache, block_table, q_lens)?;
+        let tables = [Some(cache_scale), Some(block_table)];
+        Self::checked([q, cache, indices, out], tables, q_lens, scale, capacity)
+    }
+
+    fn contiguous(
+        [q, cache, indices, out]: [&TensorSpec; 4],
+        cache_scale: Option<&TensorSpec>,
+        q_lens: &LensSpec,
+        scale: f32,
+    ) -> Result<Self> {
         expect_rank(NAME, "cache", cache, 3)?;
         if cache.dims()[0] != q_lens.count() {
             return Err(OpError::shape(
@@ -82,7 +121,7 @@ impl SparseAttentionSpec {
                 format!("cache is {}, q_lens has {} sequences", cache.shape(), q_lens.count()),
             ));
         }
-        Self::checked([q, cache, indices, out], None, q_lens, scale, cache.dims()[1])
+        Self::checked([q, cache, indices, out], [cache_scale, None], q_lens, scale, cache.dims()[1])
     }
 
     /// Over a paged cache.
@@ -97,12 +136,12 @@ impl SparseAttentionSpec {
     ) -> Result<Self> {
         expect_rank(NAME, "cache", cache, 3)?;
         let capacity = page_capacity(NAME, cache, block_table, q_lens)?;
-        Self::checked([q, cache, indices, out], Some(*block_table), q_lens, scale, capacity)
+        Self::checked([q, cache, indices, out], [None, Some(block_table)], q_lens, scale, capacity)
     }
 
     fn checked(
         [q, cache, indices, out]: [&TensorSpec; 4],
-        block_table: Option<TensorSpec>,
+        [cache_scale, block_table]: [Option<&TensorSpec>; 2],
         q_lens: &LensSpec,
         scale: f32,
         capacity: usize,
@@ -110,7 +149,9 @@ impl SparseAttentionSpec {
         expect_rank(NAME, "q", q, 3)?;
         expect_dtype(NAME, "q", q, &[DType::F32, DType::F16, DType::BF16])?;
         let narrow = q.dtype() == DType::F32 && matches!(cache.dtype(), DType::F16 | DType::BF16);
-        if cache.dtype() != q.dtype() && !narrow {
+        if let Some(cache_scale) = cache_scale {
+            expect_scaled(NAME, ["cache", "cache_scale"], cache, cache_scale)?;
+        } else if cache.dtype() != q.dtype() && !narrow {
             return Err(OpError::dtype(NAME, "cache", cache.dtype(), format!("{} or narrower", q.dtype())));
         }
         let (tokens, heads, width) = (q.dims()[0], q.dims()[1], q.dims()[2]);
@@ -139,7 +180,8 @@ impl SparseAttentionSpec {
         Ok(Self {
             q: *q,
             cache: *cache,
-            block_table,
+            cache_scale: cache_scale.copied(),
+            block_table: block_table.copied(),
             indices: *indices,
             q_lens: q_lens.clone(),
             scale,
@@ -172,6 +214,10 @@ impl SparseAttentionSpec {
     /// Latent entries.
     pub fn cache(&self) -> &TensorSpec {
         &self.cache
+    }
+    /// Scales of a cache of codes.
+    pub fn cache_scale(&self) -> Option<&TensorSpec> {
+        self.cache_scale.as_ref()
     }
     /// Pages of each sequence, of a paged cache.
     pub fn block_table(&self) -> Option<&TensorSpec> {
@@ -219,6 +265,9 @@ impl Contract for SparseAttentionSpec {
     fn operands<'a>(&'a self, visit: &mut dyn FnMut(Operand<'a>)) {
         visit(Operand { name: "q", spec: &self.q, access: Access::Read });
         visit(Operand { name: "cache", spec: &self.cache, access: Access::Read });
+        if let Some(spec) = &self.cache_scale {
+            visit(Operand { name: "cache_scale", spec, access: Access::Read });
+        }
         if let Some(spec) = &self.block_table {
             visit(Operand { name: "block_table", spec, access: Access::Read });
         }
@@ -236,7 +285,8 @@ impl Contract for SparseAttentionSpec {
         let pairs = self.indices.numel() as u128;
         let entries = pairs.min((self.cache.dims()[0] as u128).saturating_mul(self.cache.dims()[1] as u128));
         let clamp = |x: u128| u64::try_from(x).unwrap_or(u64::MAX);
-        let entry = self.cache.dtype().bytes_for(width) as u128;
+        let scale = if self.cache_scale.is_some() { DType::F32.bytes_for(1) } else { 0 };
+        let entry = (self.cache.dtype().bytes_for(width) + scale) as u128;
         let table = self.block_table.map_or(0, |table| table.bytes());
         let read = [self.q.bytes(), self.indices.bytes(), self.q_lens.device().bytes(), table];
         Cost {
@@ -253,8 +303,9 @@ impl Contract for SparseAttentionSpec {
 
     fn reference(&self, inputs: &[&[f64]]) -> Vec<Vec<f64>> {
         let paged = usize::from(self.block_table.is_some());
-        let (q, cache, table, indices) = (inputs[0], inputs[1], inputs[2], inputs[2 + paged]);
-        let (q_lens, values) = (inputs[3 + paged], self.scores.values(&inputs[4 + paged..]));
+        let (cache, rest) = take_entries(&self.cache, self.cache_scale.as_ref(), &inputs[1..]);
+        let (q, table, indices) = (inputs[0], rest[0], rest[paged]);
+        let (q_lens, values) = (rest[1 + paged], self.scores.values(&rest[2 + paged..]));
         let c = self.cache.dims();
         let (tokens, heads, width, rank) = (self.q.dims()[0], self.q.dims()[1], c[2], self.out.dims()[2]);
         let mut out = vec![0.0; tokens * heads * rank];
@@ -297,7 +348,8 @@ impl Contract for SparseAttentionSpec {
     fn tolerance(&self) -> Vec<Tolerance> {
         let products = (self.q.dims()[2], f64::from(self.scale.abs()));
         let types = [self.q.dtype(), self.out.dtype()];
-        let [out, lse] = attend_tolerance(types, products, self.top_k() as f64, &self.scores);
+        let (keys, scaled) = (self.top_k() as f64, self.cache_scale.is_some());
+        let [out, lse] = attend_tolerance(types, products, keys, &self.scores, scaled);
         if self.lse.is_some() { vec![out, lse] } else { vec![out] }
     }
 }
@@ -367,6 +419,49 @@ impl Cases for SparseAttentionSpec {
                             .fill("indices", Fill::Values(lists(g, top_k))),
                     );
                 }
+            }
+        }
+        for (q_type, code, out_type) in [
+            (DType::F32, DType::I8, DType::F32),
+            (DType::BF16, DType::F8E4M3, DType::BF16),
+            (DType::F32, DType::F8E5M2, DType::F32),
+        ] {
+            for (g, page_size) in MLA_GEOMETRIES.iter().flat_map(|g| [(g, None), (g, Some(16))]) {
+                let top_k = 37;
+                let q = TensorSpec::of(q_type, &[g.tokens(), g.num_heads, g.head_dim])?;
+                let out = TensorSpec::of(out_type, &[g.tokens(), g.num_heads, g.v_head_dim])?;
+                let indices = TensorSpec::of(DType::I32, &[g.tokens(), top_k])?;
+                let [lens, _] = g.lens(NAME, g.padding == 0)?;
+                let scale = (3.0 / g.head_dim as f32).sqrt();
+                let (table, form, spec) = match page_size {
+                    None => {
+                        let cache = TensorSpec::of(code, &[g.lens.len(), g.max_len(), g.head_dim])?;
+                        let own = TensorSpec::of(DType::F32, &cache.dims()[..2])?;
+                        let spec = Self::quantized(&q, [&cache, &own], &indices, &lens, scale, &out)?;
+                        (Vec::new(), "contiguous", spec)
+                    }
+                    Some(page_size) => {
+                        let (order, max_pages, num_pages) = g.block_table(page_size);
+                        let cache = TensorSpec::of(code, &[num_pages, page_size, g.head_dim])?;
+                        let own = TensorSpec::of(DType::F32, &cache.dims()[..2])?;
+                        let table = TensorSpec::of(DType::I32, &[g.lens.len(), max_pages])?;
+                        let cache = [&cache, &own];
+                        (
+                            order,
+                            "paged",
+                            Self::quantized_paged(&q, cache, &table, &indices, &lens, scale, &out)?,
+                        )
+                    }
+                };
+                let [codes, scales] = code_fills(code);
+                let name = format!("{NAME}/{q_type}_{code}_{out_type}/{}/{form}", g.name);
+                cases.push(
+                    g.case(name, spec)
+                        .fill("block_table", Fill::Values(table))
+                        .fill("indices", Fill::Values(lists(g, top_k)))
+                        .fill("cache", codes)
+                        .fill("cache_scale", scales),
+                );
             }
         }
         // One pool for all tokens, lists longer than a chunk, entries as columns of wider rows.

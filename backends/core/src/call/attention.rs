@@ -64,7 +64,7 @@ impl Attention {
         Self::bind(spec, &[q, k, v, q_lens.tensor(), kv_lens.tensor(), out])
     }
 
-    /// The same over an int8 cache; k and v each with its scales, one for each position and head.
+    /// The same over a cache of codes; k and v each with its scales, one for each position and head.
     ///
     /// # Errors
     /// As [`AttentionSpec::quantized`] and [`crate::Call::bind`].
@@ -138,7 +138,7 @@ impl PagedAttention {
         Self::bind(spec, &[q, k, v, block_table, q_lens.tensor(), kv_lens.tensor(), out])
     }
 
-    /// The same over an int8 cache; k and v each with its scales, one for each position and head.
+    /// The same over a cache of codes; k and v each with its scales, one for each position and head.
     ///
     /// # Errors
     /// As [`PagedAttentionSpec::quantized`] and [`crate::Call::bind`].
@@ -220,7 +220,7 @@ impl KvCacheWrite {
         Self::bind(spec, &[x, block_table, q_lens.tensor(), kv_lens.tensor(), cache])
     }
 
-    /// Codes and scales of new rows into a contiguous int8 cache.
+    /// Codes and scales of new rows into a contiguous cache.
     ///
     /// # Errors
     /// As [`KvCacheWriteSpec::quantized`] and [`crate::Call::bind`].
@@ -237,7 +237,7 @@ impl KvCacheWrite {
         Self::bind(spec, &[x, q_lens.tensor(), kv_lens.tensor(), cache, scale])
     }
 
-    /// Codes and scales of new rows into a paged int8 cache.
+    /// Codes and scales of new rows into a paged cache.
     ///
     /// # Errors
     /// As [`KvCacheWriteSpec::quantized_paged`] and [`crate::Call::bind`].

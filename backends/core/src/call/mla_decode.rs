@@ -46,6 +46,44 @@ impl MlaDecode {
         Self::bind(spec, &[q, cache, block_table, q_lens.tensor(), kv_lens.tensor(), out])
     }
 
+    /// Absorbed queries over a contiguous latent cache of codes and its scales, one for each position.
+    ///
+    /// # Errors
+    /// As [`MlaDecodeSpec::quantized`] and [`crate::Call::bind`].
+    pub fn quantized(
+        q: &Tensor,
+        [cache, cache_scale]: [&Tensor; 2],
+        q_lens: &Lens,
+        kv_lens: &Lens,
+        scale: f32,
+        out: &mut Tensor,
+    ) -> Result<Self> {
+        let (queries, keys) = (q_lens.spec(OP, "q_lens")?, kv_lens.spec(OP, "kv_lens")?);
+        let entries = [cache.spec(), cache_scale.spec()];
+        let spec = MlaDecodeSpec::quantized(q.spec(), entries, &queries, &keys, scale, out.spec())?;
+        Self::bind(spec, &[q, cache, cache_scale, q_lens.tensor(), kv_lens.tensor(), out])
+    }
+
+    /// Absorbed queries over a paged latent cache of codes and its scales, one for each position.
+    ///
+    /// # Errors
+    /// As [`MlaDecodeSpec::quantized_paged`] and [`crate::Call::bind`].
+    pub fn quantized_paged(
+        q: &Tensor,
+        [cache, cache_scale]: [&Tensor; 2],
+        block_table: &Tensor,
+        q_lens: &Lens,
+        kv_lens: &Lens,
+        scale: f32,
+        out: &mut Tensor,
+    ) -> Result<Self> {
+        let (queries, keys) = (q_lens.spec(OP, "q_lens")?, kv_lens.spec(OP, "kv_lens")?);
+        let (entries, table) = ([cache.spec(), cache_scale.spec()], block_table.spec());
+        let spec =
+            MlaDecodeSpec::quantized_paged(q.spec(), entries, table, &queries, &keys, scale, out.spec())?;
+        Self::bind(spec, &[q, cache, cache_scale, block_table, q_lens.tensor(), kv_lens.tensor(), out])
+    }
+
     /// Which keys a query sees; causal when not said.
     ///
     /// # Errors

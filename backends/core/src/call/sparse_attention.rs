@@ -53,6 +53,44 @@ impl SparseAttention {
         Self::bind(spec, &[q, cache, block_table, indices, q_lens.tensor(), out])
     }
 
+    /// Absorbed queries over listed entries of a contiguous latent cache of codes and its scales.
+    ///
+    /// # Errors
+    /// As [`SparseAttentionSpec::quantized`] and [`crate::Call::bind`].
+    pub fn quantized(
+        q: &Tensor,
+        [cache, cache_scale]: [&Tensor; 2],
+        indices: &Tensor,
+        q_lens: &Lens,
+        scale: f32,
+        out: &mut Tensor,
+    ) -> Result<Self> {
+        let (lens, entries) = (q_lens.spec(OP, "q_lens")?, [cache.spec(), cache_scale.spec()]);
+        let spec =
+            SparseAttentionSpec::quantized(q.spec(), entries, indices.spec(), &lens, scale, out.spec())?;
+        Self::bind(spec, &[q, cache, cache_scale, indices, q_lens.tensor(), out])
+    }
+
+    /// Absorbed queries over listed entries of a paged latent cache of codes and its scales.
+    ///
+    /// # Errors
+    /// As [`SparseAttentionSpec::quantized_paged`] and [`crate::Call::bind`].
+    pub fn quantized_paged(
+        q: &Tensor,
+        [cache, cache_scale]: [&Tensor; 2],
+        block_table: &Tensor,
+        indices: &Tensor,
+        q_lens: &Lens,
+        scale: f32,
+        out: &mut Tensor,
+    ) -> Result<Self> {
+        let (lens, entries) = (q_lens.spec(OP, "q_lens")?, [cache.spec(), cache_scale.spec()]);
+        let (table, listed) = (block_table.spec(), indices.spec());
+        let spec =
+            SparseAttentionSpec::quantized_paged(q.spec(), entries, table, listed, &lens, scale, out.spec())?;
+        Self::bind(spec, &[q, cache, cache_scale, block_table, indices, q_lens.tensor(), out])
+    }
+
     /// Adds a logit without a value to each row's sum.
     ///
     /// # Errors

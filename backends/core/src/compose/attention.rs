@@ -38,13 +38,14 @@ pub(super) fn scaled(
     scales: &[Option<Tensor>; 2],
 ) -> Result<[Tensor; 2]> {
     let [Some(k_scale), Some(v_scale)] = scales else { return Ok([k, v]) };
-    let floats = |codes: &Tensor, scale: &Tensor| {
-        let d = scale.dims();
-        let floats = p.f32(codes)?;
-        p.binary_in_place(BinaryKind::Mul, &floats, &scale.reshape(&[d[0], d[1], d[2], 1])?)?;
-        Ok(floats)
-    };
-    Ok([floats(&k, k_scale)?, floats(&v, v_scale)?])
+    Ok([decoded(p, &k, k_scale)?, decoded(p, &v, v_scale)?])
+}
+
+/// Codes times their scales, of one for each row.
+pub(super) fn decoded(p: &Parts<'_, '_>, codes: &Tensor, scale: &Tensor) -> Result<Tensor> {
+    let floats = p.f32(codes)?;
+    p.binary_in_place(BinaryKind::Mul, &floats, &scale.reshape(&[scale.dims(), &[1]].concat())?)?;
+    Ok(floats)
 }
 
 /// Which keys the tokens of each sequence see.

@@ -1,11 +1,12 @@
 //! Index logits from one product a group of sequences, rectified, weighted and summed over heads.
 
-use super::attention::Visible;
+use super::attention::{Visible, decoded};
 use super::begin;
 use super::paged_attention::{entries_of, pages_in_use};
 use super::ragged::Ragged;
 use crate::call::{Fill, Gather, Gemm, IndexLogits};
 use crate::launch::Launch;
+use crate::tensor::Tensor;
 use portolan_ops::kernel::{BinaryKind, CompareKind, ReduceKind, UnaryKind};
 use portolan_ops::{DType, Result, Unsupported};
 
@@ -37,6 +38,7 @@ pub fn index_logits(l: &Launch<'_>, op: &IndexLogits, why: Unsupported) -> Resul
     let key = p.iota(keys)?;
     let [outer, inner] = [k.dims()[0], k.dims()[1]];
     let k = k.reshape(&[outer, inner, 1, dim])?;
+    let scale = op.tensor("k_scale").map(|scale| scale.reshape(&[outer, inner, 1, 1])).transpose()?;
     let pages = match op.tensor("block_table") {
         Some(table) => Some(pages_in_use(&p, &visible, &table, inner, outer)?),
         None => None,
@@ -46,13 +48,17 @@ pub fn index_logits(l: &Launch<'_>, op: &IndexLogits, why: Unsupported) -> Resul
     for first in (0..batch).step_by(step) {
         let count = step.min(batch - first);
         let token = ragged.token.narrow(0, first, count)?;
-        let entries = match &pages {
-            None => k.narrow(0, first, count)?,
-            Some(pages) => entries_of(&p, &k, &pages.narrow(0, first, count)?)?,
+        let part = |cache: &Tensor| match &pages {
+            None => cache.narrow(0, first, count)?.narrow(1, 0, keys),
+            Some(pages) => entries_of(&p, cache, &pages.narrow(0, first, count)?)?.narrow(1, 0, keys),
         };
-        let entries = entries.narrow(1, 0, keys)?.reshape(&[count, keys, dim])?;
+        let mut entries = part(&k)?.reshape(&[count, keys, dim])?;
+        if let Some(scale) = &scale {
+            entries = decoded(&p, &entries, &part(scale)?.reshape(&[count, keys])?)?;
+        }
         let queries = p.scratch(q.dtype(), &[count, max_q, heads, dim])?;
         p.run(Gather::slices(&q, 0, &token, &mut queries.clone())?)?;
+        let queries = if scale.is_some() { p.f32(&queries)? } else { queries };
         let mut products = p.scratch(DType::F32, &[count, max_q * heads, keys])?;
         p.run(Gemm::nt(&queries.reshape(&[count, max_q * heads, dim])?, &entries, &mut products)?)?;
         p.unary_in_place(UnaryKind::Relu, &products)?;

@@ -6,8 +6,9 @@ use super::ragged::Ragged;
 use crate::call::{KvCacheWrite, Scatter};
 use crate::launch::Launch;
 use crate::tensor::Tensor;
+use portolan_ops::codec::SmallFloat;
 use portolan_ops::kernel::{BinaryKind, CompareKind, ReduceKind, ScatterMode, UnaryKind};
-use portolan_ops::{DType, Result, Unsupported};
+use portolan_ops::{DType, QuantScheme, Result, Unsupported};
 
 /// Computes the cache row of every token and scatters the tokens there; a cache whose rows are not evenly
 /// strided is copied to scratch and back.
@@ -28,10 +29,10 @@ pub fn kv_cache_write(l: &Launch<'_>, op: &KvCacheWrite, why: Unsupported) -> Re
     // From the rectangle of places to one a token: so x is read once, however ragged the batch.
     let mut rows = p.full(DType::I32, &[tokens], -1.0)?;
     p.run(Scatter::new(ScatterMode::Set, &rows.clone(), 0, &ragged.token, &place, &mut rows)?)?;
-    let Some(scale) = op.tensor("scale") else {
-        return write(&p, &cache, &rows, &p.cast(&x, cache.dtype())?);
+    let (Some(scale), Some(scheme)) = (op.tensor("scale"), spec.scheme()) else {
+        return write(&p, &cache, &rows, &converted(&p, &x, cache.dtype())?);
     };
-    let [codes, scales] = quantized(&p, &x)?;
+    let [codes, scales] = quantized(&p, &x, &scheme)?;
     write(&p, &cache, &rows, &codes)?;
     write(&p, &scale, &rows, &scales)
 }
@@ -48,20 +49,32 @@ fn write(p: &Parts<'_, '_>, cache: &Tensor, rows: &Tensor, x: &Tensor) -> Result
     p.store(&copy, cache)
 }
 
-/// Codes and scales of every row of `x`: the largest magnitude becomes 127.
-fn quantized(p: &Parts<'_, '_>, x: &Tensor) -> Result<[Tensor; 2]> {
+/// `x` in the type of the cache; one of 8 bits takes its largest number for what is beyond that.
+fn converted(p: &Parts<'_, '_>, x: &Tensor, dtype: DType) -> Result<Tensor> {
+    let Some(format) = SmallFloat::of(dtype) else { return p.cast(x, dtype) };
+    let (x, top) = (p.f32_copy(x, x.dims())?, f64::from(format.largest()));
+    p.scalar_in_place(BinaryKind::Min, &x, top)?;
+    p.scalar_in_place(BinaryKind::Max, &x, -top)?;
+    p.cast(&x, dtype)
+}
+
+/// Codes and scales of every row of `x`: the largest magnitude becomes the largest code.
+fn quantized(p: &Parts<'_, '_>, x: &Tensor, scheme: &QuantScheme) -> Result<[Tensor; 2]> {
+    let top = f64::from(scheme.symmetric_top());
     let x = p.f32_copy(x, x.dims())?;
     let largest = p.reduce(ReduceKind::Max, &p.unary(UnaryKind::Abs, &x)?, 2)?;
     // A row that is not finite has no scale; one of zeros has 0; the codes of both are 0.
     let infinite = p.compare_scalar(CompareKind::Eq, &largest, f64::INFINITY)?;
-    let scale = p.scalar(BinaryKind::Div, &p.replace(&infinite, f64::NAN, &largest)?, 127.0)?;
+    let scale = p.scalar(BinaryKind::Div, &p.replace(&infinite, f64::NAN, &largest)?, top)?;
     p.binary_in_place(BinaryKind::Div, &x, &scale)?;
-    p.unary_in_place(UnaryKind::Round, &x)?;
-    p.scalar_in_place(BinaryKind::Min, &x, 127.0)?;
-    p.scalar_in_place(BinaryKind::Max, &x, -127.0)?;
+    if SmallFloat::of(scheme.code).is_none() {
+        p.unary_in_place(UnaryKind::Round, &x)?;
+    }
+    p.scalar_in_place(BinaryKind::Min, &x, top)?;
+    p.scalar_in_place(BinaryKind::Max, &x, -top)?;
     let codes = p.select_or(&p.compare_scalar(CompareKind::Gt, &scale, 0.0)?, &x, 0.0)?;
     let scales = scale.reshape(&scale.dims()[..2])?;
-    Ok([p.cast(&codes, DType::I8)?, scales])
+    Ok([p.cast(&codes, scheme.code)?, scales])
 }
 
 /// The cache row of the token at `[b, t]`, −1 where there is none. A place outside of its sequence's room, or

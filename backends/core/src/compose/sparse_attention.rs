@@ -1,5 +1,6 @@
 //! Sparse attention from gathered entries: two products a token, with softmax between them.
 
+use super::attention::decoded;
 use super::begin;
 use super::parts::Parts;
 use super::ragged::Ragged;
@@ -41,15 +42,9 @@ pub fn sparse_attention(l: &Launch<'_>, op: &SparseAttention, why: Unsupported) 
         };
     }
     let cache = op.require("cache")?;
-    let flat = [cache.dims()[0] * cache.dims()[1], width];
-    let cache = match cache.reshape(&flat) {
-        Ok(view) => view,
-        Err(_) => {
-            let copy = p.scratch(cache.dtype(), cache.dims())?;
-            p.store(&cache, &copy)?;
-            copy.reshape(&flat)?
-        }
-    };
+    let places = cache.dims()[0] * cache.dims()[1];
+    let cache = flat(&p, &cache, &[places, width])?;
+    let scale = op.tensor("cache_scale").map(|scale| flat(&p, &scale, &[places, 1])).transpose()?;
     let rows = rows(&p, op, &owner, &owned)?;
     let listed = p.compare_scalar(CompareKind::Ge, &rows, 0.0)?.reshape(&[tokens, 1, top_k])?;
     let hidden = p.full(DType::F32, &[], f64::NEG_INFINITY)?;
@@ -60,9 +55,14 @@ pub fn sparse_attention(l: &Launch<'_>, op: &SparseAttention, why: Unsupported) 
         let count = step.min(tokens - first);
         let part = |t: &Tensor| t.narrow(0, first, count);
         // Padding gathers zeros, so that what weighs nothing is finite.
-        let entries = p.gather(&cache, 0, &part(&rows)?)?;
+        let mut entries = p.gather(&cache, 0, &part(&rows)?)?;
+        let mut queries = part(&q)?;
+        if let Some(scale) = &scale {
+            let scale = p.gather(scale, 0, &part(&rows)?)?.reshape(&[count, top_k])?;
+            (entries, queries) = (decoded(&p, &entries, &scale)?, p.f32(&queries)?);
+        }
         let mut scores = p.scratch(DType::F32, &[count, heads, top_k])?;
-        p.run(Gemm::nt(&part(&q)?, &entries, &mut scores)?.alpha(spec.scale())?)?;
+        p.run(Gemm::nt(&queries, &entries, &mut scores)?.alpha(spec.scale())?)?;
         let scores = p.select(&part(&listed)?, &scores, &hidden)?;
         let mut largest = p.reduce(ReduceKind::Max, &scores, 2)?;
         if let Some(sinks) = &sinks {
@@ -94,6 +94,16 @@ pub fn sparse_attention(l: &Launch<'_>, op: &SparseAttention, why: Unsupported) 
         p.store(&values, &part(&out)?)?;
     }
     Ok(())
+}
+
+/// `x` with other extents, copied where its strides do not allow them.
+fn flat(p: &Parts<'_, '_>, x: &Tensor, dims: &[usize]) -> Result<Tensor> {
+    if let Ok(view) = x.reshape(dims) {
+        return Ok(view);
+    }
+    let copy = p.scratch(x.dtype(), x.dims())?;
+    p.store(x, &copy)?;
+    copy.reshape(dims)
 }
 
 /// The sequence of every token, −1 past the last one.

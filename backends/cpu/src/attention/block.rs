@@ -131,7 +131,7 @@ impl CacheRows {
                     None => read_row::<L>(dtype, *at, inner, dim, to),
                     Some(scales) => {
                         let scale = scales[row].cast::<f32>().read_unaligned();
-                        read_codes(at.cast_const().cast(), inner, scale, dim, to);
+                        read_codes::<L>(dtype, *at, inner, scale, dim, to);
                     }
                 }
                 to.add(dim).write_bytes(0, padded - dim);

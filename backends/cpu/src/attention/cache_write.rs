@@ -7,10 +7,12 @@ use super::form::BLOCK;
 use super::sequences::{BlockTable, Lengths};
 use super::view::{View, read_row, write_row};
 use crate::pool::scratch;
+use crate::simd::code::{self, Code, E4m3, E5m2, Int8};
 use crate::simd::{Kernel, Lanes, dispatch};
 use crate::{Isa, Team};
 use portolan_ops::attention::KvCacheWriteSpec;
-use portolan_ops::{Contract, OpError, Result};
+use portolan_ops::codec::Overflow;
+use portolan_ops::{Contract, DType, OpError, QuantScheme, Result};
 
 /// Elements a task converts: enough to be worth a hand-over, some 10 µs.
 const ELEMENTS_PER_TASK: usize = 32 << 10;
@@ -21,8 +23,8 @@ pub(crate) struct CacheWriteTask {
     op: &'static str,
     x: View<3>,
     cache: View<4>,
-    /// The scale of each row, of an int8 cache.
-    scale: Option<View<4>>,
+    /// The scale of each row, and how it is found, of a cache of codes.
+    scale: Option<(View<4>, QuantScheme)>,
     table: Option<BlockTable>,
     lengths: Lengths,
     heads: usize,
@@ -31,7 +33,7 @@ pub(crate) struct CacheWriteTask {
 
 impl CacheWriteTask {
     /// From the base addresses of x, block table (unused for a contiguous cache), q_lens, kv_lens, cache and scale
-    /// (unused unless the cache is int8).
+    /// (unused unless the cache is one of codes).
     pub(crate) fn new(
         spec: &KvCacheWriteSpec,
         x: *const u8,
@@ -43,7 +45,7 @@ impl CacheWriteTask {
             op: spec.name(),
             x: View::new(spec.x(), x as *mut u8),
             cache: View::new(spec.cache(), cache),
-            scale: spec.scale().map(|spec| View::new(spec, scale)),
+            scale: spec.scale().map(|of| View::new(of, scale)).zip(spec.scheme()),
             table: spec.block_table().map(|pages| BlockTable {
                 pages: View::new(pages, table as *mut u8),
                 page_size: spec.cache().dims()[1],
@@ -109,7 +111,7 @@ pub(crate) unsafe fn kv_cache_write(
                     table: task.table,
                     sequence: s.index,
                     list: None,
-                    scale: task.scale,
+                    scale: None,
                 };
                 scratch::with(task.dim.min(PIECE) * size_of::<f32>(), |buffer| {
                     let buffer = buffer.cast();
@@ -146,14 +148,18 @@ impl Kernel for Copy<'_> {
             let count = BLOCK.min(self.count - first);
             // SAFETY: `kv_cache_write` checked lengths and pages.
             unsafe { self.rows.addresses(self.head, self.start + first, count, &mut addresses) };
-            if let Some(cache) = self.rows.scale {
+            if let Some((cache, scheme)) = task.scale {
                 // SAFETY: as above; there is a scale for every row.
                 unsafe {
                     let rows = CacheRows { cache, ..self.rows };
                     rows.addresses(self.head, self.start + first, count, &mut scales);
                     for (row, (&to, &scale)) in addresses[..count].iter().zip(&scales).enumerate() {
                         let from = task.x.at([self.token + first + row, self.head, 0]);
-                        self.quantize::<L>(from, to.cast(), scale.cast());
+                        match scheme.code {
+                            DType::F8E4M3 => self.quantize::<L, E4m3>(&scheme, from, to, scale.cast()),
+                            DType::F8E5M2 => self.quantize::<L, E5m2>(&scheme, from, to, scale.cast()),
+                            _ => self.quantize::<L, Int8>(&scheme, from, to, scale.cast()),
+                        }
                     }
                 }
                 continue;
@@ -168,7 +174,11 @@ impl Kernel for Copy<'_> {
                     // SAFETY: n elements from `done` on, of a row of x and of the cache.
                     unsafe {
                         read_row::<L>(task.x.dtype(), from, task.x.inner(), n, self.buffer);
-                        write_row::<L>(task.cache.dtype(), self.buffer, task.cache.inner(), n, to);
+                        match task.cache.dtype() {
+                            DType::F8E4M3 => self.encode::<L, E4m3>(n, to),
+                            DType::F8E5M2 => self.encode::<L, E5m2>(n, to),
+                            dtype => write_row::<L>(dtype, self.buffer, task.cache.inner(), n, to),
+                        }
                     }
                     done += n;
                 }
@@ -178,13 +188,19 @@ impl Kernel for Copy<'_> {
 }
 
 impl Copy<'_> {
-    /// Writes one row as codes and their scale, as [`portolan_ops::ActQuant::round`] defines them. The row is read
-    /// twice, a piece at a time: first for its largest magnitude.
+    /// Writes one row as codes and their scale, as the scheme defines them. The row is read twice, a piece at a time:
+    /// first for its largest magnitude.
     ///
     /// # Safety
     /// A row of x, one of the cache and its scale.
     #[inline(always)]
-    unsafe fn quantize<L: Lanes>(&self, from: *const u8, to: *mut i8, scale_to: *mut f32) {
+    unsafe fn quantize<L: Lanes, C: Code>(
+        &self,
+        scheme: &QuantScheme,
+        from: *const u8,
+        to: *mut u8,
+        scale_to: *mut f32,
+    ) {
         let (task, dim) = (self.task, self.task.dim);
         let (step, inner) = (task.x.step(2), task.cache.inner());
         let piece = |first: usize| {
@@ -193,7 +209,7 @@ impl Copy<'_> {
             unsafe {
                 let from = from.wrapping_add(first * step);
                 read_row::<L>(task.x.dtype(), from, task.x.inner(), n, self.buffer);
-                core::slice::from_raw_parts(self.buffer.cast_const(), n)
+                core::slice::from_raw_parts_mut(self.buffer, n)
             }
         };
         let mut largest = 0f32;
@@ -202,14 +218,41 @@ impl Copy<'_> {
             let bits = piece(first).iter().fold(0, |top, x| u32::max(top, x.abs().to_bits()));
             largest = f32::from_bits(u32::max(largest.to_bits(), bits));
         }
-        let scale = if largest.is_finite() { largest / 127.0 } else { f32::NAN };
+        let (scale, top) = (scheme.block_scale(largest), scheme.symmetric_top());
         // SAFETY: the caller's promise.
         unsafe { scale_to.write_unaligned(scale) };
         for first in (0..dim).step_by(PIECE) {
-            for (i, &x) in piece(first).iter().enumerate() {
-                let code = if scale > 0.0 { (x / scale).round_ties_even().clamp(-127.0, 127.0) } else { 0.0 };
-                // SAFETY: the caller's promise.
-                unsafe { *to.add((first + i) * inner) = code as i8 };
+            let x = piece(first);
+            // Where there are no codes but 0, so that a quotient is a number.
+            let usable = scale > 0.0;
+            for x in x.iter_mut() {
+                *x = if usable { (*x / scale).clamp(-top, top) } else { 0.0 };
+            }
+            let n = x.len();
+            // SAFETY: the caller's promise: a piece from `first` on.
+            unsafe { self.encode::<L, C>(n, to.add(first * inner)) };
+        }
+    }
+
+    /// Writes the first `n` numbers of the buffer as codes.
+    ///
+    /// # Safety
+    /// `to` has room for as many, as far apart as the cache's elements.
+    #[inline(always)]
+    unsafe fn encode<L: Lanes, C: Code>(&self, n: usize, to: *mut u8) {
+        let inner = self.task.cache.inner();
+        // SAFETY: the caller's promise; the buffer holds n numbers.
+        unsafe {
+            if inner != 1 {
+                for i in 0..n {
+                    *to.add(i * inner) = C::encode_one(*self.buffer.add(i), Overflow::Saturate);
+                }
+                return;
+            }
+            for i in (0..n).step_by(L::LEN) {
+                let count = L::LEN.min(n - i);
+                let x = L::load_partial(self.buffer.add(i), count);
+                code::store::<L, C>(to, i, count, x, Overflow::Saturate);
             }
         }
     }

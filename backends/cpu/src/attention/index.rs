@@ -36,6 +36,8 @@ pub(crate) struct IndexTask {
     op: &'static str,
     q: View<3>,
     k: View<4>,
+    /// The scale of each key, where keys are codes.
+    k_scale: Option<View<4>>,
     table: Option<BlockTable>,
     weights: View<2>,
     lengths: Lengths,
@@ -48,10 +50,11 @@ pub(crate) struct IndexTask {
 }
 
 impl IndexTask {
-    /// From the addresses of q, k, block table (unused for a contiguous cache), weights, q_lens, kv_lens and logits.
+    /// From the addresses of q, k, its scales (unused where there are none), block table (unused for a contiguous
+    /// cache), weights, q_lens, kv_lens and logits.
     pub(crate) fn new(
         spec: &IndexLogitsSpec,
-        [q, k, table, weights, q_lens, kv_lens]: [*const u8; 6],
+        [q, k, k_scale, table, weights, q_lens, kv_lens]: [*const u8; 7],
         logits: *mut u8,
     ) -> Result<Self> {
         let [outer, inner, dim] = [spec.k().dims()[0], spec.k().dims()[1], spec.k().dims()[2]];
@@ -59,6 +62,7 @@ impl IndexTask {
             op: spec.name(),
             q: View::new(spec.q(), q.cast_mut()),
             k: View::new(&spec.k().reshape(&[outer, inner, 1, dim])?, k.cast_mut()),
+            k_scale: spec.k_scale().map(|scale| View::new(scale, k_scale.cast_mut())),
             table: spec.block_table().map(|pages| BlockTable {
                 pages: View::new(pages, table.cast_mut()),
                 page_size: inner,
@@ -200,8 +204,13 @@ impl Piece<'_> {
     unsafe fn run<L: Lanes, F: Form>(&self, [block, scores, row, queries, weights]: [*mut f32; 5]) {
         let Piece { task, sequence, tokens, keys } = self;
         let (dim, width, panels) = (task.padded(), F::width::<L>(), task.heads.div_ceil(F::rows::<L>()));
-        let cache =
-            CacheRows { cache: task.k, table: task.table, sequence: sequence.index, list: None, scale: None };
+        let cache = CacheRows {
+            cache: task.k,
+            table: task.table,
+            sequence: sequence.index,
+            list: None,
+            scale: task.k_scale,
+        };
         let end = task.visible(sequence, tokens.end - 1).min(keys.end);
         // SAFETY: the promise of `index_logits`: keys up to `end` are visible to the last token, and rows of logits
         // have `keys`.

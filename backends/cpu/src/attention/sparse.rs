@@ -23,7 +23,7 @@ pub(crate) struct SparseTask {
 
 impl SparseTask {
     /// From the addresses of block table (unused for a contiguous cache), indices, and the others, the cache's being
-    /// `bases.k`.
+    /// `bases.k` and that of its scales `bases.k_scale`.
     pub(crate) fn new(
         spec: &SparseAttentionSpec,
         table: *const u8,
@@ -39,7 +39,7 @@ impl SparseTask {
             q: View::new(spec.q(), bases.q.cast_mut()),
             k: cache,
             v: cache,
-            scales: None,
+            scales: spec.cache_scale().map(|scale| [View::new(scale, bases.k_scale.cast_mut()); 2]),
             shared: true,
             lists: None,
             table: spec.block_table().map(|pages| BlockTable {

@@ -91,7 +91,7 @@ impl AttentionTask {
         Self { scales: spec.scales().map(|scales| scale_views(scales, bases)), ..task }
     }
 
-    /// Over a latent cache, whose address is `bases.k`; `table` as in [`AttentionTask::paged`] if it is paged.
+    /// Over a latent cache, whose address is `bases.k`, and that of its scales `bases.k_scale`; `table` as in [`AttentionTask::paged`] if it is paged.
     pub(crate) fn latent(spec: &MlaDecodeSpec, table: *const u8, bases: &AttentionBases) -> Result<Self> {
         let dims = spec.cache().dims();
         let cache = View::new(&spec.cache().reshape(&[dims[0], dims[1], 1, dims[2]])?, bases.k.cast_mut());
@@ -100,7 +100,9 @@ impl AttentionTask {
             page_size: dims[1],
             num_pages: dims[0],
         });
-        Ok(Self { shared: true, ..Self::new(spec.name(), spec.query(), [cache, cache], pages, bases) })
+        let scales = spec.cache_scale().map(|scale| [View::new(scale, bases.k_scale.cast_mut()); 2]);
+        let task = Self::new(spec.name(), spec.query(), [cache, cache], pages, bases);
+        Ok(Self { shared: true, scales, ..task })
     }
 
     fn new(

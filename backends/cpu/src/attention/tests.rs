@@ -119,7 +119,8 @@ impl Runs for PagedAttentionSpec {
 
 impl Runs for MlaDecodeSpec {
     fn run(&self, team: &Team, isa: Isa, bound: &mut Bound) -> Result<()> {
-        let bases = AttentionBases { k: bound.base("cache"), ..bound.bases() };
+        let cache = [bound.base("cache"), bound.base("cache_scale")];
+        let bases = AttentionBases { k: cache[0], k_scale: cache[1], ..bound.bases() };
         let task = AttentionTask::latent(self, bound.base("block_table"), &bases)?;
         // SAFETY: the operands are owned by `bound`.
         unsafe { attention(team, usize::MAX, isa, &task) }
@@ -128,7 +129,8 @@ impl Runs for MlaDecodeSpec {
 
 impl Runs for SparseAttentionSpec {
     fn run(&self, team: &Team, isa: Isa, bound: &mut Bound) -> Result<()> {
-        let bases = AttentionBases { k: bound.base("cache"), ..bound.bases() };
+        let cache = [bound.base("cache"), bound.base("cache_scale")];
+        let bases = AttentionBases { k: cache[0], k_scale: cache[1], ..bound.bases() };
         let task = SparseTask::new(self, bound.base("block_table"), bound.base("indices"), &bases)?;
         // SAFETY: the operands are owned by `bound`.
         unsafe { sparse_attention(team, usize::MAX, isa, task) }
@@ -137,7 +139,7 @@ impl Runs for SparseAttentionSpec {
 
 impl Runs for IndexLogitsSpec {
     fn run(&self, team: &Team, isa: Isa, bound: &mut Bound) -> Result<()> {
-        let names = ["q", "k", "block_table", "weights", "q_lens", "kv_lens"];
+        let names = ["q", "k", "k_scale", "block_table", "weights", "q_lens", "kv_lens"];
         let task =
             IndexTask::new(self, names.map(|name| bound.base(name).cast_const()), bound.base("logits"))?;
         // SAFETY: the operands are owned by `bound`.

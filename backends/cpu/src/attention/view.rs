@@ -5,6 +5,7 @@
 use half::{bf16, f16};
 use portolan_ops::{DType, TensorSpec};
 
+use crate::simd::code::{self, Code, E4m3, E5m2};
 use crate::simd::{Lanes, Stored};
 
 /// The first element of a tensor, its element type, and its strides in elements.
@@ -110,12 +111,56 @@ unsafe fn read<L: Lanes, T: Stored>(from: *const T, stride: usize, len: usize, t
     }
 }
 
-/// Reads `len` int8 codes that lie `stride` apart as f32, times their scale.
+/// Reads `len` codes that lie `stride` apart as f32, times their scale.
 ///
 /// # Safety
-/// They are readable; `to` has room for `len`.
+/// They are readable and of `dtype`; `to` has room for `len`.
 #[inline(always)]
-pub(super) unsafe fn read_codes(from: *const i8, stride: usize, scale: f32, len: usize, to: *mut f32) {
+pub(super) unsafe fn read_codes<L: Lanes>(
+    dtype: DType,
+    from: *const u8,
+    stride: usize,
+    scale: f32,
+    len: usize,
+    to: *mut f32,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match dtype {
+            DType::F8E4M3 => decode::<L, E4m3>(from, stride, scale, len, to),
+            DType::F8E5M2 => decode::<L, E5m2>(from, stride, scale, len, to),
+            _ => read_int8(from.cast(), stride, scale, len, to),
+        }
+    }
+}
+
+/// # Safety
+/// As [`read_codes`], for codes of `C`.
+#[inline(always)]
+unsafe fn decode<L: Lanes, C: Code>(from: *const u8, stride: usize, scale: f32, len: usize, to: *mut f32) {
+    // SAFETY: the caller's promise: len codes and as many numbers.
+    unsafe {
+        if stride != 1 {
+            for i in 0..len {
+                *to.add(i) = C::decode_one(*from.add(i * stride)) * scale;
+            }
+            return;
+        }
+        let whole = len - len % L::LEN;
+        for i in (0..whole).step_by(L::LEN) {
+            code::load::<L, C>(from, i, L::LEN).mul(L::splat(scale)).store(to.add(i));
+        }
+        if whole < len {
+            let rest = code::load::<L, C>(from, whole, len - whole).mul(L::splat(scale));
+            rest.store_partial(to.add(whole), len - whole);
+        }
+    }
+}
+
+/// # Safety
+/// As [`read_codes`], for int8.
+#[inline(always)]
+unsafe fn read_int8(from: *const i8, stride: usize, scale: f32, len: usize, to: *mut f32) {
     // SAFETY: the caller's promise.
     unsafe {
         if stride == 1 {

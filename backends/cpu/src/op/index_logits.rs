@@ -16,7 +16,8 @@ pub(crate) fn launch(launch: &Launch<'_>, op: &IndexLogits) -> Result<()> {
 }
 
 fn run(exec: &Exec, spec: &IndexLogitsSpec, args: &Args) -> Result<()> {
-    let read = ["q", "k", "block_table", "weights", "q_lens", "kv_lens"].map(|name| args.read(name));
+    let read =
+        ["q", "k", "k_scale", "block_table", "weights", "q_lens", "kv_lens"].map(|name| args.read(name));
     let task = IndexTask::new(spec, read, args.write("logits"))?;
     // SAFETY: the contract checked extents, strides and overlap; core, that every operand lies within a live
     // block which stream order protects until this call has run. The kernel checks lengths and the table.

@@ -17,7 +17,7 @@ pub(crate) fn launch(launch: &Launch<'_>, op: &MlaDecode) -> Result<()> {
 }
 
 fn run(exec: &Exec, spec: &MlaDecodeSpec, args: &Args) -> Result<()> {
-    let bases = AttentionBases { k: args.read("cache"), ..bases(args) };
+    let bases = AttentionBases { k: args.read("cache"), k_scale: args.read("cache_scale"), ..bases(args) };
     let task = AttentionTask::latent(spec, args.read("block_table"), &bases)?;
     // SAFETY: the contract checked extents, strides and overlap; core, that every operand lies within a live
     // block which stream order protects until this call has run. The kernel checks lengths and the table.
