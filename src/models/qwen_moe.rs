@@ -21,8 +21,8 @@ pub struct QwenMoe {
 /// A feed-forward layer.
 #[derive(Clone, Debug)]
 enum Layer {
-    Dense(Ffn),
-    Sparse(MoeFfn, Option<SharedExpert>),
+    Dense(Box<Ffn>),
+    Sparse(Box<(MoeFfn, Option<SharedExpert>)>),
 }
 
 /// The expert of every token, which counts as much as its own router says.
@@ -64,7 +64,8 @@ impl Layer {
     fn load(loader: &mut Loader<'_>, config: &MoeConfig, i: usize) -> Result<Self, Error> {
         let hidden = config.decoder.hidden;
         if !config.is_sparse(i) {
-            return Ok(Layer::Dense(Ffn::load(loader, "layers.{i}", i, hidden, config.decoder.ffn, false)?));
+            let ffn = Ffn::load(loader, "layers.{i}", i, hidden, config.decoder.ffn, false)?;
+            return Ok(Layer::Dense(Box::new(ffn)));
         }
         let shared = match config.shared_ffn {
             None => None,
@@ -73,13 +74,13 @@ impl Layer {
                 ffn: Ffn::load(loader, "layers.{i}.shared", i, hidden, width, false)?,
             }),
         };
-        Ok(Layer::Sparse(MoeFfn::load(loader, config, i)?, shared))
+        Ok(Layer::Sparse(Box::new((MoeFfn::load(loader, config, i)?, shared))))
     }
 
     fn forward(&self, stream: &Stream, x: &Tensor) -> Result<Tensor, Error> {
         let (moe, shared) = match self {
             Layer::Dense(ffn) => return ffn.forward(stream, x),
-            Layer::Sparse(moe, shared) => (moe, shared),
+            Layer::Sparse(sparse) => sparse.as_ref(),
         };
         let routed = moe.forward(stream, x)?;
         if let Some(shared) = shared {

@@ -297,7 +297,7 @@ impl Contract for GatedDeltaRuleSpec {
         }
     }
 
-    /// The state errs as [`recurrence_error`] says, and each step adds the error of a sum over keys, a tenth of whose
+    /// The state errs as `recurrence_error` says, and each step adds the error of a sum over keys, a tenth of whose
     /// terms are as large as 1 as the cases draw them: `2·(key_dim + 8)` roundings. `I − β·k·kᵀ` does not enlarge
     /// errors while `β·|k|² ≤ 2`. The result is a sum over keys of such numbers, times a scale of at most 1.
     fn tolerance(&self) -> Vec<Tolerance> {

@@ -300,7 +300,7 @@ impl Contract for SelectiveScanSpec {
         }
     }
 
-    /// The state errs as [`recurrence_error`] says; the result is a sum over the state, whose errors are
+    /// The state errs as `recurrence_error` says; the result is a sum over the state, whose errors are
     /// independent, and of products of numbers up to a few units: `√state` times the one, and `2·(state + 8)`
     /// roundings for the other. Then d, the gate (whose slope is at most 1.1), and one rounding to out's type.
     fn tolerance(&self) -> Vec<Tolerance> {

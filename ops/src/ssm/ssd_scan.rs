@@ -331,7 +331,7 @@ impl Contract for SsdScanSpec {
         }
     }
 
-    /// As for the selective scan: the state errs as [`recurrence_error`] says, the result is a sum over the state of
+    /// As for the selective scan: the state errs as `recurrence_error` says, the result is a sum over the state of
     /// numbers with independent errors, `√state` times the one, and `2·(state + 8)` roundings. By chunks the order is
     /// another one: scores are sums over the state, then there is a sum over at most 32 tokens that still matter; its
     /// roundings are those of the recurrence, of terms √state as large.

@@ -353,7 +353,7 @@ impl Work<'_> {
                         rows.ahead(unit.head + head, heads.clone(), [start, limit], &mut ahead[i]);
                     }
                     let (at, states) = ([&at, &ahead], states.add(head * apart));
-                    self.block::<L, F>([&keys, &values], at, &mut own, [start, end], head, states, state);
+                    self.block::<L, F>([&keys, &values], at, &mut own, [start, end], [head, state], states);
                 }
                 start += BLOCK;
             }
@@ -371,9 +371,8 @@ impl Work<'_> {
         [at, ahead]: [&[Addresses; 2]; 2],
         [own_keys, own_values]: &mut [Addresses; 2],
         [start, end]: [usize; 2],
-        head: usize,
+        [head, state]: [usize; 2],
         states: *mut f32,
-        state: usize,
     ) {
         let Work { task, unit, room, .. } = self;
         let (dk, dv, width) = (task.padded_k(), task.padded_v(), F::width::<L>());
