@@ -194,7 +194,7 @@ fn weights_and_configurations_that_do_not_fit_are_refused_by_name() {
     let stream = stream();
     for (name, key, value, says) in [
         ("mixtral", "num_local_experts", json!(5), "is of expert 5, the configuration has 5"),
-        ("mixtral", "num_local_experts", json!(7), "experts.6.w1.weight"),
+        ("mixtral", "num_local_experts", json!(7), "gate.weight` is [6, 32]"),
         ("mixtral", "num_local_experts", json!(0), "`experts` is 0"),
         ("mixtral", "num_experts_per_tok", json!(7), "`experts of a token` is 7"),
         ("mixtral", "intermediate_size", json!(25), "the model's configuration makes it [25, 32]"),
