@@ -98,6 +98,13 @@ impl<'a> Launch<'a> {
         Ok(())
     }
 
+    /// Books a kernel that the backend built at run time, compiled or specialised, to do this launch.
+    pub fn kernel_built(&self) {
+        if let Some(slot) = self.held.submission().slots.get_mut(self.stream.id()) {
+            slot.report.kernel_builds += 1;
+        }
+    }
+
     /// A temporary of this launch; may be dropped as soon as the call returns.
     pub fn scratch(&self, spec: &TensorSpec) -> Result<Tensor> {
         let label = self.stream.scratch_label().clone();

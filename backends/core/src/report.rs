@@ -35,6 +35,8 @@ pub struct StreamReport {
     pub operators: Vec<OpUse>,
     /// Compositions taken, by operator and reason, with their number.
     pub compositions: Vec<(OpKind, Unsupported, u64)>,
+    /// Kernels built at run time for launches of this stream; none where all come compiled.
+    pub kernel_builds: u64,
     /// Weights packed.
     pub prepacks: u64,
     /// Segments the device's pool has reserved so far.
