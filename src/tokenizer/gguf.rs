@@ -7,7 +7,7 @@ use super::bpe::{Bpe, MergeRule};
 use super::error::{TokenizerError, excerpt};
 use super::split::{GPT2, LLAMA3, Normalize, QWEN2, Split, compile};
 use super::vocab::{MAX_TOKENS, Vocab};
-use super::{Decoder, Tokenizer};
+use super::{Decoder, Model, Tokenizer};
 
 /// What orders the merges: `tokenizer.ggml.merges` of a `gpt2` vocabulary, `tokenizer.ggml.scores` of a `llama` one.
 #[derive(Clone, Debug)]
@@ -196,7 +196,8 @@ fn ranked(
         split.push(Split::Digits { each: true });
     }
     split.push(Split::ByteLevel { prefix_space: false, regex: Some(compile(rules.pattern)?) });
-    let tokenizer = Tokenizer::assemble(vocab, bpe, Vec::new(), split, added, Decoder::ByteLevel)?;
+    let tokenizer =
+        Tokenizer::assemble(vocab, Model::Bpe(bpe), Vec::new(), split, added, Decoder::ByteLevel)?;
     Ok((tokenizer, rules.add_bos))
 }
 
@@ -230,5 +231,12 @@ fn scored(
     if prefix {
         normalize.insert(0, Normalize::Prepend("▁".into()));
     }
-    Tokenizer::assemble(vocab, bpe, normalize, Vec::new(), added, Decoder::Sentence { strip_first: prefix })
+    Tokenizer::assemble(
+        vocab,
+        Model::Bpe(bpe),
+        normalize,
+        Vec::new(),
+        added,
+        Decoder::Sentence { strip_first: prefix },
+    )
 }

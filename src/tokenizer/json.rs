@@ -1,4 +1,5 @@
-//! A tokenizer from `tokenizer.json`: the parts of that format that byte-pair-encoding language models use.
+//! A tokenizer from `tokenizer.json`: the parts of that format that byte-pair-encoding language models and BERT's
+//! WordPiece use. Padding and truncation, which it may ask for, are the caller's.
 //! Anything else in the file is refused by name; guessing would give silently different ids.
 //! Read by hand from JSON values, since the format's own reader panics on inconsistent files. The engine is in `mod.rs`.
 
@@ -13,7 +14,8 @@ use super::bpe::{Bpe, MergeRule};
 use super::error::{TokenizerError, excerpt};
 use super::split::{GPT2, Matches, NormalForm, Normalize, Prepend, Split, compile};
 use super::vocab::{MAX_TOKENS, Vocab};
-use super::{Decoder, Tokenizer};
+use super::wordpiece::{BertNormalize, BertSplit, MAX_WORD_CHARS, WordPiece};
+use super::{Decoder, Model, Tokenizer};
 
 /// The largest file read: ten times the largest in use.
 const MAX_FILE_BYTES: u64 = 256 << 20;
@@ -46,11 +48,14 @@ impl Tokenizer {
         let mut split = Vec::new();
         read_split(&file["pre_tokenizer"], &mut split)?;
         let byte_level = split.iter().any(|step| matches!(step, Split::ByteLevel { .. }));
-        let bpe = read_model(model, &vocab, byte_level)?;
+        let engine = match model["type"].as_str() {
+            Some("WordPiece") => Model::WordPiece(read_wordpiece(model, &vocab)?),
+            _ => Model::Bpe(read_bpe(model, &vocab, byte_level)?),
+        };
         let mut normalize = Vec::new();
         read_normalize(&file["normalizer"], &mut normalize)?;
         let decoder = read_decoder(&file["decoder"], byte_level)?;
-        let mut tokenizer = Self::assemble(vocab, bpe, normalize, split, added, decoder)?;
+        let mut tokenizer = Self::assemble(vocab, engine, normalize, split, added, decoder)?;
         read_template(&file["post_processor"], &mut tokenizer)?;
         tokenizer.guess_end_of_turn();
         if let Some(config) = config {
@@ -111,8 +116,8 @@ fn list<'v>(value: &'v Value, what: &'static str) -> Result<&'v [Value]> {
 fn read_vocab(model: &Value) -> Result<Vocab> {
     // Old files leave the type out; a list of merges says as much.
     let kind = &model["type"];
-    if kind != "BPE" && !(kind.is_null() && model["merges"].is_array()) {
-        return Err(unsupported("the model type", kind, "BPE"));
+    if kind != "BPE" && kind != "WordPiece" && !(kind.is_null() && model["merges"].is_array()) {
+        return Err(unsupported("the model type", kind, "BPE, WordPiece"));
     }
     let tokens = model["vocab"]
         .as_object()
@@ -132,7 +137,25 @@ fn read_vocab(model: &Value) -> Result<Vocab> {
     Ok(vocab)
 }
 
-fn read_model(model: &Value, vocab: &Vocab, byte_level: bool) -> Result<Bpe> {
+fn read_wordpiece(model: &Value, vocab: &Vocab) -> Result<WordPiece> {
+    let unknown = text(&model["unk_token"], "model.unk_token")?;
+    let prefix = text(&model["continuing_subword_prefix"], "model.continuing_subword_prefix")?;
+    let longest = &model["max_input_chars_per_word"];
+    let max_chars = longest.as_u64().map_or(usize::MAX, |chars| usize::try_from(chars).unwrap_or(usize::MAX));
+    if max_chars > MAX_WORD_CHARS {
+        let what = "model.max_input_chars_per_word";
+        return match longest.is_u64() {
+            true => Err(TokenizerError::TooLarge { what, seen: max_chars, limit: MAX_WORD_CHARS }),
+            false => Err(malformed(what, longest, "a number from 0")),
+        };
+    }
+    let unknown = vocab.id(unknown).ok_or_else(|| TokenizerError::Missing {
+        what: format!("the unknown token `{}` in the vocabulary", excerpt(unknown)),
+    })?;
+    Ok(WordPiece { unknown, prefix: prefix.to_owned(), max_chars })
+}
+
+fn read_bpe(model: &Value, vocab: &Vocab, byte_level: bool) -> Result<Bpe> {
     if model["dropout"].as_f64().is_some_and(|rate| rate != 0.0) {
         return Err(unsupported("model.dropout", &model["dropout"], "none: encoding must not be random"));
     }
@@ -219,8 +242,25 @@ fn read_normalize(value: &Value, out: &mut Vec<Normalize>) -> Result<()> {
             let from = text(&value["pattern"]["String"], "normalizer.pattern")?;
             Normalize::Replace(from.to_owned(), text(&value["content"], "normalizer.content")?.to_owned())
         }
+        Some("BertNormalizer") => {
+            let switch = |key: &str, what: &'static str| {
+                value[key].as_bool().ok_or_else(|| malformed(what, &value[key], "true or false"))
+            };
+            let lowercase = switch("lowercase", "normalizer.lowercase")?;
+            let accents = match value["strip_accents"].is_null() {
+                true => lowercase,
+                false => switch("strip_accents", "normalizer.strip_accents")?,
+            };
+            Normalize::Bert(BertNormalize::new(
+                switch("clean_text", "normalizer.clean_text")?,
+                switch("handle_chinese_chars", "normalizer.handle_chinese_chars")?,
+                accents,
+                lowercase,
+            )?)
+        }
         _ => {
-            let supported = "Sequence, NFC, NFD, NFKC, NFKD, Lowercase, Prepend, Replace of a text";
+            let supported =
+                "Sequence, NFC, NFD, NFKC, NFKD, Lowercase, Prepend, Replace of a text, BertNormalizer";
             return Err(unsupported("a normalizer", value, supported));
         }
     };
@@ -292,8 +332,9 @@ fn read_split(value: &Value, out: &mut Vec<Split>) -> Result<()> {
             };
             Split::Metaspace { mark, prepend, split: value["split"].as_bool().unwrap_or(true) }
         }
+        Some("BertPreTokenizer") => Split::Bert(BertSplit::new()?),
         _ => {
-            let supported = "Sequence, Digits, ByteLevel, Split, Metaspace";
+            let supported = "Sequence, Digits, ByteLevel, Split, Metaspace, BertPreTokenizer";
             return Err(unsupported("a pre-tokenizer", value, supported));
         }
     };
@@ -311,11 +352,16 @@ fn read_split(value: &Value, out: &mut Vec<Split>) -> Result<()> {
 }
 
 fn read_decoder(value: &Value, byte_level: bool) -> Result<Decoder> {
-    let supported = "ByteLevel, Metaspace, or a Sequence of Replace `▁`, ByteFallback, Fuse, Strip one space";
+    let supported =
+        "ByteLevel, Metaspace, WordPiece, or a Sequence of Replace `▁`, ByteFallback, Fuse, Strip one space";
     let refused = || unsupported("the decoder", value, supported);
     match value["type"].as_str() {
         Some("ByteLevel") => Ok(Decoder::ByteLevel),
         None if value.is_null() && byte_level => Ok(Decoder::ByteLevel),
+        Some("WordPiece") => Ok(Decoder::WordPiece {
+            prefix: text(&value["prefix"], "decoder.prefix")?.to_owned(),
+            cleanup: flag(&value["cleanup"], "decoder.cleanup")?,
+        }),
         Some("Metaspace") if value["replacement"] == "▁" => {
             Ok(Decoder::Sentence { strip_first: value["prepend_scheme"] != "never" })
         }
@@ -362,7 +408,19 @@ fn read_template(value: &Value, tokenizer: &mut Tokenizer) -> Result<()> {
             }
             Ok(())
         }
-        _ => Err(unsupported("the post-processor", value, "Sequence, ByteLevel, TemplateProcessing")),
+        Some("BertProcessing") => {
+            for (end, what) in [("cls", "post_processor.cls"), ("sep", "post_processor.sep")] {
+                let id = &value[end][1];
+                let number = id.as_u64().ok_or_else(|| malformed(what, &value[end], "a token and its id"))?;
+                let id = tokenizer.vocab.check("a token of the post-processor", number)?;
+                if end == "cls" { tokenizer.prefix.push(id) } else { tokenizer.suffix.push(id) }
+            }
+            Ok(())
+        }
+        _ => {
+            let supported = "Sequence, ByteLevel, TemplateProcessing, BertProcessing";
+            Err(unsupported("the post-processor", value, supported))
+        }
     }
 }
 

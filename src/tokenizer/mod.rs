@@ -1,6 +1,6 @@
 //! Text to token ids and back, with the vocabulary a model file brings along.
 //! One engine for both sources: `gguf.rs` and `json.rs` only read, `added.rs` finds whole tokens, `split.rs` cuts the
-//! text between them, `bpe.rs` merges. Nothing here is random, and every bad file is a typed error.
+//! text between them, `bpe.rs` merges or `wordpiece.rs` looks words up. Nothing here is random, and every bad file is a typed error.
 
 mod added;
 mod bpe;
@@ -11,6 +11,7 @@ mod metadata;
 mod split;
 mod stream;
 mod vocab;
+mod wordpiece;
 
 pub use error::TokenizerError;
 pub(crate) use error::excerpt;
@@ -21,14 +22,36 @@ use added::{AddedToken, AddedTokens, Part};
 use bpe::Bpe;
 use split::{Normalize, Split, byte_of};
 use vocab::Vocab;
+use wordpiece::WordPiece;
 
 /// How token texts become bytes.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 enum Decoder {
     /// Each character stands for a byte.
     ByteLevel,
     /// `▁` is a space and `<0x41>` a byte; `strip_first`: the text loses the space it was given when encoding.
     Sentence { strip_first: bool },
+    /// Tokens are words, or with `prefix` parts that continue one; `cleanup`: punctuation follows without a space.
+    WordPiece { prefix: String, cleanup: bool },
+}
+
+/// How a piece of text becomes ids.
+#[derive(Debug)]
+enum Model {
+    Bpe(Bpe),
+    WordPiece(WordPiece),
+}
+
+impl Model {
+    fn encode(&self, vocab: &Vocab, piece: &str, ids: &mut Vec<u32>) -> Result<(), TokenizerError> {
+        match self {
+            Self::Bpe(bpe) => bpe.encode(vocab, piece, ids),
+            Self::WordPiece(words) => {
+                words.encode(vocab, piece, ids);
+                Ok(())
+            }
+        }
+    }
 }
 
 /// Tokens that mean something to a conversation, rather than to a text.
@@ -59,7 +82,7 @@ const END_OF_TURN: [&str; 6] =
 #[derive(Debug)]
 pub struct Tokenizer {
     vocab: Vocab,
-    bpe: Bpe,
+    model: Model,
     normalize: Vec<Normalize>,
     split: Vec<Split>,
     raw_added: AddedTokens,
@@ -74,7 +97,7 @@ impl Tokenizer {
     /// Puts the parts together: what both readers end with.
     fn assemble(
         mut vocab: Vocab,
-        bpe: Bpe,
+        model: Model,
         normalize: Vec<Normalize>,
         split: Vec<Split>,
         added: Vec<AddedToken>,
@@ -95,7 +118,18 @@ impl Tokenizer {
         }
         let (raw_added, normalized_added) = (AddedTokens::new(early)?, AddedTokens::new(late)?);
         let (prefix, suffix, marks) = (Vec::new(), Vec::new(), Marks::default());
-        Ok(Self { vocab, bpe, normalize, split, raw_added, normalized_added, prefix, suffix, decoder, marks })
+        Ok(Self {
+            vocab,
+            model,
+            normalize,
+            split,
+            raw_added,
+            normalized_added,
+            prefix,
+            suffix,
+            decoder,
+            marks,
+        })
     }
 
     /// Encodes `text` as plain text: a special token spelled in it is text like any other.
@@ -185,7 +219,7 @@ impl Tokenizer {
             }
             pieces = finer;
         }
-        pieces.iter().try_for_each(|piece| self.bpe.encode(&self.vocab, piece, ids))
+        pieces.iter().try_for_each(|piece| self.model.encode(&self.vocab, piece, ids))
     }
 
     /// Decodes `ids`, leaving special tokens out; bytes that are no character show as U+FFFD.
@@ -229,7 +263,7 @@ impl Tokenizer {
         })?;
         let special = self.vocab.is_special(id);
         let Some(text) = text.filter(|_| with_special || !special) else { return Ok(false) };
-        match self.decoder {
+        match &self.decoder {
             Decoder::ByteLevel => {
                 let from = out.len();
                 for character in text.chars() {
@@ -247,11 +281,14 @@ impl Tokenizer {
                     out.push(byte);
                 } else {
                     let text = text.replace('▁', " ");
-                    let strip = first && strip_first;
+                    let strip = first && *strip_first;
                     out.extend_from_slice(
                         text.strip_prefix(' ').filter(|_| strip).unwrap_or(&text).as_bytes(),
                     );
                 }
+            }
+            Decoder::WordPiece { prefix, cleanup } => {
+                out.extend_from_slice(wordpiece::spell(text, prefix, *cleanup, first).as_bytes());
             }
         }
         Ok(true)

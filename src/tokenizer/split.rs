@@ -6,6 +6,7 @@ use fancy_regex::Regex;
 use unicode_normalization::UnicodeNormalization;
 
 use super::error::{TokenizerError, excerpt};
+use super::wordpiece::{BertNormalize, BertSplit};
 
 /// GPT-2's splitting pattern: contractions, words, numbers, other signs, spaces.
 pub(crate) const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
@@ -25,6 +26,8 @@ pub(crate) enum Normalize {
     Prepend(String),
     /// Every occurrence replaced.
     Replace(String, String),
+    /// BERT's steps.
+    Bert(BertNormalize),
 }
 
 /// The Unicode normal forms.
@@ -47,6 +50,7 @@ impl Normalize {
             Self::Prepend(_) if text.is_empty() => text,
             Self::Prepend(prefix) => prefix.clone() + &text,
             Self::Replace(from, to) => text.replace(from.as_str(), to),
+            Self::Bert(steps) => steps.apply(text),
         }
     }
 }
@@ -75,6 +79,8 @@ pub(crate) enum Split {
     ByteLevel { prefix_space: bool, regex: Option<Box<Regex>> },
     /// Spaces become a visible character, and pieces begin with it.
     Metaspace { mark: char, prepend: Prepend, split: bool },
+    /// At white space, which goes, and around punctuation.
+    Bert(BertSplit),
 }
 
 /// Where a metaspace step adds its mark.
@@ -111,6 +117,7 @@ impl Split {
         out: &mut Vec<String>,
     ) -> Result<(), TokenizerError> {
         match self {
+            Self::Bert(step) => step.apply(&piece, out)?,
             Self::Pattern { regex, matches, inverted } => {
                 cut(&piece, &ranges(regex, &piece, *inverted)?, *matches, out);
             }
