@@ -4,7 +4,7 @@
 //! (`portolan-core`) and holds what model authors need above it: [`load`] reads weights and configurations,
 //! [`fetch`] brings a known model to this machine, [`tokenizer`] and [`chat`] turn text into token numbers,
 //! [`nn`] and [`models`] compute, [`generate`] writes text, `plan` says what a pass would cost; [`TextModel`] is all of
-//! these for one file. [`explain`] shows what ran, and where two devices differ.
+//! these for one file, [`SentenceEncoder`] turns sentences into vectors. [`explain`] shows what ran, and where two devices differ.
 //!
 //! ```
 //! use portolan::{Shape, StreamOptions, ops};
@@ -28,6 +28,7 @@ pub mod models;
 pub mod nn;
 #[cfg(feature = "meta")]
 pub mod plan;
+mod sentence_encoder;
 pub mod support;
 mod text_model;
 pub mod tokenizer;
@@ -45,4 +46,5 @@ pub use portolan_cpu as cpu;
 pub use portolan_meta as meta;
 pub use portolan_ops::comm::ReduceOp;
 pub use portolan_ops::{Cost, DType, Determinism, DeviceId, Element, ErrorKind, OpError, Shape, TensorSpec};
+pub use sentence_encoder::SentenceEncoder;
 pub use text_model::TextModel;

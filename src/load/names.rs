@@ -189,6 +189,77 @@ pub const QWEN_MOE: NameMap = NameMap {
     >(&[DECODER, QK_NORMS, FFN, QWEN_EXPERTS, SHARED_EXPERT]),
 };
 
+/// BERT and sentence encoders built like it, as a bare encoder (`BertModel`) is stored.
+pub const BERT: NameMap = NameMap {
+    tensors: &[
+        required("embedding.weight", "token_embd.weight", "embeddings.word_embeddings.weight"),
+        required("positions.weight", "position_embd.weight", "embeddings.position_embeddings.weight"),
+        required("token_types.weight", "token_types.weight", "embeddings.token_type_embeddings.weight"),
+        required("norm.weight", "token_embd_norm.weight", "embeddings.LayerNorm.weight"),
+        required("norm.bias", "token_embd_norm.bias", "embeddings.LayerNorm.bias"),
+        required(
+            "layers.{i}.q.weight",
+            "blk.{i}.attn_q.weight",
+            "encoder.layer.{i}.attention.self.query.weight",
+        ),
+        required("layers.{i}.q.bias", "blk.{i}.attn_q.bias", "encoder.layer.{i}.attention.self.query.bias"),
+        required(
+            "layers.{i}.k.weight",
+            "blk.{i}.attn_k.weight",
+            "encoder.layer.{i}.attention.self.key.weight",
+        ),
+        required("layers.{i}.k.bias", "blk.{i}.attn_k.bias", "encoder.layer.{i}.attention.self.key.bias"),
+        required(
+            "layers.{i}.v.weight",
+            "blk.{i}.attn_v.weight",
+            "encoder.layer.{i}.attention.self.value.weight",
+        ),
+        required("layers.{i}.v.bias", "blk.{i}.attn_v.bias", "encoder.layer.{i}.attention.self.value.bias"),
+        required(
+            "layers.{i}.o.weight",
+            "blk.{i}.attn_output.weight",
+            "encoder.layer.{i}.attention.output.dense.weight",
+        ),
+        required(
+            "layers.{i}.o.bias",
+            "blk.{i}.attn_output.bias",
+            "encoder.layer.{i}.attention.output.dense.bias",
+        ),
+        required(
+            "layers.{i}.attn_norm.weight",
+            "blk.{i}.attn_output_norm.weight",
+            "encoder.layer.{i}.attention.output.LayerNorm.weight",
+        ),
+        required(
+            "layers.{i}.attn_norm.bias",
+            "blk.{i}.attn_output_norm.bias",
+            "encoder.layer.{i}.attention.output.LayerNorm.bias",
+        ),
+        required(
+            "layers.{i}.up.weight",
+            "blk.{i}.ffn_up.weight",
+            "encoder.layer.{i}.intermediate.dense.weight",
+        ),
+        required("layers.{i}.up.bias", "blk.{i}.ffn_up.bias", "encoder.layer.{i}.intermediate.dense.bias"),
+        required(
+            "layers.{i}.down.weight",
+            "blk.{i}.ffn_down.weight",
+            "encoder.layer.{i}.output.dense.weight",
+        ),
+        required("layers.{i}.down.bias", "blk.{i}.ffn_down.bias", "encoder.layer.{i}.output.dense.bias"),
+        required(
+            "layers.{i}.ffn_norm.weight",
+            "blk.{i}.layer_output_norm.weight",
+            "encoder.layer.{i}.output.LayerNorm.weight",
+        ),
+        required(
+            "layers.{i}.ffn_norm.bias",
+            "blk.{i}.layer_output_norm.bias",
+            "encoder.layer.{i}.output.LayerNorm.bias",
+        ),
+    ],
+};
+
 /// GGUF architectures of the Llama family and the pairs their q and k rows are stored for.
 ///
 /// Converters to `llama` reorder the rows of each head of q and k (and their biases), so that element pairs
@@ -282,7 +353,7 @@ mod tests {
 
     #[test]
     fn every_name_is_found_again_under_both_namings() {
-        for family in [LLAMA, MIXTRAL, QWEN_MOE] {
+        for family in [LLAMA, MIXTRAL, QWEN_MOE, BERT] {
             for naming in [Naming::Gguf, Naming::HuggingFace] {
                 for tensor in family.tensors {
                     let name = family.expert_name(naming, tensor.canonical, 12, 3).unwrap();

@@ -271,7 +271,7 @@ impl SafetensorsModel {
 }
 
 /// Reads a JSON file of bounded length.
-pub(super) fn read_json(path: &Path) -> Result<serde_json::Value> {
+pub(crate) fn read_json(path: &Path) -> Result<serde_json::Value> {
     let source = FileSource::open(path)?;
     if source.len() > MAX_JSON {
         return Err(LoadError::corrupt(

@@ -1,5 +1,6 @@
 //! Models: one file each, written against the contract, no device names.
 
+mod bert;
 mod embedded;
 mod language;
 mod llama;
@@ -7,6 +8,7 @@ mod mixtral;
 mod oracle;
 mod qwen_moe;
 
+pub use bert::Bert;
 pub use embedded::{embedded, embedded_file};
 pub use language::{LanguageModel, ModelInfo, load};
 pub use llama::Llama;

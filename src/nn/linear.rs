@@ -3,6 +3,7 @@
 use crate::Error;
 use crate::nn::Loader;
 use portolan_core::{Stream, Tensor, Weight, call, ops};
+use portolan_ops::kernel::Activation;
 use portolan_ops::{ActQuant, DType, LinearSpec, TensorSpec};
 
 /// `x · weightᵀ + bias`; the rows of several weights may stand in one.
@@ -65,6 +66,19 @@ impl Linear {
     /// # Errors
     /// As [`Stream::run`].
     pub fn forward(&self, stream: &Stream, x: &Tensor) -> Result<Tensor, Error> {
+        self.forward_activated(stream, x, Activation::Identity)
+    }
+
+    /// As [`forward`](Self::forward), with a function of every result last.
+    ///
+    /// # Errors
+    /// As [`Stream::run`].
+    pub fn forward_activated(
+        &self,
+        stream: &Stream,
+        x: &Tensor,
+        activation: Activation,
+    ) -> Result<Tensor, Error> {
         let rank = x.shape().rank();
         let last = rank.saturating_sub(1);
         let out = stream.empty(&TensorSpec::new(x.dtype(), x.shape().with_dim(last, self.n)?))?;
@@ -72,7 +86,7 @@ impl Linear {
         for (weight, act_quant) in &self.parts {
             let n = weight.spec()?.n();
             let mut part = if self.parts.len() == 1 { out.clone() } else { out.narrow(last, start, n)? };
-            let mut op = call::Linear::new(x, weight, &mut part)?;
+            let mut op = call::Linear::new(x, weight, &mut part)?.activation(activation)?;
             if let Some(bias) = &self.bias {
                 op = op.bias(&bias.narrow(0, start, n)?)?;
             }

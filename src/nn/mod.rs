@@ -16,4 +16,4 @@ pub use ffn::Ffn;
 pub use linear::{Embedding, Linear};
 pub use loader::{Loader, Precision, Progress};
 pub use moe::MoeFfn;
-pub use norm::RmsNorm;
+pub use norm::{LayerNorm, RmsNorm};

@@ -1,4 +1,4 @@
-//! Root-mean-square normalisation.
+//! Normalisation of rows: by their root mean square, and by mean and deviation.
 
 use crate::Error;
 use crate::nn::Loader;
@@ -49,5 +49,47 @@ impl RmsNorm {
     /// As [`Stream::run`].
     pub fn forward_add(&self, stream: &Stream, x: &Tensor, residual: &mut Tensor) -> Result<Tensor, Error> {
         Ok(ops::add_rms_norm(stream, x, residual, Some(&self.weight), self.eps)?)
+    }
+}
+
+/// `(x − mean(x)) / √(variance(x) + eps) · weight + bias`.
+#[derive(Clone, Debug)]
+pub struct LayerNorm {
+    weight: Tensor,
+    bias: Tensor,
+    eps: f32,
+}
+
+impl LayerNorm {
+    /// Loads `name.weight` and `name.bias`, both of length `hidden`.
+    ///
+    /// # Errors
+    /// Those of the file and of the device.
+    pub fn load(
+        loader: &mut Loader<'_>,
+        name: &str,
+        layer: usize,
+        hidden: usize,
+        eps: f32,
+    ) -> Result<Self, Error> {
+        let mut vector = |part: &str| loader.vector(&format!("{name}.{part}"), layer, hidden);
+        Ok(Self { weight: vector("weight")?, bias: vector("bias")?, eps })
+    }
+
+    /// Normalises every row.
+    ///
+    /// # Errors
+    /// As [`Stream::run`].
+    pub fn forward(&self, stream: &Stream, x: &Tensor) -> Result<Tensor, Error> {
+        Ok(ops::layer_norm(stream, x, Some(&self.weight), Some(&self.bias), self.eps)?)
+    }
+
+    /// Adds `x` to `residual` in place, then normalises the sum.
+    ///
+    /// # Errors
+    /// As [`Stream::run`].
+    pub fn forward_add(&self, stream: &Stream, x: &Tensor, residual: &mut Tensor) -> Result<Tensor, Error> {
+        stream.run(call::Binary::add(&residual.clone(), x, residual)?)?;
+        self.forward(stream, residual)
     }
 }

@@ -66,7 +66,7 @@ const ARCHITECTURES: &[Architecture] = &[
 
 /// An object of the file, and where it is for messages.
 #[derive(Clone, Copy)]
-struct Object<'a> {
+pub(super) struct Object<'a> {
     path: &'a Path,
     prefix: &'a str,
     value: &'a Value,
@@ -74,19 +74,19 @@ struct Object<'a> {
 
 impl<'a> Object<'a> {
     /// The entry, unless it is missing or null.
-    fn get(self, key: &str) -> Option<&'a Value> {
+    pub(super) fn get(self, key: &str) -> Option<&'a Value> {
         self.value.get(key).filter(|v| !v.is_null())
     }
 
-    fn key(self, key: &str) -> String {
+    pub(super) fn key(self, key: &str) -> String {
         format!("{}{key}", self.prefix)
     }
 
-    fn wrong(self, key: &str, seen: &Value, wanted: &str) -> LoadError {
+    pub(super) fn wrong(self, key: &str, seen: &Value, wanted: &str) -> LoadError {
         LoadError::key(self.path, self.key(key), printable(&seen.to_string()), wanted)
     }
 
-    fn optional<T>(
+    pub(super) fn optional<T>(
         self,
         key: &str,
         wanted: &str,
@@ -98,28 +98,29 @@ impl<'a> Object<'a> {
         }
     }
 
-    fn size(self, key: &str) -> Result<usize> {
+    pub(super) fn size(self, key: &str) -> Result<usize> {
         self.size_if(key)?.ok_or_else(|| LoadError::missing_key(self.path, self.key(key), "a whole number"))
     }
 
-    fn size_if(self, key: &str) -> Result<Option<usize>> {
+    pub(super) fn size_if(self, key: &str) -> Result<Option<usize>> {
         self.optional(key, "a whole number of at least 0", |v| usize::try_from(v.as_u64()?).ok())
     }
 
-    fn number_if(self, key: &str) -> Result<Option<f64>> {
+    pub(super) fn number_if(self, key: &str) -> Result<Option<f64>> {
         self.optional(key, "a number", Value::as_f64)
     }
 
-    fn bool_or(self, key: &str, default: bool) -> Result<bool> {
+    pub(super) fn bool_or(self, key: &str, default: bool) -> Result<bool> {
         Ok(self.optional(key, "true or false", Value::as_bool)?.unwrap_or(default))
     }
 
-    fn text_if(self, key: &str) -> Result<Option<&'a str>> {
+    pub(super) fn text_if(self, key: &str) -> Result<Option<&'a str>> {
         self.optional(key, "a text", Value::as_str)
     }
 }
 
-fn root<'a>(path: &'a Path, json: &'a Value) -> Result<Object<'a>> {
+/// The whole file.
+pub(super) fn root<'a>(path: &'a Path, json: &'a Value) -> Result<Object<'a>> {
     match json.is_object() {
         true => Ok(Object { path, prefix: "", value: json }),
         false => Err(LoadError::corrupt(path, "the configuration is not a json object")),

@@ -1,13 +1,17 @@
 //! The shape of a Llama-family model, from GGUF metadata or from `config.json`, checked for plausibility.
 //!
 //! The two readers are in `from_gguf.rs` and `from_json.rs`; here are the values they agree on and the checks both must pass.
-//! What models with experts have besides is in `moe.rs`.
+//! What models with experts have besides is in `moe.rs`; encoders are apart, in `bert.rs` and `sentence.rs`.
 
+mod bert;
 mod from_gguf;
 mod from_json;
 mod moe;
+mod sentence;
 
+pub use bert::BertConfig;
 pub use moe::MoeConfig;
+pub use sentence::SentenceConfig;
 
 use super::error::{LoadError, Result};
 use super::names::{LLAMA, NameMap, TensorName};
