@@ -238,7 +238,8 @@ unsafe fn score_rows<L: Lanes, T: Words, const R: usize>(
     scores: *mut f32,
 ) {
     let elements = L::LEN * T::PER_WORD;
-    let parts = dim.div_ceil(elements);
+    // Keys without elements have one strip, of none.
+    let parts = dim.div_ceil(elements).max(1);
     let count = keys.div_ceil(L::LEN) * parts;
     // SAFETY: the caller's promise; BLOCK is a multiple of LEN.
     let strip = |i: usize| unsafe {

@@ -291,6 +291,28 @@ fn a_row_has_the_same_bits_in_prefill_in_any_chunk_of_it_and_in_decode() {
 }
 
 #[test]
+fn heads_without_elements_score_all_keys_alike() {
+    let f32s = |dims: &[usize]| TensorSpec::of(DType::F32, dims).unwrap();
+    let one = TensorSpec::of(DType::I32, &[1]).unwrap();
+    let lens = LensSpec::new("attention", "lens", &one, 53).unwrap();
+    let team = Team::new(2).unwrap();
+    // Few rows, and as many as take a lane each.
+    for tokens in [1, 40] {
+        let (q, out) = (f32s(&[tokens, 2, 0]), f32s(&[tokens, 2, 20]));
+        let (k, v) = (f32s(&[1, 53, 1, 0]), f32s(&[1, 53, 1, 20]));
+        let case = Case::new("no elements", AttentionSpec::new(&q, &k, &v, &lens, &lens, &out).unwrap())
+            .fill("q_lens", Fill::Values(vec![tokens as f64]))
+            .fill("kv_lens", Fill::Values(vec![53.0]));
+        for isa in isas() {
+            let mut bound = Bound::new(&case, 5);
+            let want = bound.reference(&case.contract);
+            case.contract.run(&team, isa, &mut bound).unwrap();
+            bound.check("no elements", &case.contract, &want);
+        }
+    }
+}
+
+#[test]
 fn data_faults_are_reported_and_nothing_is_written() {
     let team = Team::new(1).unwrap();
     let mut faults = Vec::new();
