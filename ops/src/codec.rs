@@ -110,7 +110,8 @@ pub(crate) fn nearest_binary(magnitude: f64, exponent_bits: u32, mantissa_bits: 
     let lowest = 2 - (1 << (exponent_bits - 1));
     let exponent = ((magnitude.to_bits() >> 52) as i32 - 1023).max(lowest);
     // In units of the last place; scaling by a power of two is exact, so this is the only rounding.
-    let units = magnitude * 2f64.powi(mantissa_bits as i32 - exponent);
+    let power = f64::from_bits(((1023 + mantissa_bits as i32 - exponent) as u64) << 52);
+    let units = magnitude * power;
     // The leading one of a normal number carries into the exponent field; so does a rounding overflow.
     (((exponent - lowest) as u64) << mantissa_bits) + units.round_ties_even() as u64
 }

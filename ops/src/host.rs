@@ -4,8 +4,9 @@
 //! Which values a case is filled with ([`Fill::draw`]) is decided here too, so that all backends see the same.
 
 use crate::codec::{Overflow, SmallFloat, code_value, e8m0_code, nearest_binary};
+use crate::layout::places;
 use crate::philox::philox_block;
-use crate::{DType, Fill, MAX_RANK, OpError, Result, TensorSpec};
+use crate::{DType, Fill, OpError, Result, TensorSpec};
 
 /// A tensor in host memory: a spec, and the bytes a device allocation for it would hold.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,7 +30,7 @@ impl HostTensor {
         let mut tensor = Self::filled(spec, fill)?;
         let mut values = values.iter();
         let bytes = &mut tensor.bytes;
-        visit(spec, &mut |place| {
+        visit(spec, |place| {
             if let Some(&value) = values.next() {
                 encode(spec.dtype(), value, bytes, place);
             }
@@ -82,8 +83,8 @@ impl HostTensor {
 
     /// The elements, exactly, in logical row-major order.
     pub fn to_f64(&self) -> Vec<f64> {
-        let mut values = Vec::new();
-        visit(&self.spec, &mut |place| values.push(decode(self.spec.dtype(), &self.bytes, place)));
+        let mut values = Vec::with_capacity(self.spec.numel());
+        visit(&self.spec, |place| values.push(decode(self.spec.dtype(), &self.bytes, place)));
         values
     }
 
@@ -91,7 +92,7 @@ impl HostTensor {
     pub fn overstepped(&self, fill: u8) -> Option<usize> {
         let mut covered = vec![false; self.bytes.len()];
         let bits = self.spec.dtype().bits() as usize;
-        visit(&self.spec, &mut |place| {
+        visit(&self.spec, |place| {
             let start = place * bits / 8;
             covered[start..start + bits.div_ceil(8)].fill(true);
         });
@@ -105,12 +106,16 @@ impl Fill {
     /// Deterministic: value `i` is made of lane `i % 4` of block `i / 4` of the Philox stream of `seed`.
     pub fn draw(&self, spec: &TensorSpec, seed: u64) -> Vec<f64> {
         let dtype = spec.dtype();
-        let uniform = |i: usize, low: f64, high: f64| {
-            let bits = philox_block(seed, (i / 4) as u64)[i % 4];
+        let mut block = [0; 4];
+        let mut uniform = |i: usize, low: f64, high: f64| {
+            if i.is_multiple_of(4) {
+                block = philox_block(seed, (i / 4) as u64);
+            }
+            let bits = block[i % 4];
             let value = low + (high - low) * (f64::from(bits) / 4_294_967_296.0);
             if dtype.is_float() || dtype.is_storage_float() { value } else { value.floor() }
         };
-        let value = |i: usize| match self {
+        let mut value = |i: usize| match self {
             Fill::Values(values) if values.is_empty() => 0.0,
             Fill::Values(values) => values[i % values.len()],
             Fill::Range(low, high) => uniform(i, *low, *high),
@@ -136,30 +141,8 @@ pub fn rounded(dtype: DType, value: f64) -> f64 {
 }
 
 /// Calls `f` with the place of every element, in elements from the allocation's start, in logical order.
-fn visit(spec: &TensorSpec, f: &mut dyn FnMut(usize)) {
-    if spec.shape().is_empty() {
-        return;
-    }
-    let (dims, strides) = (spec.dims(), spec.strides());
-    let mut index = [0usize; MAX_RANK];
-    let mut place = spec.layout().offset();
-    loop {
-        f(place);
-        let mut dim = dims.len();
-        loop {
-            if dim == 0 {
-                return;
-            }
-            dim -= 1;
-            index[dim] += 1;
-            place += strides[dim];
-            if index[dim] < dims[dim] {
-                break;
-            }
-            place -= strides[dim] * dims[dim];
-            index[dim] = 0;
-        }
-    }
+fn visit(spec: &TensorSpec, f: impl FnMut(usize)) {
+    places(spec.dims(), spec.strides(), spec.layout().offset(), f);
 }
 
 /// Bits of the nearest number of a binary format with the given field widths, ties to even; NaN is quiet.
@@ -176,6 +159,7 @@ fn narrow(value: f64, exponent_bits: u32, mantissa_bits: u32) -> u16 {
     (sign | bits) as u16
 }
 
+#[inline]
 fn encode(dtype: DType, value: f64, bytes: &mut [u8], place: usize) {
     let mut put = |encoded: &[u8]| bytes[place * encoded.len()..][..encoded.len()].copy_from_slice(encoded);
     match dtype {
@@ -204,6 +188,7 @@ fn encode(dtype: DType, value: f64, bytes: &mut [u8], place: usize) {
     }
 }
 
+#[inline]
 fn decode(dtype: DType, bytes: &[u8], place: usize) -> f64 {
     fn get<const N: usize>(bytes: &[u8], place: usize) -> [u8; N] {
         let mut out = [0; N];

@@ -156,6 +156,33 @@ impl fmt::Debug for Layout {
     }
 }
 
+/// Calls `f` with the place of every element of a strided array, in elements from its start, in logical order.
+pub(crate) fn places(dims: &[usize], strides: &[usize], offset: usize, mut f: impl FnMut(usize)) {
+    if dims.contains(&0) {
+        return;
+    }
+    let Some(last) = dims.len().checked_sub(1) else { return f(offset) };
+    let mut index = [0usize; MAX_RANK];
+    let mut start = offset;
+    loop {
+        (0..dims[last]).for_each(|i| f(start + i * strides[last]));
+        let mut dim = last;
+        loop {
+            if dim == 0 {
+                return;
+            }
+            dim -= 1;
+            index[dim] += 1;
+            start += strides[dim];
+            if index[dim] < dims[dim] {
+                break;
+            }
+            start -= strides[dim] * dims[dim];
+            index[dim] = 0;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -2,26 +2,24 @@
 //!
 //! Kernels do the same with strides of 0; here the values are copied out, so that formulas stay plain loops.
 
-use crate::{OpError, Result, Shape, TensorSpec};
+use crate::layout::places;
+use crate::{MAX_RANK, OpError, Result, Shape, TensorSpec};
 
 /// `values` of shape `from`, repeated to shape `to`, both in logical order.
 pub(crate) fn stretched(values: &[f64], from: &Shape, to: &Shape) -> Vec<f64> {
+    if from == to {
+        return values.to_vec();
+    }
     let lead = to.rank() - from.rank();
-    (0..to.numel())
-        .map(|index| {
-            let (mut rest, mut place, mut step) = (index, 0, 1);
-            for dim in (0..to.rank()).rev() {
-                let position = rest % to.dims()[dim];
-                rest /= to.dims()[dim];
-                if dim >= lead {
-                    let extent = from.dims()[dim - lead];
-                    place += if extent == 1 { 0 } else { position * step };
-                    step *= extent;
-                }
-            }
-            values[place]
-        })
-        .collect()
+    let mut strides = [0; MAX_RANK];
+    let mut step = 1;
+    for (stride, &extent) in strides[lead..to.rank()].iter_mut().zip(from.dims()).rev() {
+        *stride = if extent == 1 { 0 } else { step };
+        step *= extent;
+    }
+    let mut out = Vec::with_capacity(to.numel());
+    places(to.dims(), &strides[..to.rank()], 0, |place| out.push(values[place]));
+    out
 }
 
 /// The shape two operands broadcast to; the message names the operator and both shapes.

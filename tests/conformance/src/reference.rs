@@ -141,6 +141,12 @@ impl Space {
         if spec.numel() == 0 {
             return Ok(());
         }
+        if spec.is_contiguous() && !spec.dtype().is_sub_byte() {
+            let tensor = HostTensor::from_f64(spec, values, 0)?;
+            let first = spec.span_bytes() - spec.dtype().bytes_for(spec.numel());
+            self.range(address, spec.span_bytes())?[first..].copy_from_slice(&tensor.bytes()[first..]);
+            return Ok(());
+        }
         // Encoded over zeros and over ones: bits that come out alike belong to an element.
         let [zeros, ones] = [0x00, 0xFF].map(|fill| HostTensor::from_f64(spec, values, fill));
         let (zeros, ones) = (zeros?, ones?);

@@ -5,7 +5,7 @@
 use super::form::BLOCK;
 use super::sequences::BlockTable;
 use super::view::{View, read_codes, read_row};
-use crate::simd::Lanes;
+use crate::simd::{Lanes, apart};
 use core::ops::Range;
 use portolan_ops::DType;
 
@@ -100,7 +100,6 @@ impl CacheRows {
     ///
     /// # Safety
     /// As [`CacheRows::addresses`], which gave `at`; `to` has room for BLOCK rows.
-    #[inline(always)]
     #[allow(clippy::too_many_arguments, reason = "the parts of one block, which callers hold apart")]
     pub(super) unsafe fn load<'a, L: Lanes>(
         &self,
@@ -123,22 +122,9 @@ impl CacheRows {
             unsafe { Self { cache, ..*self }.addresses(head, start, count, &mut scales) };
             scales
         });
-        for (row, at) in at[..count].iter().enumerate() {
-            // SAFETY: the caller's promise: dim elements of this row, and padded floats of the block.
-            unsafe {
-                let to = to.add(row * padded);
-                match &scales {
-                    None => read_row::<L>(dtype, *at, inner, dim, to),
-                    Some(scales) => {
-                        let scale = scales[row].cast::<f32>().read_unaligned();
-                        read_codes::<L>(dtype, *at, inner, scale, dim, to);
-                    }
-                }
-                to.add(dim).write_bytes(0, padded - dim);
-            }
-        }
-        // SAFETY: to has room for BLOCK rows.
-        unsafe { to.add(count * padded).write_bytes(0, (BLOCK - count) * padded) };
+        let shape = [inner, count, dim, padded];
+        // SAFETY: the caller's promise: these rows, and as many floats of BLOCK rows.
+        unsafe { copy::<L>(dtype, at, scales.as_ref(), shape, to) };
         for (row, own) in own.iter_mut().enumerate() {
             *own = to.wrapping_add(row * padded).cast();
         }
@@ -169,6 +155,39 @@ impl Rows<'_> {
     /// As they are, but for the addresses.
     pub(super) fn with<'a>(&'a self, at: &'a Addresses) -> Rows<'a> {
         Rows { at, ..*self }
+    }
+}
+
+apart! {
+    /// Copies `count` rows of `dim` elements that lie `inner` apart as f32, each times its scale where there are scales:
+    /// rows `padded` apart, zero beyond `dim` and `count`.
+    ///
+    /// # Safety
+    /// The first `count` of the addresses are of such rows and of scales; `to` has room for BLOCK rows.
+    unsafe fn copy<'a, L>(
+        dtype: DType,
+        at: &'a Addresses,
+        scales: Option<&'a Addresses>,
+        shape: [usize; 4],
+        to: *mut f32,
+    ) {
+        let [inner, count, dim, padded] = shape;
+        for (row, at) in at[..count].iter().enumerate() {
+            // SAFETY: the caller's promise: dim elements of this row, and padded floats of the block.
+            unsafe {
+                let to = to.add(row * padded);
+                match scales {
+                    None => read_row::<L>(dtype, *at, inner, dim, to),
+                    Some(scales) => {
+                        let scale = scales[row].cast::<f32>().read_unaligned();
+                        read_codes::<L>(dtype, *at, inner, scale, dim, to);
+                    }
+                }
+                to.add(dim).write_bytes(0, padded - dim);
+            }
+        }
+        // SAFETY: to has room for BLOCK rows.
+        unsafe { to.add(count * padded).write_bytes(0, (BLOCK - count) * padded) };
     }
 }
 

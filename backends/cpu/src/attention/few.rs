@@ -7,7 +7,7 @@
 use super::block::{LINE, Rows, prefetch};
 use super::form::{BLOCK, Form};
 use super::softmax::{CHAINS, State, base, exp2_of_negative};
-use crate::simd::{Kernel, Lanes, Words, dispatch};
+use crate::simd::{Kernel, Lanes, Words};
 use core::marker::PhantomData;
 use core::mem::MaybeUninit;
 use half::{bf16, f16};
@@ -21,12 +21,12 @@ const COLUMNS: usize = 4;
 macro_rules! for_rows {
     ($L:ty, $block:expr, $rows:expr, $kernel:ident { $($field:ident),+ }) => {
         match ($block.dtype, $rows) {
-            (DType::F16, 1) => dispatch(<$L>::ISA, $kernel::<f16, 1> { $($field,)+ of: PhantomData }),
-            (DType::BF16, 1) => dispatch(<$L>::ISA, $kernel::<bf16, 1> { $($field,)+ of: PhantomData }),
-            (_, 1) => dispatch(<$L>::ISA, $kernel::<f32, 1> { $($field,)+ of: PhantomData }),
-            (DType::F16, _) => dispatch(<$L>::ISA, $kernel::<f16, 4> { $($field,)+ of: PhantomData }),
-            (DType::BF16, _) => dispatch(<$L>::ISA, $kernel::<bf16, 4> { $($field,)+ of: PhantomData }),
-            (_, _) => dispatch(<$L>::ISA, $kernel::<f32, 4> { $($field,)+ of: PhantomData }),
+            (DType::F16, 1) => <$L>::apart($kernel::<f16, 1> { $($field,)+ of: PhantomData }),
+            (DType::BF16, 1) => <$L>::apart($kernel::<bf16, 1> { $($field,)+ of: PhantomData }),
+            (_, 1) => <$L>::apart($kernel::<f32, 1> { $($field,)+ of: PhantomData }),
+            (DType::F16, _) => <$L>::apart($kernel::<f16, 4> { $($field,)+ of: PhantomData }),
+            (DType::BF16, _) => <$L>::apart($kernel::<bf16, 4> { $($field,)+ of: PhantomData }),
+            (_, _) => <$L>::apart($kernel::<f32, 4> { $($field,)+ of: PhantomData }),
         }
     };
 }

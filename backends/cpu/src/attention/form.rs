@@ -7,14 +7,15 @@
 
 use super::block::Rows;
 use super::softmax::State;
-use crate::simd::Lanes;
+use crate::simd::{Lanes, apart};
 
 /// Keys of one block: a multiple of the number of keys every microkernel takes (1 to 6, 8, 12, 16). A block
 /// of keys and of values of 128 elements take 24 KiB each, and 48 × 64 scores 12 KiB: scores and values
 /// together stay in a first-level cache of 48 KiB.
 pub(super) const BLOCK: usize = 48;
 
-/// A shape of query block.
+/// A shape of query block. Its functions are inlined where they are used; those over a block are used through the
+/// functions of the same names below, which are compiled apart.
 pub(super) trait Form: 'static {
     /// Whether blocks have to be f32, row after row without gaps; else they are read where they lie.
     const PACKED: bool;
@@ -113,4 +114,83 @@ pub(super) trait Form: 'static {
         counts: [usize; 2],
         result: *mut f32,
     );
+}
+
+apart! {
+    /// [`Form::score`].
+    ///
+    /// # Safety
+    /// Its own.
+    pub(super) unsafe fn score<'a, L, F: Form>(
+        query: *const f32,
+        block: &'a Rows<'a>,
+        dim: usize,
+        counts: [usize; 2],
+        scores: *mut f32,
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe { F::score::<L>(query, block, dim, counts, scores) }
+    }
+
+    /// [`Form::hide`].
+    ///
+    /// # Safety
+    /// Its own.
+    pub(super) unsafe fn hide<L, F: Form>(scores: *mut f32, bounds: *const f32, counts: [usize; 2]) {
+        // SAFETY: the caller's promise.
+        unsafe { F::hide::<L>(scores, bounds, counts) }
+    }
+
+    /// [`Form::slope`].
+    ///
+    /// # Safety
+    /// Its own.
+    pub(super) unsafe fn slope<L, F: Form>(scores: *mut f32, lines: *const f32, counts: [usize; 2]) {
+        // SAFETY: the caller's promise.
+        unsafe { F::slope::<L>(scores, lines, counts) }
+    }
+
+    /// [`Form::rectify`].
+    ///
+    /// # Safety
+    /// Its own.
+    pub(super) unsafe fn rectify<L, F: Form>(
+        scores: *const f32,
+        weights: *const f32,
+        counts: [usize; 2],
+        sums: *mut f32,
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe { F::rectify::<L>(scores, weights, counts, sums) }
+    }
+
+    /// [`Form::weights`].
+    ///
+    /// # Safety
+    /// Its own.
+    pub(super) unsafe fn weights<'a, L, F: Form>(
+        scores: *mut f32,
+        counts: [usize; 2],
+        state: &'a State,
+        correction: *mut f32,
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe { F::weights::<L>(scores, counts, state, correction) }
+    }
+
+    /// [`Form::weigh`].
+    ///
+    /// # Safety
+    /// Its own.
+    pub(super) unsafe fn weigh<'a, L, F: Form>(
+        weights: *const f32,
+        correction: *const f32,
+        block: &'a Rows<'a>,
+        dim: usize,
+        counts: [usize; 2],
+        result: *mut f32,
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe { F::weigh::<L>(weights, correction, block, dim, counts, result) }
+    }
 }

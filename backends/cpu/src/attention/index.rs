@@ -5,12 +5,12 @@
 //! heads decides.
 
 use super::block::CacheRows;
-use super::form::{BLOCK, Form};
+use super::form::{self, BLOCK, Form};
 use super::sequences::{BlockTable, Lengths, Sequence};
 use super::unit::{CHUNK, Choice, Visit};
 use super::view::{View, read_row};
 use crate::pool::scratch;
-use crate::simd::{Lanes, dispatch};
+use crate::simd::{Lanes, apart, dispatch};
 use crate::{Isa, Team};
 use core::ops::Range;
 use portolan_ops::attention::IndexLogitsSpec;
@@ -200,7 +200,6 @@ impl Visit for Run<'_> {
 }
 
 impl Piece<'_> {
-    #[inline(always)]
     unsafe fn run<L: Lanes, F: Form>(&self, [block, scores, row, queries, weights]: [*mut f32; 5]) {
         let Piece { task, sequence, tokens, keys } = self;
         let (dim, width, panels) = (task.padded(), F::width::<L>(), task.heads.div_ceil(F::rows::<L>()));
@@ -222,7 +221,7 @@ impl Piece<'_> {
             if keys.start >= end {
                 return;
             }
-            self.load::<L, F>(row, queries, weights);
+            load::<L, F>(self, row, queries, weights);
             let [mut at, mut ahead, mut own] = [[core::ptr::null_mut(); BLOCK]; 3];
             for start in (keys.start..end).step_by(BLOCK) {
                 let count = BLOCK.min(end - start);
@@ -241,8 +240,8 @@ impl Piece<'_> {
                         let heads = F::rows::<L>().min(task.heads - panel * F::rows::<L>());
                         let panel = first + panel;
                         let query = queries.add(panel * F::query_len::<L>(dim));
-                        F::score::<L>(query, &rows, dim, [count, heads], scores);
-                        F::rectify::<L>(scores, weights.add(panel * width), [seen, heads], row);
+                        form::score::<L, F>(query, &rows, dim, [count, heads], scores);
+                        form::rectify::<L, F>(scores, weights.add(panel * width), [seen, heads], row);
                     }
                     for key in 0..seen {
                         let to = task.logits.at([sequence.token + t, start + key]);
@@ -252,11 +251,20 @@ impl Piece<'_> {
             }
         }
     }
+}
 
+apart! {
     /// Reads queries and weights, 0 where there is no head.
-    #[inline(always)]
-    unsafe fn load<L: Lanes, F: Form>(&self, row: *mut f32, queries: *mut f32, weights: *mut f32) {
-        let Piece { task, sequence, tokens, .. } = self;
+    ///
+    /// # Safety
+    /// The promise of `index_logits`; there is room for both, and for one row.
+    unsafe fn load<'a, L, F: Form>(
+        piece: &'a Piece<'a>,
+        row: *mut f32,
+        queries: *mut f32,
+        weights: *mut f32,
+    ) {
+        let Piece { task, sequence, tokens, .. } = piece;
         let (dim, width, rows) = (task.padded(), F::width::<L>(), F::rows::<L>());
         let panels = task.heads.div_ceil(rows);
         // SAFETY: the caller's promise.

@@ -3,7 +3,7 @@
 //!
 //! One order of operations per query row (`softmax`) serves both shapes of query block (`tile` for many rows,
 //! `few` for few), so a row's bits depend on neither its neighbours, nor the split, nor the threads. `task`
-//! says what is to be done, `schedule` in which pieces, `unit` does one piece.
+//! says what is to be done, `schedule` in which pieces, `unit` does one piece, `work` by what steps.
 
 #![allow(dead_code, unused_imports, reason = "taken by the operator layer as it arrives")]
 
@@ -26,6 +26,7 @@ mod tile;
 mod unit;
 mod unseen;
 mod view;
+mod work;
 
 pub(crate) use cache_write::{CacheWriteTask, kv_cache_write};
 pub(crate) use index::{IndexTask, index_logits, plan_index};

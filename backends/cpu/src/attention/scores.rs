@@ -5,7 +5,7 @@
 
 use super::task::AttentionBases;
 use super::view::{View, read_row};
-use crate::simd::{Lanes, math};
+use crate::simd::{Lanes, apart, math};
 use core::f32::consts::LOG2_E;
 use portolan_ops::DType;
 use portolan_ops::attention::AttentionScores;
@@ -30,7 +30,6 @@ impl Scores {
     }
 
     /// Whether scores stay as the products give them.
-    #[inline(always)]
     pub(super) fn is_plain(&self) -> bool {
         self.soft_cap.is_none() && self.slopes.is_none() && self.attn_mask.is_none()
     }
@@ -39,10 +38,40 @@ impl Scores {
     ///
     /// # Safety
     /// `len` scores, a multiple of the vector length, may be read and written.
-    #[inline(always)]
     pub(super) unsafe fn cap<L: Lanes>(&self, scores: *mut f32, len: usize) {
-        let Some(cap) = self.soft_cap else { return };
-        let cap = L::splat(cap * LOG2_E);
+        if let Some(soft_cap) = self.soft_cap {
+            // SAFETY: the caller's promise.
+            unsafe { cap::<L>(soft_cap * LOG2_E, scores, len) };
+        }
+    }
+
+    /// Applies the explicit mask, if there is one, to the scores of one row for `count` keys from `start`.
+    ///
+    /// # Safety
+    /// The mask has these entries, `row` has room for `count` floats, and the row's scores lie `apart` from `scores`
+    /// on.
+    pub(super) unsafe fn mask<L: Lanes>(
+        &self,
+        [token, head, start]: [usize; 3],
+        count: usize,
+        row: *mut f32,
+        scores: *mut f32,
+        apart: usize,
+    ) {
+        if let Some(entries) = &self.attn_mask {
+            // SAFETY: the caller's promise.
+            unsafe { mask::<L>(entries, entries.at([token, head, start]), count, row, scores, apart) };
+        }
+    }
+}
+
+apart! {
+    /// `cap · tanh(s / cap)`.
+    ///
+    /// # Safety
+    /// As [`Scores::cap`].
+    unsafe fn cap<L>(cap: f32, scores: *mut f32, len: usize) {
+        let cap = L::splat(cap);
         for i in (0..len).step_by(L::LEN) {
             // SAFETY: the caller's promise.
             unsafe {
@@ -52,25 +81,21 @@ impl Scores {
         }
     }
 
-    /// Applies the explicit mask, if there is one, to the scores of one row for `count` keys from `start`.
+    /// Applies the entries of a mask from `from` on.
     ///
     /// A row's entries lie along keys and its scores across them, so each is carried over by itself: one access
     /// beside head_dim products.
     ///
     /// # Safety
-    /// The mask has these entries, `row` has room for `count` floats, and the row's scores lie `apart` from `scores`
-    /// on.
-    #[inline(always)]
-    pub(super) unsafe fn mask<L: Lanes>(
-        &self,
-        [token, head, start]: [usize; 3],
+    /// As [`Scores::mask`].
+    unsafe fn mask<'a, L>(
+        mask: &'a View<3>,
+        from: *const u8,
         count: usize,
         row: *mut f32,
         scores: *mut f32,
         apart: usize,
     ) {
-        let Some(mask) = self.attn_mask else { return };
-        let from = mask.at([token, head, start]);
         // SAFETY: the caller's promise.
         unsafe {
             if mask.dtype() == DType::Bool {

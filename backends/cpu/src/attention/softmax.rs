@@ -5,7 +5,7 @@
 //! are then folded by halves; blocks one after another within a chunk, chunks one after another.
 
 use super::form::{BLOCK, Form};
-use crate::simd::Lanes;
+use crate::simd::{Lanes, apart};
 
 /// Chains of the sum of a block's weights: chain c takes the keys c, c + CHAINS, …
 pub(super) const CHAINS: usize = 16;
@@ -37,26 +37,6 @@ impl State {
         // SAFETY: the caller's promise.
         unsafe { Self { max: at, sum: at.add(width), result: at.add(2 * width) } }
     }
-
-    /// No key yet.
-    ///
-    /// # Safety
-    /// The pointers are writable for `width` and `result_len` floats.
-    #[inline(always)]
-    pub(super) unsafe fn clear<L: Lanes>(&self, width: usize, result_len: usize) {
-        let (lowest, zero) = (L::splat(f32::NEG_INFINITY), L::zero());
-        for lane in (0..width).step_by(L::LEN) {
-            // SAFETY: width is a multiple of LEN.
-            unsafe {
-                lowest.store(self.max.add(lane));
-                zero.store(self.sum.add(lane));
-            }
-        }
-        for i in (0..result_len).step_by(L::LEN) {
-            // SAFETY: result_len is a multiple of LEN.
-            unsafe { zero.store(self.result.add(i)) };
-        }
-    }
 }
 
 /// `2^x` for x ≤ 0, within 2 ulp; 0 below the normal range, so that no product meets a denormal; NaN stays.
@@ -79,59 +59,78 @@ pub(super) fn base<L: Lanes>(max: L) -> L {
     L::select(max.eq(L::splat(f32::NEG_INFINITY)), L::zero(), max)
 }
 
-/// Adds the keys of `part` to those of `total`.
-///
-/// # Safety
-/// Both are states of panels of this form for results of `dim` values.
-#[inline(always)]
-pub(super) unsafe fn merge<L: Lanes, F: Form>(total: &State, part: &State, dim: usize) {
-    const { assert!(L::LEN <= 16) };
-    let width = F::width::<L>();
-    debug_assert!(width <= MAX_WIDTH);
-    let mut factors = [[0f32; MAX_WIDTH]; 2];
-    let [kept, added] = factors.each_mut().map(|factors| factors.as_mut_ptr());
-    // SAFETY: the caller's promise; width is a multiple of LEN.
-    unsafe {
-        for lane in (0..width).step_by(L::LEN) {
-            let (a, b) = (L::load(total.max.add(lane)), L::load(part.max.add(lane)));
-            let new = a.max(b);
-            let base = base(new);
-            let (a, b) = (exp2_of_negative(a.sub(base)), exp2_of_negative(b.sub(base)));
-            new.store(total.max.add(lane));
-            let sum = L::load(part.sum.add(lane)).mul_add(b, L::load(total.sum.add(lane)).mul(a));
-            sum.store(total.sum.add(lane));
-            a.store(kept.add(lane));
-            b.store(added.add(lane));
+apart! {
+    /// Makes a state one of no key.
+    ///
+    /// # Safety
+    /// A state of a panel of this form for results of `dim` values.
+    pub(super) unsafe fn clear<'a, L, F: Form>(state: &'a State, dim: usize) {
+        let (lowest, zero) = (L::splat(f32::NEG_INFINITY), L::zero());
+        for lane in (0..F::width::<L>()).step_by(L::LEN) {
+            // SAFETY: the caller's promise; width is a multiple of LEN.
+            unsafe {
+                lowest.store(state.max.add(lane));
+                zero.store(state.sum.add(lane));
+            }
         }
-        for vector in 0..F::result_len::<L>(dim) / L::LEN {
-            let (a, b) = (F::spread::<L>(kept, vector, dim), F::spread::<L>(added, vector, dim));
-            let at = vector * L::LEN;
-            let sum = L::load(part.result.add(at)).mul_add(b, L::load(total.result.add(at)).mul(a));
-            sum.store(total.result.add(at));
+        for i in (0..F::result_len::<L>(dim)).step_by(L::LEN) {
+            // SAFETY: the caller's promise; the length is a multiple of LEN.
+            unsafe { zero.store(state.result.add(i)) };
         }
     }
-}
 
-/// Divides the results by their sums of weights; rows without a key stay 0.
-///
-/// # Safety
-/// A state of a panel of this form for results of `dim` values.
-#[inline(always)]
-pub(super) unsafe fn normalize<L: Lanes, F: Form>(state: &State, dim: usize) {
-    let width = F::width::<L>();
-    debug_assert!(width <= MAX_WIDTH);
-    let mut inverses = [0f32; MAX_WIDTH];
-    // SAFETY: the caller's promise; width is a multiple of LEN.
-    unsafe {
-        for lane in (0..width).step_by(L::LEN) {
-            let sum = L::load(state.sum.add(lane));
-            let inverse = L::select(sum.eq(L::zero()), L::zero(), L::splat(1.0).div(sum));
-            inverse.store(inverses.as_mut_ptr().add(lane));
+    /// Adds the keys of `part` to those of `total`.
+    ///
+    /// # Safety
+    /// Both are states of panels of this form for results of `dim` values.
+    pub(super) unsafe fn merge<'a, L, F: Form>(total: &'a State, part: &'a State, dim: usize) {
+        const { assert!(L::LEN <= 16) };
+        let width = F::width::<L>();
+        debug_assert!(width <= MAX_WIDTH);
+        let mut factors = [[0f32; MAX_WIDTH]; 2];
+        let [kept, added] = factors.each_mut().map(|factors| factors.as_mut_ptr());
+        // SAFETY: the caller's promise; width is a multiple of LEN.
+        unsafe {
+            for lane in (0..width).step_by(L::LEN) {
+                let (a, b) = (L::load(total.max.add(lane)), L::load(part.max.add(lane)));
+                let new = a.max(b);
+                let base = base(new);
+                let (a, b) = (exp2_of_negative(a.sub(base)), exp2_of_negative(b.sub(base)));
+                new.store(total.max.add(lane));
+                let sum = L::load(part.sum.add(lane)).mul_add(b, L::load(total.sum.add(lane)).mul(a));
+                sum.store(total.sum.add(lane));
+                a.store(kept.add(lane));
+                b.store(added.add(lane));
+            }
+            for vector in 0..F::result_len::<L>(dim) / L::LEN {
+                let (a, b) = (F::spread::<L>(kept, vector, dim), F::spread::<L>(added, vector, dim));
+                let at = vector * L::LEN;
+                let sum = L::load(part.result.add(at)).mul_add(b, L::load(total.result.add(at)).mul(a));
+                sum.store(total.result.add(at));
+            }
         }
-        for vector in 0..F::result_len::<L>(dim) / L::LEN {
-            let inverse = F::spread::<L>(inverses.as_ptr(), vector, dim);
-            let place = state.result.add(vector * L::LEN);
-            L::load(place).mul(inverse).store(place);
+    }
+
+    /// Divides the results by their sums of weights; rows without a key stay 0.
+    ///
+    /// # Safety
+    /// A state of a panel of this form for results of `dim` values.
+    pub(super) unsafe fn normalize<'a, L, F: Form>(state: &'a State, dim: usize) {
+        let width = F::width::<L>();
+        debug_assert!(width <= MAX_WIDTH);
+        let mut inverses = [0f32; MAX_WIDTH];
+        // SAFETY: the caller's promise; width is a multiple of LEN.
+        unsafe {
+            for lane in (0..width).step_by(L::LEN) {
+                let sum = L::load(state.sum.add(lane));
+                let inverse = L::select(sum.eq(L::zero()), L::zero(), L::splat(1.0).div(sum));
+                inverse.store(inverses.as_mut_ptr().add(lane));
+            }
+            for vector in 0..F::result_len::<L>(dim) / L::LEN {
+                let inverse = F::spread::<L>(inverses.as_ptr(), vector, dim);
+                let place = state.result.add(vector * L::LEN);
+                L::load(place).mul(inverse).store(place);
+            }
         }
     }
 }

@@ -4,33 +4,39 @@
 //! blocks of finite values, need none of this; it gives the others the same order of operations, row by row.
 
 use super::block::Rows;
-use super::form::{BLOCK, Form};
+use super::form::{self, BLOCK, Form};
 use super::view::read_row;
-use crate::simd::Lanes;
+use crate::simd::{Lanes, apart};
 
-/// Whether the values of the first `count` rows of a block are finite.
-///
-/// # Safety
-/// The rows have `dim` values; `line` has room for as many, rounded up to 16.
-#[inline(always)]
-pub(super) unsafe fn are_finite<L: Lanes>(block: &Rows, count: usize, dim: usize, line: *mut f32) -> bool {
-    const { assert!(L::LEN <= 16) };
-    let whole = dim.next_multiple_of(L::LEN);
-    // 0 for as long as all are: ∞ − ∞ is NaN.
-    let mut nothing = L::zero();
-    // SAFETY: the caller's promise.
-    unsafe {
-        line.add(dim).write_bytes(0, whole - dim);
-        for row in &block.at[..count] {
-            read_row::<L>(block.dtype, *row, 1, dim, line);
-            for i in (0..whole).step_by(L::LEN) {
-                let x = L::load(line.add(i));
-                nothing = nothing.add(x.sub(x));
+apart! {
+    /// Whether the values of the first `count` rows of a block are finite.
+    ///
+    /// # Safety
+    /// The rows have `dim` values; `line` has room for as many, rounded up to 16.
+    pub(super) unsafe fn are_finite<'a, L>(
+        block: &'a Rows<'a>,
+        count: usize,
+        dim: usize,
+        line: *mut f32,
+    ) -> bool {
+        const { assert!(L::LEN <= 16) };
+        let whole = dim.next_multiple_of(L::LEN);
+        // 0 for as long as all are: ∞ − ∞ is NaN.
+        let mut nothing = L::zero();
+        // SAFETY: the caller's promise.
+        unsafe {
+            line.add(dim).write_bytes(0, whole - dim);
+            for row in &block.at[..count] {
+                read_row::<L>(block.dtype, *row, 1, dim, line);
+                for i in (0..whole).step_by(L::LEN) {
+                    let x = L::load(line.add(i));
+                    nothing = nothing.add(x.sub(x));
+                }
             }
+            let mut lanes = [0f32; 16];
+            nothing.store(lanes.as_mut_ptr());
+            lanes.iter().all(|&lane| lane == 0.0)
         }
-        let mut lanes = [0f32; 16];
-        nothing.store(lanes.as_mut_ptr());
-        lanes.iter().all(|&lane| lane == 0.0)
     }
 }
 
@@ -38,7 +44,6 @@ pub(super) unsafe fn are_finite<L: Lanes>(block: &Rows, count: usize, dim: usize
 ///
 /// # Safety
 /// As [`Form::weigh`]; `bounds` is `[2][width]`, whole numbers up to `keys`.
-#[inline(always)]
 pub(super) unsafe fn weigh<L: Lanes, F: Form>(
     bounds: *const f32,
     rows: usize,
@@ -62,7 +67,7 @@ pub(super) unsafe fn weigh<L: Lanes, F: Form>(
             let seen = block.with(&at);
             after.copy_from_slice(before);
             let weights = weights.add(low * F::scores_of::<L>(row)[1]);
-            F::weigh::<L>(weights, correction, &seen, dim, [high - low, rows], after.as_mut_ptr());
+            form::weigh::<L, F>(weights, correction, &seen, dim, [high - low, rows], after.as_mut_ptr());
             F::take_result::<L>(after.as_ptr(), row, line.as_mut_ptr(), dim);
             F::put_result::<L>(result, row, line.as_ptr(), dim);
         }

@@ -1,7 +1,7 @@
 //! Lanes of AVX2 with FMA and F16C.
 //! Each method is one or two intrinsics; the scalar twin is `portable`.
 
-use super::lanes::Lanes;
+use super::lanes::{Kernel, Lanes};
 use crate::Isa;
 use core::arch::x86_64::*;
 
@@ -116,6 +116,14 @@ impl Lanes for F32x8 {
         }
     }
 
+    fn apart<K: Kernel>(kernel: K) -> K::Output {
+        #[target_feature(enable = "avx2,fma,f16c")]
+        #[inline(never)]
+        fn run<K: Kernel>(kernel: K) -> K::Output {
+            kernel.run::<F32x8>()
+        }
+        lanes!(run(kernel))
+    }
     #[inline(always)]
     fn turn_fours([a, b, c, d]: [Self; 4]) -> [Self; 4] {
         lanes! {

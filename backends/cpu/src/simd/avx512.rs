@@ -1,7 +1,7 @@
 //! Lanes of AVX-512.
 //! Each method is one or two intrinsics; the scalar twin is `portable`.
 
-use super::lanes::Lanes;
+use super::lanes::{Kernel, Lanes};
 use crate::Isa;
 use core::arch::x86_64::*;
 
@@ -109,6 +109,14 @@ impl Lanes for F32x16 {
         }
     }
 
+    fn apart<K: Kernel>(kernel: K) -> K::Output {
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+        #[inline(never)]
+        fn run<K: Kernel>(kernel: K) -> K::Output {
+            kernel.run::<F32x16>()
+        }
+        lanes!(run(kernel))
+    }
     #[inline(always)]
     fn turn_fours([a, b, c, d]: [Self; 4]) -> [Self; 4] {
         lanes! {

@@ -97,6 +97,9 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
     /// `LEN / 2` bytes are writable; any alignment.
     unsafe fn store_nibbles(a: Self::Int, to: *mut u8);
 
+    /// Runs a kernel in code of its own, compiled for the instruction set.
+    fn apart<K: Kernel>(kernel: K) -> K::Output;
+
     /// Turns squares of four: with `LEN / 4` squares side by side, vector i has row j's place `4m + i` at `4m + j`.
     fn turn_fours(rows: [Self; 4]) -> [Self; 4];
     /// Parts groups of four places: vector m has group m of each of the first `LEN / 4` vectors.
@@ -342,24 +345,43 @@ pub(crate) trait Kernel {
 
 /// Runs a kernel compiled for `isa`.
 pub(crate) fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
-    #[cfg(target_arch = "x86_64")]
-    {
-        #[target_feature(enable = "avx2,fma,f16c")]
-        fn avx2<K: Kernel>(kernel: K) -> K::Output {
-            kernel.run::<super::avx2::F32x8>()
-        }
-        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-        fn avx512<K: Kernel>(kernel: K) -> K::Output {
-            kernel.run::<super::avx512::F32x16>()
-        }
-        match isa {
-            // SAFETY: an `Isa` reaches kernels only through `Isa::detect` or `Isa::require`.
-            Isa::Avx512 => return unsafe { avx512(kernel) },
-            // SAFETY: as above.
-            Isa::Avx2 => return unsafe { avx2(kernel) },
-            Isa::Portable => {}
-        }
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => super::avx512::F32x16::apart(kernel),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => super::avx2::F32x8::apart(kernel),
+        _ => super::portable::Plain8::apart(kernel),
     }
-    let _ = isa;
-    kernel.run::<super::portable::Plain8>()
 }
+
+/// Makes of functions over lanes kernels that are compiled by themselves, for parts of a computation beside whose work
+/// a call costs nothing: a body that takes everything in is compiled once for each of its forms, and takes a compiler
+/// longer the longer it is.
+macro_rules! apart {
+    ($(
+        $(#[$attr:meta])*
+        $vis:vis unsafe fn $name:ident<$($life:lifetime,)? L $(, $form:ident: $bound:path)?>(
+            $($arg:ident: $type:ty),* $(,)?
+        ) $(-> $output:ty)? $body:block
+    )*) => {$(
+        $(#[$attr])*
+        $vis unsafe fn $name<$($life,)? L: $crate::simd::Lanes $(, $form: $bound)?>($($arg: $type),*) $(-> $output)? {
+            struct Apart<$($life,)? $($form)?> {
+                $($arg: $type,)*
+                $(of: core::marker::PhantomData<$form>,)?
+            }
+            impl<$($life,)? $($form: $bound)?> $crate::simd::Kernel for Apart<$($life,)? $($form)?> {
+                type Output = $crate::simd::apart!(@output $($output)?);
+                #[inline(always)]
+                fn run<L: $crate::simd::Lanes>(self) -> Self::Output {
+                    let Self { $($arg,)* .. } = self;
+                    $body
+                }
+            }
+            L::apart(Apart { $($arg,)* $(of: core::marker::PhantomData::<$form>)? })
+        }
+    )*};
+    (@output) => { () };
+    (@output $output:ty) => { $output };
+}
+pub(crate) use apart;

@@ -14,5 +14,5 @@ pub(crate) mod math;
 mod portable;
 mod words;
 
-pub(crate) use lanes::{Kernel, Lanes, Stored, dispatch};
+pub(crate) use lanes::{Kernel, Lanes, Stored, apart, dispatch};
 pub(crate) use words::Words;

@@ -1,7 +1,7 @@
 //! Lanes in plain Rust: eight f32 in an array, which the compiler vectorises for the baseline target. The
 //! scalar twin of `avx2` and `avx512`.
 
-use super::lanes::Lanes;
+use super::lanes::{Kernel, Lanes};
 use crate::Isa;
 
 /// Eight f32 values.
@@ -104,6 +104,10 @@ impl Lanes for Plain8 {
         unsafe { to.cast::<[u8; 4]>().write_unaligned(bytes) }
     }
 
+    #[inline(never)]
+    fn apart<K: Kernel>(kernel: K) -> K::Output {
+        kernel.run::<Self>()
+    }
     #[inline(always)]
     fn turn_fours(rows: [Self; 4]) -> [Self; 4] {
         core::array::from_fn(|i| Plain8(core::array::from_fn(|at| rows[at % 4].0[at / 4 * 4 + i])))
