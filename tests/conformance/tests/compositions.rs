@@ -3,6 +3,7 @@
 
 use portolan_conformance::{Outcome, ReferenceBackend, Subject, check_operator};
 use portolan_core::{Device, OpKind, Registry, StreamOptions};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Tolerances are derived for one kernel that rounds where its contract says; a composition also rounds every
 /// intermediate result to f32, once more for each step of the same magnitude. Each part is correctly rounded
@@ -31,16 +32,28 @@ fn failures(kind: OpKind, every: usize) -> Vec<String> {
     shown
 }
 
+/// The failures of all these operators, on as many threads as there are processors.
+fn all_failures(kinds: impl Iterator<Item = OpKind>, every: usize) -> Vec<String> {
+    let (kinds, next) = (kinds.collect::<Vec<_>>(), AtomicUsize::new(0));
+    let take = || std::iter::from_fn(|| kinds.get(next.fetch_add(1, Ordering::Relaxed)).copied());
+    let work = || take().flat_map(|kind| failures(kind, every)).collect::<Vec<_>>();
+    std::thread::scope(|scope| {
+        let threads = std::thread::available_parallelism().map_or(1, |count| count.get());
+        let running: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        running.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+    })
+}
+
 #[test]
 fn the_reference_device_agrees_with_the_oracles_it_is_made_of() {
-    let core = OpKind::ALL.iter().filter(|kind| !kind.is_fused());
-    let failed: Vec<String> = core.flat_map(|&kind| failures(kind, 5)).collect();
+    let core = OpKind::ALL.iter().copied().filter(|kind| !kind.is_fused());
+    let failed = all_failures(core, 5);
     assert!(failed.is_empty(), "{}", failed.join("\n"));
 }
 
 #[test]
 fn every_composition_agrees_with_its_oracle() {
-    let fused = OpKind::ALL.iter().filter(|kind| kind.is_fused());
-    let failed: Vec<String> = fused.flat_map(|&kind| failures(kind, 1)).collect();
+    let fused = OpKind::ALL.iter().copied().filter(|kind| kind.is_fused());
+    let failed = all_failures(fused, 1);
     assert!(failed.is_empty(), "{}", failed.join("\n"));
 }

@@ -9,9 +9,37 @@ use crate::Isa;
 #[repr(align(32))]
 pub(crate) struct Plain8([f32; 8]);
 
+/// A plain loop: iterators over arrays are a hundred lines of intermediate code each, and kernels inline thousands.
 #[inline(always)]
-fn each<A: Copy, B: Copy, C>(a: [A; 8], b: [B; 8], f: impl Fn(A, B) -> C) -> [C; 8] {
-    core::array::from_fn(|i| f(a[i], b[i]))
+fn make<C: Copy + Default, const N: usize>(f: impl Fn(usize) -> C) -> [C; N] {
+    let mut out = [C::default(); N];
+    let mut i = 0;
+    while i < N {
+        out[i] = f(i);
+        i += 1;
+    }
+    out
+}
+
+#[inline(always)]
+fn each<A: Copy, B: Copy, C: Copy + Default>(a: [A; 8], b: [B; 8], f: impl Fn(A, B) -> C) -> [C; 8] {
+    make(|i| f(a[i], b[i]))
+}
+
+#[inline(always)]
+fn map<A: Copy, C: Copy + Default, const N: usize>(a: [A; N], f: impl Fn(A) -> C) -> [C; N] {
+    make(|i| f(a[i]))
+}
+
+/// A conversion takes a dozen instructions, which nothing here has: not worth a copy everywhere.
+#[inline(never)]
+fn f32s_of_f16(bits: [u16; 8]) -> [f32; 8] {
+    map(bits, |b| half::f16::from_bits(b).to_f32())
+}
+
+#[inline(never)]
+fn f16_of_f32s(values: [f32; 8]) -> [u16; 8] {
+    map(values, |x| half::f16::from_f32(x).to_bits())
 }
 
 /// Adding and subtracting it leaves the nearest integer, ties to even, of values below 2^22.
@@ -35,7 +63,7 @@ impl Lanes for Plain8 {
     #[inline(always)]
     unsafe fn load_partial(from: *const f32, n: usize) -> Self {
         // SAFETY: only the first n are read, readable by the caller's promise.
-        Plain8(core::array::from_fn(|i| if i < n { unsafe { from.add(i).read_unaligned() } } else { 0.0 }))
+        Plain8(make(|i| if i < n { unsafe { from.add(i).read_unaligned() } } else { 0.0 }))
     }
     #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
@@ -60,11 +88,11 @@ impl Lanes for Plain8 {
     unsafe fn load_f16(from: *const u16) -> Self {
         // SAFETY: the caller's promise.
         let bits = unsafe { from.cast::<[u16; 8]>().read_unaligned() };
-        Plain8(bits.map(|b| half::f16::from_bits(b).to_f32()))
+        Plain8(f32s_of_f16(bits))
     }
     #[inline(always)]
     unsafe fn store_f16(self, to: *mut u16) {
-        let bits = self.0.map(|x| half::f16::from_f32(x).to_bits());
+        let bits = f16_of_f32s(self.0);
         // SAFETY: the caller's promise.
         unsafe { to.cast::<[u16; 8]>().write_unaligned(bits) }
     }
@@ -72,11 +100,11 @@ impl Lanes for Plain8 {
     unsafe fn load_bf16(from: *const u16) -> Self {
         // SAFETY: the caller's promise.
         let bits = unsafe { from.cast::<[u16; 8]>().read_unaligned() };
-        Plain8(bits.map(|b| f32::from_bits(u32::from(b) << 16)))
+        Plain8(map(bits, |b| f32::from_bits(u32::from(b) << 16)))
     }
     #[inline(always)]
     unsafe fn store_bf16(self, to: *mut u16) {
-        let bits = self.0.map(|x| half::bf16::from_f32(x).to_bits());
+        let bits = map(self.0, |x| half::bf16::from_f32(x).to_bits());
         // SAFETY: the caller's promise.
         unsafe { to.cast::<[u16; 8]>().write_unaligned(bits) }
     }
@@ -84,22 +112,22 @@ impl Lanes for Plain8 {
     #[inline(always)]
     unsafe fn load_bytes(from: *const u8) -> Self::Int {
         // SAFETY: the caller's promise.
-        unsafe { from.cast::<[u8; 8]>().read_unaligned() }.map(i32::from)
+        map(unsafe { from.cast::<[u8; 8]>().read_unaligned() }, i32::from)
     }
     #[inline(always)]
     unsafe fn store_bytes(a: Self::Int, to: *mut u8) {
         // SAFETY: the caller's promise.
-        unsafe { to.cast::<[u8; 8]>().write_unaligned(a.map(|a| a as u8)) }
+        unsafe { to.cast::<[u8; 8]>().write_unaligned(map(a, |a| a as u8)) }
     }
     #[inline(always)]
     unsafe fn load_nibbles(from: *const u8) -> Self::Int {
         // SAFETY: the caller's promise.
         let bytes = unsafe { from.cast::<[u8; 4]>().read_unaligned() };
-        core::array::from_fn(|i| i32::from(bytes[i / 2] >> (i % 2 * 4) & 15))
+        make(|i| i32::from(bytes[i / 2] >> (i % 2 * 4) & 15))
     }
     #[inline(always)]
     unsafe fn store_nibbles(a: Self::Int, to: *mut u8) {
-        let bytes: [u8; 4] = core::array::from_fn(|i| (a[2 * i] | a[2 * i + 1] << 4) as u8);
+        let bytes: [u8; 4] = make(|i| (a[2 * i] | a[2 * i + 1] << 4) as u8);
         // SAFETY: the caller's promise.
         unsafe { to.cast::<[u8; 4]>().write_unaligned(bytes) }
     }
@@ -110,17 +138,17 @@ impl Lanes for Plain8 {
     }
     #[inline(always)]
     fn turn_fours(rows: [Self; 4]) -> [Self; 4] {
-        core::array::from_fn(|i| Plain8(core::array::from_fn(|at| rows[at % 4].0[at / 4 * 4 + i])))
+        [0, 1, 2, 3].map(|i| Plain8(make(|at| rows[at % 4].0[at / 4 * 4 + i])))
     }
     #[inline(always)]
     fn gather_fours(rows: [Self; 4]) -> [Self; 4] {
-        core::array::from_fn(|m| Plain8(core::array::from_fn(|at| rows[at / 4].0[m % 2 * 4 + at % 4])))
+        [0, 1, 0, 1].map(|m| Plain8(make(|at| rows[at / 4].0[m * 4 + at % 4])))
     }
 
     #[inline(always)]
     fn deinterleave(self, b: Self) -> (Self, Self) {
         let every_other = |first: usize| {
-            core::array::from_fn(|i| {
+            make(|i| {
                 let at = 2 * i + first;
                 if at < 8 { self.0[at] } else { b.0[at - 8] }
             })
@@ -162,11 +190,11 @@ impl Lanes for Plain8 {
     }
     #[inline(always)]
     fn sqrt(self) -> Self {
-        Plain8(self.0.map(f32::sqrt))
+        Plain8(map(self.0, f32::sqrt))
     }
     #[inline(always)]
     fn abs(self) -> Self {
-        Plain8(self.0.map(f32::abs))
+        Plain8(map(self.0, f32::abs))
     }
     #[inline(always)]
     fn copysign(self, sign: Self) -> Self {
@@ -174,7 +202,7 @@ impl Lanes for Plain8 {
     }
     #[inline(always)]
     fn round(self) -> Self {
-        Plain8(self.0.map(|x| (x + ROUNDER) - ROUNDER))
+        Plain8(map(self.0, |x| (x + ROUNDER) - ROUNDER))
     }
 
     #[inline(always)]
@@ -191,7 +219,7 @@ impl Lanes for Plain8 {
     }
     #[inline(always)]
     fn select(mask: Self::Mask, yes: Self, no: Self) -> Self {
-        Plain8(core::array::from_fn(|i| if mask[i] { yes.0[i] } else { no.0[i] }))
+        Plain8(make(|i| if mask[i] { yes.0[i] } else { no.0[i] }))
     }
     #[inline(always)]
     fn any(mask: Self::Mask) -> bool {
@@ -200,11 +228,11 @@ impl Lanes for Plain8 {
 
     #[inline(always)]
     fn bits(self) -> Self::Int {
-        self.0.map(|x| x.to_bits() as i32)
+        map(self.0, |x| x.to_bits() as i32)
     }
     #[inline(always)]
     fn from_bits(bits: Self::Int) -> Self {
-        Plain8(bits.map(|b| f32::from_bits(b as u32)))
+        Plain8(map(bits, |b| f32::from_bits(b as u32)))
     }
     #[inline(always)]
     fn splat_int(x: i32) -> Self::Int {
@@ -213,11 +241,11 @@ impl Lanes for Plain8 {
     #[inline(always)]
     fn to_int(self) -> Self::Int {
         // The integer stands in the low bits of the mantissa of the sum.
-        self.0.map(|x| (x + ROUNDER).to_bits().wrapping_sub(ROUNDER.to_bits()) as i32)
+        map(self.0, |x| (x + ROUNDER).to_bits().wrapping_sub(ROUNDER.to_bits()) as i32)
     }
     #[inline(always)]
     fn from_int(a: Self::Int) -> Self {
-        Plain8(a.map(|a| a as f32))
+        Plain8(map(a, |a| a as f32))
     }
     #[inline(always)]
     fn add_int(a: Self::Int, b: Self::Int) -> Self::Int {
@@ -241,10 +269,10 @@ impl Lanes for Plain8 {
     }
     #[inline(always)]
     fn shl_int<const N: u32>(a: Self::Int) -> Self::Int {
-        a.map(|a| a << N)
+        map(a, |a| a << N)
     }
     #[inline(always)]
     fn shr_int<const N: u32>(a: Self::Int) -> Self::Int {
-        a.map(|a| a >> N)
+        map(a, |a| a >> N)
     }
 }
