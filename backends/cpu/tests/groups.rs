@@ -6,7 +6,7 @@ mod rig;
 use portolan_core::call::{
     AllGather, AllReduce, AllToAll, Barrier, Broadcast, Exchange, ReduceScatter, ReduceTo,
 };
-use portolan_core::decorate::{FaultPlan, Faulty, Span, TraceLog};
+use portolan_core::decorate::{FaultPlan, Faulty, ShadowLog, Span, TraceLog};
 use portolan_core::{
     Backend, CollectiveKind, Collectives, CommConfig, CommId, Communicator, OpKind, P2p, Registry, Stream,
     Tensor,
@@ -357,4 +357,86 @@ fn a_collective_is_one_event_with_its_bytes_its_rank_and_its_number() {
     for sum in &sums {
         assert!(sums.iter().all(|other| ends(other) >= sum.start), "{sums:?}");
     }
+}
+
+fn shadow() -> ShadowLog {
+    ShadowLog::new(&stream(&Registry::new().with(cpu(Executor::Inline)).open("cpu:0").unwrap()))
+}
+
+#[test]
+fn operators_over_ranks_are_compared_with_their_contracts_from_what_all_ranks_gave() {
+    for executor in [Executor::Inline, Executor::Queued, Executor::Chaotic { seed: 5 }] {
+        let log = shadow();
+        let backend = log.around(cpu(executor));
+        on_ranks(
+            3,
+            PATIENCE,
+            |_| backend.clone(),
+            |peer| {
+                for &kind in CollectiveKind::ALL {
+                    run_kind(&peer, kind).unwrap();
+                }
+                // Two of the three, in another order; the part counts from 0, too.
+                let color = (peer.rank() != 1).then_some(7);
+                if let Some(part) = peer.comm.split(color, 2 - peer.comm.rank()).unwrap() {
+                    let x = up(&peer.stream, &[peer.rank() as f32 + 0.1; 9]);
+                    peer.stream
+                        .run(AllReduce::new(&part, ReduceOp::Mean, &x, &mut x.clone()).unwrap())
+                        .unwrap();
+                    assert!(down(&peer.stream, &x).iter().all(|mean| (mean - 1.1).abs() < 1e-6));
+                }
+            },
+        );
+        if let Some(first) = log.first() {
+            panic!("{executor:?}: {first}");
+        }
+        for row in log.agreements() {
+            let sums = if row.op == "all_reduce" { 5 } else { 3 };
+            assert_eq!((row.compared, row.skipped), (sums, 0), "{executor:?}: {row:?}");
+        }
+        assert_eq!(log.agreements().len(), CollectiveKind::ALL.len());
+    }
+}
+
+#[test]
+fn a_wrong_sum_on_one_rank_is_found_there_with_what_all_ranks_gave() {
+    let log = shadow();
+    let shared: Arc<dyn Backend> = cpu(Executor::Queued);
+    let plan: FaultPlan = "seed=4; wrong(0.001)@2:all_reduce".parse().unwrap();
+    let faulty = log.around(plan.around(shared.clone()).0);
+    let healthy = log.around(shared);
+    let around = |rank| if rank == 1 { faulty.clone() } else { healthy.clone() };
+    on_ranks(3, PATIENCE, around, |peer| {
+        let x = up(&peer.stream, &[0.25 * (peer.rank() as f32 + 1.0); 24]);
+        for _ in 0..3 {
+            let mut out = peer.stream.empty(x.spec()).unwrap();
+            peer.stream.run(AllReduce::sum(&peer.comm, &x, &mut out).unwrap()).unwrap();
+        }
+        peer.stream.synchronize().unwrap();
+    });
+    let found = log.first().unwrap();
+    assert_eq!(found.kind, OpKind::Collective(CollectiveKind::AllReduce));
+    assert!(found.devices[0].ends_with("rank 1") && found.devices[1].contains("reference"), "{found}");
+    assert_eq!((found.operand.as_str(), found.element.len(), found.mismatch.failures), ("out", 1, 1));
+    assert!((found.mismatch.got - 1.501).abs() < 1e-6 && found.mismatch.want == 1.5, "{found}");
+    assert_eq!(found.input("x").unwrap().to_f64(), [0.5; 24]);
+    assert_eq!(found.input("given by rank 2").unwrap().to_f64(), [0.75; 24]);
+    let [row] = &log.agreements()[..] else { panic!("{:?}", log.agreements()) };
+    assert_eq!((row.compared, row.diverged, row.skipped), (9, 1, 0));
+}
+
+#[test]
+fn a_group_of_which_one_rank_is_not_wrapped_is_not_compared_and_says_so() {
+    let log = shadow();
+    let shared: Arc<dyn Backend> = cpu(Executor::Queued);
+    let wrapped = log.around(shared.clone());
+    let around = |rank| if rank == 1 { shared.clone() } else { wrapped.clone() };
+    on_ranks(2, PATIENCE, around, |peer| {
+        let x = up(&peer.stream, &[1.0; 3]);
+        (0..80).for_each(|_| sum(&peer, &x).unwrap());
+    });
+    assert!(log.first().is_none());
+    let [row] = &log.agreements()[..] else { panic!("{:?}", log.agreements()) };
+    assert_eq!((row.compared, row.skipped), (0, 80 - 64));
+    assert_eq!(row.why.as_deref(), Some("not all ranks of its group were seen"));
 }

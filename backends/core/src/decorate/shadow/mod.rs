@@ -2,11 +2,15 @@
 //!
 //! Operators are compared one by one: each starts from what the first device has, so that an error does not travel and
 //! is found where it is made. Data goes from one device to the other through the host while the operator is launched,
-//! which waits for both: a tool for explaining, not for speed, and for programs whose streams do not wait for a peer.
+//! which waits for both: a tool for explaining, not for speed. Ranks of a group are compared where each has a thread and a
+//! device handle of its own, as inside one process they should.
+
+mod group;
 
 use super::{Decorate, Decorated};
-use crate::backend::Backend;
+use crate::backend::{Backend, Ordinal};
 use crate::buffer::{Buffer, BufferInner, HostBuffer, Point};
+use crate::comm::{CommConfig, RawCommunicator};
 use crate::launch::Launch;
 use crate::op::{Bind, Call, Op, OpKind};
 use crate::stream::Stream;
@@ -131,7 +135,9 @@ impl fmt::Display for Divergence {
 
 /// Collects comparisons from the backends it is put around.
 ///
-/// Wrap before the device is opened and before weights are packed, run, and ask for [`ShadowLog::first`].
+/// Wrap before the device is opened and before weights are packed, run, and ask for [`ShadowLog::first`]. Operators over
+/// ranks are compared with their contract's reference in f64, from what all ranks gave, when every rank's backend is
+/// wrapped by clones of one log; where one is missing they count as skipped.
 #[derive(Clone)]
 pub struct ShadowLog(Arc<Inner>);
 
@@ -148,6 +154,8 @@ struct State {
     copies: HashMap<usize, Copied<Buffer>>,
     /// Packed weights of the first device in a form that the second one reads.
     packed: HashMap<usize, Copied<Repacked>>,
+    /// Operators over ranks that not all ranks have come to.
+    waiting: group::Waitings,
 }
 
 /// Something made from a buffer of the first device; good for as long as nobody writes to that.
@@ -207,6 +215,16 @@ impl State {
             self.rows.len() - 1
         });
         &mut self.rows[at]
+    }
+
+    /// Books a call that was compared.
+    fn book(&mut self, op: OpName, outcome: &Outcome, divergence: Option<Arc<Divergence>>) {
+        let row = self.row(op);
+        row.compared += 1;
+        row.identical += u64::from(outcome.identical);
+        row.diverged += u64::from(outcome.first.is_some());
+        row.worst = row.worst.max(outcome.worst);
+        self.first = self.first.take().or(divergence);
     }
 
     fn skip(&mut self, op: OpName, why: impl FnOnce() -> String) {
@@ -397,7 +415,7 @@ impl Shadow {
 
     /// Compares what both devices wrote.
     fn compare<C: Contract>(&self, launch: &Launch<'_>, spec: &C, op: &dyn Op, twin: &Twin) -> Result<()> {
-        let mut outcome = Outcome { identical: true, worst: 0.0, first: None };
+        let mut outcome = Outcome::new();
         let mut written = Vec::new();
         let results = twin.pairs.iter().enumerate().filter(|(_, pair)| pair.access.writes());
         for ((place, pair), tolerance) in results.zip(spec.tolerance()) {
@@ -416,22 +434,12 @@ impl Shadow {
             }
             written.push((place, got, want));
         }
-        let divergence = match outcome.first.take() {
-            Some(found) if lock(&self.log.state).first.is_none() => {
-                Some(Arc::new(self.describe(launch, spec, op, twin, written, found)?))
-            }
-            found => {
-                outcome.first = found;
-                None
-            }
+        let fresh = outcome.first.is_some() && lock(&self.log.state).first.is_none();
+        let divergence = match (&outcome.first, fresh) {
+            (Some(found), true) => Some(Arc::new(self.describe(launch, spec, op, twin, written, found)?)),
+            _ => None,
         };
-        let state = &mut *lock(&self.log.state);
-        let row = state.row(op.op_name());
-        row.compared += 1;
-        row.identical += u64::from(outcome.identical);
-        row.diverged += u64::from(outcome.first.is_some() || divergence.is_some());
-        row.worst = row.worst.max(outcome.worst);
-        state.first = state.first.take().or(divergence);
+        lock(&self.log.state).book(op.op_name(), &outcome, divergence);
         Ok(())
     }
 
@@ -464,7 +472,7 @@ impl Shadow {
         op: &dyn Op,
         twin: &Twin,
         written: Vec<(usize, Vec<u8>, Vec<u8>)>,
-        (place, tolerance, mismatch): (usize, Tolerance, Mismatch),
+        &(place, tolerance, mismatch): &(usize, Tolerance, Mismatch),
     ) -> Result<Divergence> {
         let mut written = written.into_iter().peekable();
         let mut operands = Vec::new();
@@ -520,6 +528,10 @@ struct Outcome {
 }
 
 impl Outcome {
+    fn new() -> Self {
+        Self { identical: true, worst: 0.0, first: None }
+    }
+
     fn take(&mut self, place: usize, tolerance: Tolerance, got: &[f64], want: &[f64]) {
         let excess = got.iter().zip(want).map(|(&got, &want)| tolerance.excess(got, want));
         let worst = excess.fold(0.0, f64::max);
@@ -571,5 +583,10 @@ impl Decorate for Shadow {
             Some(twin) => self.compare(launch, spec, op, &twin),
             None => Ok(()),
         }
+    }
+
+    fn communicator(&self, device: Ordinal, config: &CommConfig) -> Result<Arc<dyn RawCommunicator>> {
+        let inner = self.inner.communicator(device, config)?;
+        Ok(group::Member::joined(inner, &self.inner, &self.log, config.id))
     }
 }
