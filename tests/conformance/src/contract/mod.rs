@@ -82,6 +82,7 @@ macro_rules! for_each_contract {
                 the_report_adds_up_the_cost_of_every_run;
             }
             collectives {
+                support_says_whether_groups_can_be_joined;
                 all_reduce;
                 reduce_to;
                 reduce_scatter;
