@@ -6,8 +6,8 @@ use portolan_core::call::{
     Swiglu,
 };
 use portolan_core::{
-    Backend, Collectives, CommConfig, Communicator, Lens, OpKind, P2p, Registry, Stream, StreamOptions,
-    Tensor, Weight, ops,
+    Backend, Collectives, CommConfig, Communicator, ExpertParallel, Experts, Lens, OpKind, P2p, Registry,
+    Stream, StreamOptions, Tensor, Weight, ops,
 };
 use portolan_meta::{Count, MetaBackend, MetaOptions};
 use portolan_ops::comm::ReduceOp;
@@ -184,6 +184,31 @@ fn a_decoder_spread_over_ranks_sends_two_sums_a_layer_and_shares_its_products_eq
         assert_eq!(n * row(OpKind::Linear).fused.flops, (2 * 3 * tokens * weights) as u64);
     }
     assert!(products.iter().all(|all| *all == products[0]), "{products:?}");
+}
+
+#[test]
+fn experts_spread_over_ranks_send_rooms_and_their_numbers_there_and_rows_back() {
+    let (tokens, k, experts, hidden, inner, capacity) = (50, 4, 16, 96, 32, 30);
+    for n in [1, 2, 4, 8u32] {
+        let (stream, comm) = rank(n - 1, n, Count::Fused);
+        let parallel = ExpertParallel::new(&stream, &comm, experts).unwrap();
+        let here = parallel.experts().len();
+        assert_eq!(here, experts / n as usize);
+        let empty = |dtype, dims: &[usize]| stream.empty(&spec(dtype, dims)).unwrap();
+        let (x, ids) = (empty(DType::BF16, &[tokens, hidden]), empty(DType::I32, &[tokens, k]));
+        let gate_up = Experts::dense(empty(DType::BF16, &[here, 2 * inner, hidden])).unwrap();
+        let down = Experts::dense(empty(DType::BF16, &[here, hidden, inner])).unwrap();
+        let sent = parallel.dispatch(&stream, &x, &ids, capacity).unwrap();
+        let y = parallel.expert_ffn(&stream, &sent, &gate_up, &down).unwrap();
+        let weights = empty(DType::F32, &[tokens, k]);
+        let out = parallel.combine(&stream, &sent, &y, &weights).unwrap();
+        assert_eq!((out.dims(), out.dtype()), (&[tokens, hidden][..], DType::BF16));
+        // A room for each other rank: its rows in bf16 and their experts in i32 go, rows in bf16 come back.
+        let rows = u64::from(n - 1) * capacity as u64;
+        assert_eq!(stream.report().fused.bytes_comm, rows * (2 * hidden as u64 + 4 + 2 * hidden as u64));
+        let counts = parallel.dispatch_counts(&stream, &ids).map(|_| ()).unwrap_err();
+        assert!(matches!(counts, OpError::Unsupported { reason: Unsupported::NoData, .. }), "{counts}");
+    }
 }
 
 #[test]
