@@ -225,6 +225,10 @@ pub(crate) fn rows_beyond_the_capacity_are_dropped_and_counted(rig: &Rig) -> Che
         let (want, tolerance) = oracle(&kept, peer.rank())?;
         let got: Vec<f64> = down(&part.stream, &out)?.into_iter().map(f64::from).collect();
         tolerance.check(&got, &want).map_err(|mismatch| Stop::Broken(mismatch.to_string()))?;
+        // Rank by rank in the order of tokens, counted from this rank's first expert; nobody's rows are nobody's.
+        let sent = part.parallel.dispatch(&part.stream, &part.x, &part.ids, CAPACITY)?;
+        let came = part.stream.download::<i32>(sent.expert_ids())?.wait()?;
+        ensure_eq!(came, [[0, 1, -1, 0, 1, 0], [0, 1, 1, 1, 0, -1]][peer.rank()], "the experts of the rows");
         // Without any room all is dropped, and nothing is what comes back.
         let (out, dropped) = part.fixed(0)?;
         ensure!(
