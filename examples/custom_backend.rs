@@ -8,10 +8,9 @@ use portolan_core::*;
 use portolan_ops::kernel::{BinaryKind, GatherForm, GemmForm, ReduceKind, Rhs, nan_greatest};
 use portolan_ops::{Contract, DType, DeviceId, OpError, OpName, Result, TensorSpec, Unsupported};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use std::{any::Any, collections::BTreeMap, process::ExitCode};
+use std::{any::Any, collections::BTreeMap, process::ExitCode, sync::mpsc};
 
 /// Bytes the device may use.
 const LIMIT: usize = 1 << 30;
@@ -135,7 +134,7 @@ type Job = Box<dyn FnOnce() + Send>;
 
 /// A thread that works off what it is sent, in order. It ends when the stream is dropped.
 struct ToyStream {
-    jobs: Sender<Job>,
+    jobs: mpsc::Sender<Job>,
     waiting: Arc<AtomicUsize>,
     fault: Arc<Mutex<Option<Fault>>>,
     timeout: Duration,
@@ -164,7 +163,7 @@ fn stream_of<'l>(launch: &'l Launch<'_>) -> Result<&'l ToyStream> {
 
 impl Queue for ToyBackend {
     fn stream_create(&self, _device: Ordinal, options: &StreamOptions) -> Result<Arc<dyn RawStream>> {
-        let (jobs, queue) = channel::<Job>();
+        let (jobs, queue) = mpsc::channel::<Job>();
         let waiting = Arc::new(AtomicUsize::new(0));
         let done = waiting.clone();
         std::thread::spawn(move || {
@@ -239,6 +238,7 @@ fn limit(spec: &SpecRef<'_>) -> Option<Unsupported> {
         SpecRef::Linear(op) => op.act_quant() == portolan_ops::ActQuant::None,
         SpecRef::Rope(_) | SpecRef::RmsNorm(_) | SpecRef::AddRmsNorm(_) | SpecRef::Swiglu(_) => true,
         SpecRef::Scan(_) | SpecRef::TopK(_) | SpecRef::Scatter(_) | SpecRef::Random(_) => false,
+        SpecRef::Collective(_) => false,
         spec => !spec.kind().is_fused() || matches!(spec, SpecRef::Embedding(_)),
     };
     // Nobody wrote those loops, and the other compositions compare, which gives bool.

@@ -37,8 +37,8 @@ pub use devices::{open, registry};
 pub use error::Error;
 pub use portolan_core::{
     Backend, Buffer, CommConfig, CommId, Communicator, CustomOp, CustomSpec, Device, DeviceInfo, Event,
-    Experts, Fallback, Graph, HostBuffer, Lens, OpKind, OpUse, P2p, Pending, QuantTensor, Registry, Scope,
-    Stream, StreamOptions, StreamReport, Support, Tensor, Weight, call, ops,
+    ExpertParallel, Experts, Fallback, Graph, HostBuffer, Lens, OpKind, OpUse, P2p, Pending, QuantTensor,
+    Registry, Scope, Stream, StreamOptions, StreamReport, Support, Tensor, Weight, call, ops,
 };
 #[cfg(feature = "cpu")]
 pub use portolan_cpu as cpu;

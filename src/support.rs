@@ -71,6 +71,7 @@ macro_rules! classes {
             match kind {
                 $( OpKind::$kind => module(stringify!($spec)), )*
                 $( OpKind::$fkind => module(stringify!($fspec)), )*
+                OpKind::Collective(_) => "comm",
                 _ => "custom",
             }
         }

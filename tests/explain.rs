@@ -9,7 +9,10 @@ use portolan::generate::{GenerateOptions, Session};
 use portolan::load::{self, WeightSource};
 use portolan::models::{LanguageModel, Llama, embedded};
 use portolan::nn::{Batch, Precision};
-use portolan::{Backend, HostBuffer, Registry, Stream, StreamOptions, StreamReport, Tensor, call};
+use portolan::{
+    Backend, CommConfig, Communicator, HostBuffer, Registry, Stream, StreamOptions, StreamReport, Tensor,
+    call,
+};
 use portolan_ops::{Fill, HostTensor, LinearSpec, TensorSpec, WeightSpec};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -308,6 +311,46 @@ fn a_trace_holds_every_operator_with_its_cost_in_the_form_viewers_read() {
     assert!(first["operands"].as_str().unwrap().contains("q f32[4, 4, 16]"), "{first}");
     assert!(first["flops"].as_u64().unwrap() > 0);
     assert!(events.iter().any(|event| event["name"] == "upload" && event["cat"] == "copy"));
+}
+
+#[test]
+fn a_trace_of_ranks_says_which_rank_ran_what_and_what_it_sent() {
+    let log = TraceLog::new();
+    let backend = log.around(cpu(None, Executor::Queued));
+    let id = backend.new_id().unwrap();
+    std::thread::scope(|scope| {
+        for rank in 0..2 {
+            let backend = backend.clone();
+            scope.spawn(move || {
+                let stream = stream(backend);
+                let (timeout, determinism) =
+                    (std::time::Duration::from_secs(50), portolan::Determinism::RunToRun);
+                let config = CommConfig { id, rank, world_size: 2, timeout, determinism };
+                let comm = Communicator::join(&stream, &config).unwrap();
+                let x = stream.upload(&[1.0f32; 10], &portolan::Shape::new(&[10]).unwrap()).unwrap();
+                for _ in 0..2 {
+                    stream.run(call::AllReduce::sum(&comm, &x, &mut x.clone()).unwrap()).unwrap();
+                }
+                stream.synchronize().unwrap();
+            });
+        }
+    });
+    let mut text = Vec::new();
+    write_trace(&log, &mut text).unwrap();
+    let trace: Value = serde_json::from_slice(&text).unwrap();
+    assert_eq!(check_format(&trace), log.spans().len());
+    let mut sums: Vec<[u64; 4]> = trace["traceEvents"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|event| event["name"] == "all_reduce" && event["cat"] == "collective")
+        .map(|event| {
+            ["rank", "sequence", "world_size", "bytes_comm"].map(|key| event["args"][key].as_u64().unwrap())
+        })
+        .collect();
+    sums.sort();
+    // Each of two sends the half it does not sum, and its half of the sum.
+    assert_eq!(sums, [[0, 0, 2, 40], [0, 1, 2, 40], [1, 0, 2, 40], [1, 1, 2, 40]]);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Traces in the Trace Event Format (Chrome's JSON), which Perfetto, chrome://tracing and speedscope open.
 
-use portolan_core::decorate::{Lane, Span, TraceLog};
+use portolan_core::OpKind;
+use portolan_core::decorate::{GroupStep, Lane, Span, TraceLog};
 use serde_json::{Value, json};
 use std::io::{self, Write};
 use std::path::Path;
@@ -53,6 +54,7 @@ fn process(lanes: &[Lane], of: &Lane) -> usize {
 fn complete(span: &Span, lane: &Lane, pid: usize) -> Value {
     let (category, way) = match (&span.kind, &span.composed) {
         (None, _) => ("copy", "copy"),
+        (Some(OpKind::Collective(_)), None) => ("collective", "native"),
         (Some(_), None) => ("operator", "native"),
         (Some(_), Some(_)) => ("operator", "composed"),
     };
@@ -70,6 +72,13 @@ fn complete(span: &Span, lane: &Lane, pid: usize) -> Value {
         args["why"] = why.to_string().into();
     }
     if span.cost.bytes_comm != 0 {
+        args["bytes_comm"] = span.cost.bytes_comm.into();
+    }
+    if let Some(GroupStep { ranks, seq }) = span.step {
+        // What ranks that wait for each other have in common.
+        args["rank"] = ranks.rank().into();
+        args["world_size"] = ranks.world_size().into();
+        args["sequence"] = seq.into();
         args["bytes_comm"] = span.cost.bytes_comm.into();
     }
     if !span.path.is_empty() {

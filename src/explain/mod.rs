@@ -30,6 +30,6 @@ pub use chrome::{save_trace, write_trace};
 pub use file::{expect_writable, save};
 pub use portolan_core::Path as ScopePath;
 pub use portolan_core::decorate::{
-    Agreement, Divergence, FaultKind, FaultPlan, Faulty, Lane, Moment, PlannedFault, RankFault, Recorded,
+    Agreement, Divergence, FaultKind, FaultPlan, Faulty, GroupStep, Lane, Moment, PlannedFault, Recorded,
     ShadowLog, Span, TraceLog,
 };

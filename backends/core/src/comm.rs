@@ -60,7 +60,8 @@ macro_rules! raw_communicator {
             /// why. Blocks nobody.
             fn abort(&self, why: &str);
 
-            /// What ended the group, if something has.
+            /// What ended the group, if something has. The error names the operator that met the end, or, where none has
+            /// so far, `communicator` and the number of the next one.
             ///
             /// # Errors
             /// `Collective`.

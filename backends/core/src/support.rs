@@ -4,8 +4,10 @@
 //! [`Backend::support`]: crate::Backend::support
 
 use crate::backend::Support;
+use crate::call::{CollectiveDispatch, SpecRef};
 use crate::device::Device;
 use crate::op::{Dispatch, OpKind, OpQuery};
+use portolan_ops::comm::CollectiveCases;
 use portolan_ops::{Cases, DType, Determinism, Result};
 
 /// How a device runs the cases of one operator that have an operand of one element type.
@@ -45,21 +47,51 @@ pub struct OpSupport {
     pub by_dtype: Vec<(DType, SupportCount)>,
 }
 
-fn survey<C: Cases + Dispatch>(device: &Device, level: Determinism) -> Result<OpSupport> {
-    let mut total = SupportCount::default();
-    let mut by_dtype: Vec<_> = DType::ALL.iter().map(|&dtype| (dtype, SupportCount::default())).collect();
-    for case in C::cases()? {
-        let support = device.support(&OpQuery { spec: case.contract.spec_ref(), determinism: level });
-        total.add(&support);
-        let mut dtypes = Vec::new();
-        case.contract.operands(&mut |operand| dtypes.push(operand.spec.dtype()));
-        for (dtype, count) in &mut by_dtype {
+impl OpSupport {
+    fn none(kind: OpKind) -> Self {
+        let by_dtype = DType::ALL.iter().map(|&dtype| (dtype, SupportCount::default())).collect();
+        Self { kind, total: SupportCount::default(), by_dtype }
+    }
+
+    /// Adds a case with operands of these types.
+    fn add(&mut self, support: &Support, dtypes: &[DType]) {
+        self.total.add(support);
+        for (dtype, count) in &mut self.by_dtype {
             if dtypes.contains(dtype) {
-                count.add(&support);
+                count.add(support);
             }
         }
     }
-    Ok(OpSupport { kind: C::KIND, total, by_dtype })
+}
+
+fn survey<C: Cases + Dispatch>(device: &Device, level: Determinism) -> Result<OpSupport> {
+    let mut row = OpSupport::none(C::KIND);
+    for case in C::cases()? {
+        let support = device.support(&OpQuery { spec: case.contract.spec_ref(), determinism: level });
+        let mut dtypes = Vec::new();
+        case.contract.operands(&mut |operand| dtypes.push(operand.spec.dtype()));
+        row.add(&support, &dtypes);
+    }
+    Ok(row)
+}
+
+/// Ranks of the groups whose cases are asked about: no backend's kernels depend on their number.
+const WORLD: u32 = 2;
+
+fn survey_collective<C: CollectiveCases + CollectiveDispatch>(
+    device: &Device,
+    level: Determinism,
+) -> Result<OpSupport> {
+    let mut row = OpSupport::none(OpKind::Collective(C::KIND));
+    for case in C::cases(WORLD)? {
+        let Some(part) = case.parts.first() else { continue };
+        let query = OpQuery { spec: SpecRef::Collective(part.spec_ref()), determinism: level };
+        // A rank may only give or only get.
+        let mut dtypes = Vec::new();
+        case.parts.iter().for_each(|part| part.operands(&mut |operand| dtypes.push(operand.spec.dtype())));
+        row.add(&device.support(&query), &dtypes);
+    }
+    Ok(row)
 }
 
 macro_rules! table {
@@ -67,18 +99,34 @@ macro_rules! table {
         kernel { $( $(#[$kdoc:meta])* $kind:ident, $spec:ty, $method:ident; )* }
         fused { $( $(#[$fdoc:meta])* $fkind:ident, $fspec:ty, $fmethod:ident; )* }
     ) => {
-        impl Device {
-            /// How this device runs every operator, kernel core first, at a determinism level. Runs nothing.
-            ///
-            /// # Errors
-            /// When an operator's own list of cases is not legal.
-            pub fn support_table(&self, level: Determinism) -> Result<Vec<OpSupport>> {
-                Ok(vec![
-                    $( survey::<$spec>(self, level)?, )*
-                    $( survey::<$fspec>(self, level)?, )*
-                ])
-            }
+        fn operators(device: &Device, level: Determinism) -> Result<Vec<OpSupport>> {
+            Ok(vec![
+                $( survey::<$spec>(device, level)?, )*
+                $( survey::<$fspec>(device, level)?, )*
+            ])
         }
     };
 }
 crate::for_each_op!(table);
+
+macro_rules! collective_table {
+    ($( $(#[$doc:meta])* $kind:ident, $spec:ty, $method:ident; )*) => {
+        fn collectives(device: &Device, level: Determinism) -> Result<Vec<OpSupport>> {
+            Ok(vec![$( survey_collective::<$spec>(device, level)?, )*])
+        }
+    };
+}
+crate::for_each_collective!(collective_table);
+
+impl Device {
+    /// How this device runs every operator, at a determinism level: the kernel core, fused operators, and those over
+    /// ranks. Runs nothing.
+    ///
+    /// # Errors
+    /// When an operator's own list of cases is not legal.
+    pub fn support_table(&self, level: Determinism) -> Result<Vec<OpSupport>> {
+        let mut table = operators(self, level)?;
+        table.extend(collectives(self, level)?);
+        Ok(table)
+    }
+}

@@ -432,3 +432,35 @@ fn a_packed_weight_is_compared_in_the_other_devices_own_form() {
         assert_eq!((row.compared, row.diverged, row.skipped), (2, 1, 0));
     }
 }
+
+#[test]
+fn an_error_of_a_thousandth_is_found_in_a_product_of_a_models_size() {
+    const K: usize = 4096;
+    // Small weights, and one large number among many small ones, as behind a norm of a language model.
+    let x: Vec<f32> = (0..3 * K).map(|i| ((i * 7919 % 1009) as f32 / 504.5 - 1.0) * 3.0).collect();
+    let outlier = |mut x: Vec<f32>| {
+        x[K + 17] = 60.0;
+        x
+    };
+    let weight: Vec<f32> = (0..64 * K).map(|i| ((i * 104_729 % 2003) as f32 / 1001.5 - 1.0) * 0.05).collect();
+    let positive = |values: &[f32]| values.iter().map(|x| x.abs() + 0.02).collect::<Vec<f32>>();
+    for (x, weight, finds) in [
+        (x.clone(), weight.clone(), true),
+        (outlier(x.clone()), weight.clone(), true),
+        // Terms that do not cancel: sums of hundreds err by more, and are not to be called different for it.
+        (positive(&x), positive(&weight), false),
+    ] {
+        for packed in [false, true] {
+            let log = ShadowLog::new(&stream(&open(cpu(Executor::Inline, Some(Isa::Portable)))));
+            let (backend, _) = "wrong(0.001)@2:linear".parse::<FaultPlan>().unwrap().around(inline());
+            let s = stream(&open(log.around(backend)));
+            let x = up(&s, &x).reshape(&[3, K]).unwrap();
+            let weight: Weight = up(&s, &weight).reshape(&[64, K]).unwrap().into();
+            let weight = if packed { s.prepack(&weight, OpKind::Linear).unwrap() } else { weight };
+            ops::linear(&s, &x, &weight).unwrap();
+            assert!(log.first().is_none(), "{}", log.first().unwrap());
+            ops::linear(&s, &x, &weight).unwrap();
+            assert!(log.first().is_some() || !finds, "{:?}", log.agreements());
+        }
+    }
+}

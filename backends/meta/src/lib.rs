@@ -8,6 +8,11 @@
 //! What an operator's contract cannot know is counted as its `cost()` says: lengths that live on the device
 //! without a host mirror at their bound, the routing of tokens to experts as balanced.
 //!
+//! Any rank of any group counts for itself: nobody else need be there. What it sends is what the algorithm that sends
+//! least does, in a ring or straight to each other: of n ranks and S bytes, `2·(n − 1)/n·S` for an all_reduce,
+//! `(n − 1)/n·S` for a reduce_scatter or all_to_all of S and for an all_gather into S, `(n − 1)·S` for the root of a
+//! broadcast, S for a giver of a reduce.
+//!
 //! ```
 //! use portolan_core::{Registry, StreamOptions, ops};
 //! use portolan_meta::{MetaBackend, MetaOptions};
@@ -28,6 +33,7 @@
 //!
 //! [`StreamReport`]: portolan_core::StreamReport
 
+mod comm;
 mod fused;
 mod kernels;
 mod memory;
@@ -37,7 +43,8 @@ mod queue;
 pub use options::{Count, MetaOptions};
 
 use memory::Space;
-use portolan_core::{Backend, Collectives, DeviceInfo, OpQuery, Ordinal, Support, compose};
+use portolan_core::sync::atomic::AtomicU64;
+use portolan_core::{Backend, DeviceInfo, OpQuery, Ordinal, Support, compose};
 use portolan_ops::{DeviceId, Result, Unsupported};
 use std::sync::Arc;
 
@@ -45,12 +52,15 @@ use std::sync::Arc;
 pub struct MetaBackend {
     count: Count,
     space: Space,
+    /// Groups that have an identity.
+    groups: AtomicU64,
 }
 
 impl MetaBackend {
     /// A backend that counts as the options say.
     pub fn new(options: MetaOptions) -> Arc<Self> {
-        Arc::new(Self { count: options.count, space: Space::new(options.memory_limit) })
+        let (space, groups) = (Space::new(options.memory_limit), AtomicU64::new(0));
+        Arc::new(Self { count: options.count, space, groups })
     }
 
     /// How fused operators are counted.
@@ -58,8 +68,6 @@ impl MetaBackend {
         self.count
     }
 }
-
-impl Collectives for MetaBackend {}
 
 impl Backend for MetaBackend {
     fn name(&self) -> &'static str {

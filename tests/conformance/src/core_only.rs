@@ -76,7 +76,7 @@ impl Backend for CoreOnly {
 
     fn support(&self, device: Ordinal, query: &OpQuery<'_>) -> Support {
         match query.spec.kind() {
-            OpKind::Custom => Support::No(Unsupported::NotImplemented),
+            OpKind::Custom | OpKind::Collective(_) => Support::No(Unsupported::NotImplemented),
             kind if kind.is_fused() => compose::support(query, Unsupported::NotImplemented),
             _ => self.inner.support(device, query),
         }

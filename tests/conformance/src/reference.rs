@@ -5,8 +5,8 @@
 
 use portolan_core::{
     Backend, Collectives, CustomOp, DeviceInfo, Fault, FusedOps, Kernels, Launch, Memory, MemoryInfo,
-    MemoryTraits, Op, OpQuery, Ordinal, Queue, RawCopy, RawEvent, RawStream, Segment, SpecRef, StreamOptions,
-    Support, call, compose,
+    MemoryTraits, Op, OpKind, OpQuery, Ordinal, Queue, RawCopy, RawEvent, RawStream, Segment, SpecRef,
+    StreamOptions, Support, call, compose,
 };
 use portolan_ops::kernel::BinaryKind;
 use portolan_ops::{Contract, DType, DeviceId, HostTensor, OpError, Result, TensorSpec, Unsupported};
@@ -336,6 +336,7 @@ impl Backend for ReferenceBackend {
     fn support(&self, _device: Ordinal, query: &OpQuery<'_>) -> Support {
         match (query.spec.kind(), lacking(&query.spec)) {
             (_, Some(lacking)) => Support::No(Unsupported::DType(lacking)),
+            (OpKind::Collective(_), _) => Support::No(Unsupported::NotImplemented),
             (kind, _) if kind.is_fused() => compose::support(query, Unsupported::NotImplemented),
             _ => Support::Native,
         }

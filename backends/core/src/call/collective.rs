@@ -202,8 +202,14 @@ impl<C: CollectiveDispatch> Op for CollectiveCall<C> {
         C::dispatch(self.comm.raw(), launch, self)
     }
     fn ready(&self) -> Result<()> {
-        // A group that has ended must not taint the stream by the order of its operators.
-        self.comm.health()
+        // A group that has ended must not taint the stream by the order of its operators. Where none of them has met the
+        // end so far, this one has.
+        self.comm.health().map_err(|error| match error {
+            OpError::Collective { op, seq, rank, world_size, what } if op == "communicator" => {
+                OpError::Collective { op: self.op_name(), seq, rank, world_size, what }
+            }
+            other => other,
+        })
     }
     fn refused(&self, error: &OpError) {
         if error.kind() == ErrorKind::DeviceLost {

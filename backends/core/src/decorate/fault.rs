@@ -1,11 +1,13 @@
 //! Makes things go wrong where a [`FaultPlan`] says, as a driver would report them.
 
 use super::plan::{FaultKind, FaultPlan};
-use super::{Decorate, Decorated};
+use super::{Decorate, DecorateMember, Decorated, DecoratedMember};
 use crate::backend::{Backend, Fault, Ordinal, RawCopy, RawEvent, RawStream, Segment};
-use crate::call;
+use crate::call::{self, CollectiveCall, CollectiveDispatch};
+use crate::comm::{CommConfig, RawCommunicator};
 use crate::launch::Launch;
 use crate::op::{Bind, Op};
+use crate::scope::Path;
 use crate::stream::StreamOptions;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Mutex, lock};
@@ -13,6 +15,7 @@ use crate::tensor::Tensor;
 use portolan_ops::kernel::BinaryKind;
 use portolan_ops::{DeviceId, OpError, OpName, Result};
 use std::any::Any;
+use std::cell::Cell;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -23,11 +26,20 @@ pub struct Faulty(Arc<State>);
 struct State {
     inner: Arc<dyn Backend>,
     plan: FaultPlan,
-    /// Occurrences so far, one count a fault.
-    counts: Vec<AtomicU64>,
+    /// Occurrences so far; those of ranks are counted by their memberships.
+    counts: Counts,
     struck: Mutex<Vec<String>>,
     streams: Mutex<Vec<Weak<Health>>>,
     lost: Mutex<Option<Arc<OpError>>>,
+}
+
+/// One count a fault.
+struct Counts(Vec<AtomicU64>);
+
+impl Counts {
+    fn of(plan: &FaultPlan) -> Self {
+        Self(plan.faults.iter().map(|_| AtomicU64::new(0)).collect())
+    }
 }
 
 /// What a stream has met.
@@ -40,11 +52,11 @@ struct Health {
 }
 
 impl FaultPlan {
-    /// `inner` with this plan come true on it. Faults of ranks are the transport's to ask for: [`FaultPlan::rank`].
+    /// `inner` with this plan come true on it. Ranks of one group may share what is made here, or have a plan each.
     pub fn around(self, inner: Arc<dyn Backend>) -> (Arc<dyn Backend>, Faulty) {
         let state = State {
             inner,
-            counts: self.faults.iter().map(|_| AtomicU64::new(0)).collect(),
+            counts: Counts::of(&self),
             plan: self,
             struck: Mutex::new(Vec::new()),
             streams: Mutex::new(Vec::new()),
@@ -56,6 +68,12 @@ impl FaultPlan {
 }
 
 impl Faulty {
+    /// A membership on which the faults of its rank come true.
+    fn member(&self, inner: Arc<dyn RawCommunicator>) -> Arc<dyn RawCommunicator> {
+        let counts = Counts::of(&self.0.plan);
+        DecoratedMember::new(Member { faulty: self.clone(), inner, counts, dead: Mutex::new(None) })
+    }
+
     /// The faults that have struck, in order, each with where it did.
     pub fn struck(&self) -> Vec<String> {
         lock(&self.0.struck).clone()
@@ -64,10 +82,11 @@ impl Faulty {
     /// Counts an occurrence for each fault of these kinds; the first one that strikes now.
     fn strike(
         &self,
+        counts_of: &Counts,
         mut counts: impl FnMut(FaultKind, Option<&str>, Option<&str>) -> bool,
     ) -> Option<(usize, FaultKind)> {
         let mut found = None;
-        for (i, (fault, count)) in self.0.plan.faults.iter().zip(&self.0.counts).enumerate() {
+        for (i, (fault, count)) in self.0.plan.faults.iter().zip(&counts_of.0).enumerate() {
             if !counts(fault.kind, fault.op.as_deref(), fault.path.as_deref()) {
                 continue;
             }
@@ -112,6 +131,44 @@ impl Faulty {
         error
     }
 
+    /// Launches an operator, or does to it what the plan says.
+    fn befall(&self, launch: &Launch<'_>, op: &dyn Op, forward: &dyn Fn() -> Result<()>) -> Result<()> {
+        self.expect_present()?;
+        let health = self.health_of(launch);
+        if let Some(health) = &health {
+            health.last.store(launch.seq(), Ordering::Relaxed);
+        }
+        let path = launch.path();
+        let mut floats = false;
+        op.operands(&mut |arg| floats |= arg.access.writes() && arg.spec.dtype().is_float());
+        let strike = self.strike(&self.0.counts, |kind, only_op, only_path| {
+            let launches = match kind {
+                FaultKind::Refused | FaultKind::Failed | FaultKind::Lost => true,
+                FaultKind::Wrong(_) => floats,
+                _ => false,
+            };
+            launches && is_meant(op, &path, only_op, only_path)
+        });
+        let Some((fault, kind)) = strike else { return forward() };
+        self.note(fault, &format!("{} at {path}, submission {}", op.op_name(), launch.seq()));
+        match kind {
+            FaultKind::Refused => Err(driver(launch, "launch refused", "INJECTED_LAUNCH_FAILURE")),
+            FaultKind::Failed => {
+                if let Some(health) = health {
+                    let error = driver(launch, "kernel failed", "INJECTED_KERNEL_FAILURE");
+                    health.fail(launch.seq(), op.op_name(), error);
+                }
+                Ok(())
+            }
+            FaultKind::Lost => Err(self.lose(launch, op)),
+            FaultKind::Wrong(by) => {
+                forward()?;
+                self.spoil(launch, op, fault, by)
+            }
+            _ => forward(),
+        }
+    }
+
     /// Adds `by` to one element of the first float result, which one by the seed.
     fn spoil(&self, launch: &Launch<'_>, op: &dyn Op, fault: usize, by: f64) -> Result<()> {
         let mut result = None;
@@ -132,6 +189,12 @@ impl Faulty {
         let add = call::Binary::scalar(BinaryKind::Add, &element, by, &mut element.clone())?;
         self.0.inner.binary(launch, &add)
     }
+}
+
+/// Whether a fault of these limits counts the operator.
+fn is_meant(op: &dyn Op, path: &Path, only_op: Option<&str>, only_path: Option<&str>) -> bool {
+    let named = only_op.is_none_or(|name| name == op.kind().name() || name == op.op_name());
+    named && only_path.is_none_or(|outer| path.is_within(outer))
 }
 
 fn address(raw: &dyn RawStream) -> u64 {
@@ -165,41 +228,7 @@ impl Decorate for Faulty {
         op: &dyn Op,
         forward: &dyn Fn() -> Result<()>,
     ) -> Result<()> {
-        self.expect_present()?;
-        let health = self.health_of(launch);
-        if let Some(health) = &health {
-            health.last.store(launch.seq(), Ordering::Relaxed);
-        }
-        let path = launch.path();
-        let mut floats = false;
-        op.operands(&mut |arg| floats |= arg.access.writes() && arg.spec.dtype().is_float());
-        let strike = self.strike(|kind, only_op, only_path| {
-            let launches = match kind {
-                FaultKind::Refused | FaultKind::Failed | FaultKind::Lost => true,
-                FaultKind::Wrong(_) => floats,
-                _ => false,
-            };
-            let named = only_op.is_none_or(|name| name == op.kind().name() || name == op.op_name());
-            launches && named && only_path.is_none_or(|outer| path.is_within(outer))
-        });
-        let Some((fault, kind)) = strike else { return forward() };
-        self.note(fault, &format!("{} at {path}, submission {}", op.op_name(), launch.seq()));
-        match kind {
-            FaultKind::Refused => Err(driver(launch, "launch refused", "INJECTED_LAUNCH_FAILURE")),
-            FaultKind::Failed => {
-                if let Some(health) = health {
-                    let error = driver(launch, "kernel failed", "INJECTED_KERNEL_FAILURE");
-                    health.fail(launch.seq(), op.op_name(), error);
-                }
-                Ok(())
-            }
-            FaultKind::Lost => Err(self.lose(launch, op)),
-            FaultKind::Wrong(by) => {
-                forward()?;
-                self.spoil(launch, op, fault, by)
-            }
-            _ => forward(),
-        }
+        self.befall(launch, op, forward)
     }
 
     fn copy(&self, launch: &Launch<'_>, copy: RawCopy) -> Result<()> {
@@ -217,7 +246,7 @@ impl Decorate for Faulty {
 
     fn admit(&self, device: Ordinal, bytes: usize) -> Result<()> {
         self.expect_present()?;
-        match self.strike(|kind, _, _| kind == FaultKind::OutOfMemory) {
+        match self.strike(&self.0.counts, |kind, _, _| kind == FaultKind::OutOfMemory) {
             Some((fault, _)) => {
                 self.note(fault, &format!("an allocation of {bytes} bytes"));
                 let info = self.0.inner.memory_info(device)?;
@@ -241,6 +270,106 @@ impl Decorate for Faulty {
         stream.health.queue.store(address(stream.as_ref()), Ordering::Relaxed);
         lock(&self.0.streams).push(Arc::downgrade(&stream.health));
         Ok(stream)
+    }
+
+    fn communicator(&self, device: Ordinal, config: &CommConfig) -> Result<Arc<dyn RawCommunicator>> {
+        self.expect_present()?;
+        Ok(self.member(self.0.inner.communicator(device, config)?))
+    }
+}
+
+/// A rank that may die or be late.
+struct Member {
+    faulty: Faulty,
+    inner: Arc<dyn RawCommunicator>,
+    counts: Counts,
+    /// What it died of.
+    dead: Mutex<Option<Arc<OpError>>>,
+}
+
+impl Member {
+    /// The fault of this rank that strikes now.
+    fn strike(&self, launch: &Launch<'_>, op: &dyn Op) -> Option<(usize, FaultKind)> {
+        let (me, path) = (self.inner.ranks().rank(), launch.path());
+        self.faulty.strike(&self.counts, |kind, only_op, only_path| {
+            let mine = match kind {
+                FaultKind::Dead { rank } | FaultKind::Slow { rank, .. } => rank == me,
+                _ => false,
+            };
+            mine && is_meant(op, &path, only_op, only_path)
+        })
+    }
+
+    fn expect_alive(&self) -> Result<()> {
+        match lock(&self.dead).as_deref() {
+            Some(error) => Err(error.clone()),
+            None => Ok(()),
+        }
+    }
+}
+
+impl DecorateMember for Member {
+    fn inner(&self) -> &dyn RawCommunicator {
+        self.inner.as_ref()
+    }
+
+    fn launch<C: CollectiveDispatch>(
+        &self,
+        launch: &Launch<'_>,
+        seq: u64,
+        op: &CollectiveCall<C>,
+        forward: &dyn Fn() -> Result<()>,
+    ) -> Result<()> {
+        self.expect_alive()?;
+        if let Some((fault, kind)) = self.strike(launch, op) {
+            let ranks = self.inner.ranks();
+            self.faulty.note(fault, &format!("{} #{seq} of rank {}", op.op_name(), ranks.rank()));
+            match kind {
+                // As a program that is late: nothing of this rank's device is submitted meanwhile.
+                FaultKind::Slow { delay, .. } => std::thread::sleep(delay),
+                _ => {
+                    let error = OpError::Collective {
+                        op: op.op_name(),
+                        seq,
+                        rank: ranks.rank(),
+                        world_size: ranks.world_size(),
+                        what: "died, as the fault plan says".into(),
+                    };
+                    *lock(&self.dead) = Some(Arc::new(error.clone()));
+                    return Err(error);
+                }
+            }
+        }
+        let forwarded = Cell::new(false);
+        self.faulty.befall(launch, op, &|| {
+            forwarded.set(true);
+            forward()
+        })?;
+        if !forwarded.get() {
+            // The queue does not know that the kernel failed, so nobody else would tell the others.
+            self.inner.abort(&format!(
+                "has a stream that failed in {} #{seq}, as the fault plan says",
+                op.op_name()
+            ));
+        }
+        Ok(())
+    }
+
+    fn split(&self, color: Option<u32>, key: u32) -> Result<Option<Arc<dyn RawCommunicator>>> {
+        self.expect_alive()?;
+        Ok(self.inner.split(color, key)?.map(|part| self.faulty.member(part)))
+    }
+
+    /// The dead tell nobody: the others have to find out.
+    fn abort(&self, why: &str) {
+        if self.expect_alive().is_ok() {
+            self.inner.abort(why);
+        }
+    }
+
+    fn health(&self) -> Result<()> {
+        self.expect_alive()?;
+        self.inner.health()
     }
 }
 

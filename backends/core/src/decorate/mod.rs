@@ -5,15 +5,17 @@
 //! silently turn a native kernel into a composition. Open the device from the decorated backend: the parts of
 //! compositions go through the device's own backend, and so pass the decorator too.
 
+mod communicator;
 mod fault;
 mod plan;
 mod shadow;
 mod trace;
 
+pub use communicator::{DecorateMember, DecoratedMember};
 pub use fault::Faulty;
-pub use plan::{FaultKind, FaultPlan, Moment, PlannedFault, RankFault};
+pub use plan::{FaultKind, FaultPlan, Moment, PlannedFault};
 pub use shadow::{Agreement, Divergence, Recorded, ShadowLog};
-pub use trace::{Lane, Span, TraceLog};
+pub use trace::{GroupStep, Lane, Span, TraceLog};
 
 use crate::backend::{
     Backend, Collectives, FusedOps, Kernels, Memory, MemoryInfo, MemoryTraits, Ordinal, Queue, RawCopy,
@@ -81,6 +83,15 @@ pub trait Decorate: Send + Sync + 'static {
     /// `Driver`, `Unavailable`.
     fn stream_create(&self, device: Ordinal, options: &StreamOptions) -> Result<Arc<dyn RawStream>> {
         self.inner().stream_create(device, options)
+    }
+
+    /// As [`Collectives::communicator`]. Operators over ranks are launched by what this gives: a [`DecoratedMember`]
+    /// where the decorator has something to do around them.
+    ///
+    /// # Errors
+    /// `Collective`, `Unavailable`.
+    fn communicator(&self, device: Ordinal, config: &CommConfig) -> Result<Arc<dyn RawCommunicator>> {
+        self.inner().communicator(device, config)
     }
 }
 
@@ -163,7 +174,7 @@ impl<D: Decorate> Collectives for Decorated<D> {
         self.0.inner().new_id()
     }
     fn communicator(&self, device: Ordinal, config: &CommConfig) -> Result<Arc<dyn RawCommunicator>> {
-        self.0.inner().communicator(device, config)
+        self.0.communicator(device, config)
     }
 }
 

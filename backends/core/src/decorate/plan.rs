@@ -18,8 +18,11 @@ use std::time::Duration;
 /// | `failed` | launches | the kernel does not run and its stream is poisoned |
 /// | `lost` | launches | the device is gone: every stream is poisoned, every later call a `Driver` error |
 /// | `wrong(x)` | launches with a float result | one element of the result is off by x, silently |
-/// | `dead(rank)` | collectives of that rank | the rank dies |
-/// | `slow(rank,ms)` | collectives of that rank | the rank is so late |
+/// | `dead(rank)` | collectives of that rank in a group | the rank takes no part any more and tells nobody |
+/// | `slow(rank,ms)` | collectives of that rank in a group | the rank comes so much later |
+///
+/// Every group counts for itself, so that a plan does not depend on how threads meet: a rank dies in the group in which
+/// its count is reached. Launches count operators over ranks, too.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct FaultPlan {
     /// Chooses occurrences and elements that the plan leaves open.
@@ -78,15 +81,6 @@ pub enum Moment {
     Within(u64),
 }
 
-/// What befalls a rank at a collective. The transport asks with [`FaultPlan::rank`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RankFault {
-    /// It dies before it takes part.
-    Dead,
-    /// It takes part after this long.
-    Slow(Duration),
-}
-
 impl FaultPlan {
     /// A plan without faults.
     pub fn new(seed: u64) -> Self {
@@ -117,23 +111,6 @@ impl FaultPlan {
     pub(crate) fn choose(&self, about: u64, n: u64) -> u64 {
         let [low, high, ..] = philox_block(self.seed, about);
         (u64::from(high) << 32 | u64::from(low)).checked_rem(n).unwrap_or(0)
-    }
-
-    /// What befalls `rank` at its `nth` collective, counted from 1: a pure function of the plan, for the transport that
-    /// ranks meet in.
-    pub fn rank(&self, rank: u32, nth: u64) -> Option<RankFault> {
-        let dead = |fault: &PlannedFault| fault.kind == FaultKind::Dead { rank };
-        let mut numbered = self.faults.iter().enumerate();
-        // Whoever died stays dead.
-        if numbered.any(|(i, fault)| dead(fault) && nth >= self.occurrence(i)) {
-            return Some(RankFault::Dead);
-        }
-        self.faults.iter().enumerate().find_map(|(i, fault)| match fault.kind {
-            FaultKind::Slow { rank: late, delay } if late == rank && nth == self.occurrence(i) => {
-                Some(RankFault::Slow(delay))
-            }
-            _ => None,
-        })
     }
 }
 
@@ -253,15 +230,5 @@ mod tests {
         assert_eq!(at(3), at(3));
         assert!((0..20).all(|seed| (1..=1000).contains(&at(seed))));
         assert!((1..20).any(|seed| at(seed) != at(0)));
-    }
-
-    #[test]
-    fn a_dead_rank_stays_dead_and_a_late_one_is_late_once() {
-        let plan: FaultPlan = "dead(2)@4; slow(1,50)@2".parse().unwrap();
-        let fate = |rank| (1..6).map(|nth| plan.rank(rank, nth)).collect::<Vec<_>>();
-        let dead = Some(RankFault::Dead);
-        assert_eq!(fate(2), [None, None, None, dead, dead]);
-        assert_eq!(fate(1), [None, Some(RankFault::Slow(Duration::from_millis(50))), None, None, None]);
-        assert_eq!(fate(0), [None; 5]);
     }
 }

@@ -3,13 +3,16 @@
 //! Times are the queue's own: an event before and one after each operator, read once they are past, so that a span is
 //! execution and never enqueueing. A backend that is not wrapped records nothing.
 
-use super::{Decorate, Decorated};
+use super::{Decorate, DecorateMember, Decorated, DecoratedMember};
 use crate::backend::{Backend, Ordinal, RawCopy, RawEvent, RawStream};
+use crate::call::{CollectiveCall, CollectiveDispatch};
+use crate::comm::{CommConfig, RawCommunicator};
 use crate::launch::Launch;
 use crate::op::{Bind, Op, OpKind};
 use crate::scope::Path;
 use crate::stream::StreamOptions;
 use crate::sync::{Mutex, lock};
+use portolan_ops::comm::Ranks;
 use portolan_ops::{Access, Cost, DeviceId, OpName, Result, Unsupported};
 use std::collections::{HashSet, VecDeque};
 use std::fmt::Write;
@@ -46,6 +49,17 @@ pub struct Span {
     pub cost: Cost,
     /// Why it was composed; `None` for one kernel.
     pub composed: Option<Unsupported>,
+    /// Of an operator over ranks; its time holds the wait for the others.
+    pub step: Option<GroupStep>,
+}
+
+/// Where an operator over ranks stands in the life of its group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GroupStep {
+    /// The rank whose part it is.
+    pub ranks: Ranks,
+    /// Its number among the group's operators, as in error messages: the same on all ranks.
+    pub seq: u64,
 }
 
 /// A stream that spans lie on.
@@ -169,17 +183,18 @@ impl State {
         }
     }
 
-    fn intern(&mut self, op: &dyn Op) -> Arc<str> {
+    /// The contract's operands: a communicator's turn is none.
+    fn intern(&mut self, launch: &Launch<'_>, op: &dyn Op) -> Arc<str> {
         let mut text = std::mem::take(&mut self.scratch);
         text.clear();
-        op.operands(&mut |arg| {
+        op.query(launch.determinism()).spec.operands(&mut |name, spec, access| {
             let comma = if text.is_empty() { "" } else { ", " };
-            let access = match arg.access {
+            let access = match access {
                 Access::Read => "",
                 Access::Write => "→ ",
                 Access::ReadWrite => "↔ ",
             };
-            let _ = write!(text, "{comma}{access}{} {}", arg.name, arg.spec);
+            let _ = write!(text, "{comma}{access}{name} {spec}");
         });
         let known = self.texts.get(text.as_str()).cloned();
         let shared = known.unwrap_or_else(|| {
@@ -201,7 +216,7 @@ struct Trace {
     log: Arc<Inner>,
 }
 
-impl Trace {
+impl Inner {
     /// Runs `work` between two events of the launch's queue.
     fn record(
         &self,
@@ -213,23 +228,41 @@ impl Trace {
         // Nothing that failed to launch took time; its parts that did are spans of their own.
         work()?;
         let end = launch.raw().stamp()?;
-        let state = &mut *lock(&self.log.state);
+        let state = &mut *lock(&self.state);
         let Some(lane) = state.lane_of(launch) else { return Ok(()) };
         let mut span = describe(state);
         (span.lane, span.seq, span.depth, span.path) = (lane, launch.seq(), launch.depth(), launch.path());
         let pending = &mut state.lanes[lane].pending;
         pending.push_back(Pending { begin, end, span });
         if pending.len() >= IN_FLIGHT {
-            state.settle(lane, self.log.limit);
+            state.settle(lane, self.limit);
         }
         Ok(())
+    }
+
+    /// A membership whose operators are recorded.
+    fn member(self: &Arc<Self>, inner: Arc<dyn RawCommunicator>) -> Arc<dyn RawCommunicator> {
+        DecoratedMember::new(Member { inner, log: self.clone() })
     }
 }
 
 /// A span that knows neither where nor when.
 fn span(op: OpName, kind: Option<OpKind>, operands: Arc<str>, cost: Cost) -> Span {
     let (start, took, path) = (Duration::ZERO, Duration::ZERO, Path::default());
-    Span { op, kind, lane: 0, start, took, seq: 0, depth: 0, path, operands, cost, composed: None }
+    Span {
+        op,
+        kind,
+        lane: 0,
+        start,
+        took,
+        seq: 0,
+        depth: 0,
+        path,
+        operands,
+        cost,
+        composed: None,
+        step: None,
+    }
 }
 
 impl Decorate for Trace {
@@ -244,9 +277,9 @@ impl Decorate for Trace {
         op: &dyn Op,
         forward: &dyn Fn() -> Result<()>,
     ) -> Result<()> {
-        self.record(launch, forward, |state| Span {
+        self.log.record(launch, forward, |state| Span {
             composed: launch.composition().cloned(),
-            ..span(op.op_name(), Some(op.kind()), state.intern(op), op.cost())
+            ..span(op.op_name(), Some(op.kind()), state.intern(launch, op), op.cost())
         })
     }
 
@@ -258,7 +291,8 @@ impl Decorate for Trace {
         // Either way the device's memory is touched once.
         let (bytes_read, bytes_written) = if upload { (0, bytes) } else { (bytes, 0) };
         let cost = Cost { bytes_read, bytes_written, ..Cost::default() };
-        self.record(launch, || self.inner.copy(launch, copy), |_| span(name.into(), None, "".into(), cost))
+        let describe = |_: &mut State| span(name.into(), None, "".into(), cost);
+        self.log.record(launch, || self.inner.copy(launch, copy), describe)
     }
 
     fn stream_create(&self, device: Ordinal, options: &StreamOptions) -> Result<Arc<dyn RawStream>> {
@@ -268,5 +302,39 @@ impl Decorate for Trace {
         let pending = VecDeque::new();
         lock(&self.log.state).lanes.push(LaneState { queue, lane: None, zero, zero_at, pending });
         Ok(raw)
+    }
+
+    fn communicator(&self, device: Ordinal, config: &CommConfig) -> Result<Arc<dyn RawCommunicator>> {
+        Ok(self.log.member(self.inner.communicator(device, config)?))
+    }
+}
+
+/// A rank whose operators are recorded.
+struct Member {
+    inner: Arc<dyn RawCommunicator>,
+    log: Arc<Inner>,
+}
+
+impl DecorateMember for Member {
+    fn inner(&self) -> &dyn RawCommunicator {
+        self.inner.as_ref()
+    }
+
+    fn launch<C: CollectiveDispatch>(
+        &self,
+        launch: &Launch<'_>,
+        seq: u64,
+        op: &CollectiveCall<C>,
+        forward: &dyn Fn() -> Result<()>,
+    ) -> Result<()> {
+        let step = GroupStep { ranks: self.inner.ranks(), seq };
+        self.log.record(launch, forward, |state| Span {
+            step: Some(step),
+            ..span(op.op_name(), Some(op.kind()), state.intern(launch, op), op.cost())
+        })
+    }
+
+    fn split(&self, color: Option<u32>, key: u32) -> Result<Option<Arc<dyn RawCommunicator>>> {
+        Ok(self.inner.split(color, key)?.map(|part| self.log.member(part)))
     }
 }

@@ -3,15 +3,27 @@
 use super::ranks::{PATIENCE, Peer, on_ranks};
 use crate::case::{BAND, GUARD, download, seed};
 use crate::rig::{Check, Rig, Stop, ensure, ensure_eq};
-use portolan_core::{CollectiveCall, CollectiveDispatch, HostBuffer, Tensor};
+use portolan_core::{CollectiveCall, CollectiveDispatch, HostBuffer, Op, OpKind, Support, Tensor};
 use portolan_ops::comm::{
     AllGatherSpec, AllReduceSpec, AllToAllSpec, BarrierSpec, BroadcastSpec, Collective, CollectiveCases,
     ExchangeSpec, GroupCase, ReduceScatterSpec, ReduceToSpec,
 };
-use portolan_ops::{Access, DType, HostTensor, OpError, Shape, TensorSpec};
+use portolan_ops::{Access, DType, Determinism, HostTensor, OpError, Shape, TensorSpec};
 
 /// Group sizes, and every how many cases are run: small groups have them all.
 const WORLDS: [(u32, usize); 5] = [(1, 1), (2, 1), (3, 1), (4, 5), (8, 7)];
+
+pub(crate) fn support_says_whether_groups_can_be_joined(rig: &Rig) -> Check {
+    let joins = rig.backend.new_id().is_ok();
+    for row in rig.device.support_table(Determinism::RunToRun)? {
+        if let OpKind::Collective(kind) = row.kind {
+            let some = row.total.native + row.total.composed > 0;
+            ensure!(some || row.total.refused > 0, "{kind} has no case");
+            ensure_eq!(some, joins, "whether some {kind} is supported, and whether there are groups");
+        }
+    }
+    Ok(())
+}
 
 pub(crate) fn all_reduce(rig: &Rig) -> Check {
     agrees::<AllReduceSpec>(rig)
@@ -100,7 +112,17 @@ fn check<C: CollectiveDispatch>(peer: &Peer, prepared: &Prepared<C>) -> Check {
         tensors.push(Tensor::new(memory.buffer().clone(), *host.spec())?);
     }
     let operands: Vec<&Tensor> = tensors.iter().collect();
-    stream.run(CollectiveCall::bind(&peer.comm, part.clone(), &operands)?)?;
+    let call = CollectiveCall::bind(&peer.comm, part.clone(), &operands)?;
+    let promised = stream.device().support(&call.query(stream.options().determinism));
+    let no = matches!(promised, Support::No(_));
+    match stream.run(call) {
+        Err(OpError::Unsupported { .. }) if no => return Ok(()),
+        Ok(()) if !no => {}
+        Ok(()) => return Err(Stop::Broken(format!("support() said {promised:?}, yet it ran"))),
+        Err(error) => {
+            return Err(Stop::Broken(format!("support() said {promised:?}, running gave: {error}")));
+        }
+    }
     let mut wanted = prepared.after[rank].iter().zip(part.tolerance());
     for ((name, host, access), tensor) in prepared.before[rank].iter().zip(&tensors) {
         let got = download(stream, tensor.buffer())?;

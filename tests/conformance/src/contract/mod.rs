@@ -8,6 +8,7 @@ pub(crate) mod collectives;
 pub(crate) mod comm;
 pub(crate) mod errors;
 pub(crate) mod events;
+pub(crate) mod expert_parallel;
 pub(crate) mod memory;
 pub(crate) mod poison;
 pub(crate) mod ranks;
@@ -82,6 +83,7 @@ macro_rules! for_each_contract {
                 the_report_adds_up_the_cost_of_every_run;
             }
             collectives {
+                support_says_whether_groups_can_be_joined;
                 all_reduce;
                 reduce_to;
                 reduce_scatter;
@@ -107,6 +109,11 @@ macro_rules! for_each_contract {
                 a_stream_that_fails_ends_its_group_before_the_timeout;
                 a_fault_that_was_inherited_ends_the_group_before_the_timeout;
                 a_group_that_ended_refuses_and_others_still_work;
+            }
+            expert_parallel {
+                ranks_together_give_what_one_device_with_all_experts_gives;
+                rows_beyond_the_capacity_are_dropped_and_counted;
+                the_form_of_fixed_capacity_is_captured_and_the_exact_one_refuses;
             }
         }
     };

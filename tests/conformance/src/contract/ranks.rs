@@ -24,8 +24,11 @@ impl Peer {
     }
 }
 
-/// A fresh identity; unsupported where the backend has no collectives.
+/// A fresh identity; unsupported where the backend has no collectives, or ranks that never meet.
 pub(crate) fn new_id(rig: &Rig) -> Check<CommId> {
+    if !rig.keeps_data() {
+        return Err(Stop::Unsupported("without data each rank of a group is counted by itself".into()));
+    }
     match rig.backend.new_id() {
         Err(error @ (OpError::Unavailable { .. } | OpError::Unsupported { .. })) => {
             Err(Stop::Unsupported(error.to_string()))

@@ -2,11 +2,15 @@
 //!
 //! Operators are compared one by one: each starts from what the first device has, so that an error does not travel and
 //! is found where it is made. Data goes from one device to the other through the host while the operator is launched,
-//! which waits for both: a tool for explaining, not for speed, and for programs whose streams do not wait for a peer.
+//! which waits for both: a tool for explaining, not for speed. Ranks of a group are compared where each has a thread and a
+//! device handle of its own, as inside one process they should.
+
+mod group;
 
 use super::{Decorate, Decorated};
-use crate::backend::Backend;
+use crate::backend::{Backend, Ordinal};
 use crate::buffer::{Buffer, BufferInner, HostBuffer, Point};
+use crate::comm::{CommConfig, RawCommunicator};
 use crate::launch::Launch;
 use crate::op::{Bind, Call, Op, OpKind};
 use crate::stream::Stream;
@@ -14,6 +18,7 @@ use crate::sync::{Mutex, lock};
 use crate::tensor::Tensor;
 use crate::weight::{QuantTensor, Weight};
 use core::fmt;
+use portolan_ops::kernel::Activation;
 use portolan_ops::quant::{LinearSpec, PrepackSpec, WeightSpec};
 use portolan_ops::{
     Access, Contract, DType, HostTensor, Mismatch, OpError, OpName, Result, Shape, TensorSpec, Tolerance,
@@ -131,7 +136,9 @@ impl fmt::Display for Divergence {
 
 /// Collects comparisons from the backends it is put around.
 ///
-/// Wrap before the device is opened and before weights are packed, run, and ask for [`ShadowLog::first`].
+/// Wrap before the device is opened and before weights are packed, run, and ask for [`ShadowLog::first`]. Operators over
+/// ranks are compared with their contract's reference in f64, from what all ranks gave, when every rank's backend is
+/// wrapped by clones of one log; where one is missing they count as skipped.
 #[derive(Clone)]
 pub struct ShadowLog(Arc<Inner>);
 
@@ -148,6 +155,10 @@ struct State {
     copies: HashMap<usize, Copied<Buffer>>,
     /// Packed weights of the first device in a form that the second one reads.
     packed: HashMap<usize, Copied<Repacked>>,
+    /// The largest number of weights, by their buffers on the first device.
+    largest: HashMap<usize, Copied<f64>>,
+    /// Operators over ranks that not all ranks have come to.
+    waiting: group::Waitings,
 }
 
 /// Something made from a buffer of the first device; good for as long as nobody writes to that.
@@ -209,6 +220,16 @@ impl State {
         &mut self.rows[at]
     }
 
+    /// Books a call that was compared.
+    fn book(&mut self, op: OpName, outcome: &Outcome, divergence: Option<Arc<Divergence>>) {
+        let row = self.row(op);
+        row.compared += 1;
+        row.identical += u64::from(outcome.identical);
+        row.diverged += u64::from(outcome.first.is_some());
+        row.worst = row.worst.max(outcome.worst);
+        self.first = self.first.take().or(divergence);
+    }
+
     fn skip(&mut self, op: OpName, why: impl FnOnce() -> String) {
         let row = self.row(op);
         row.skipped += 1;
@@ -219,6 +240,7 @@ impl State {
         if self.copies.len() >= COPIES && self.copies.len().is_power_of_two() {
             self.copies.retain(|_, copied| copied.source.strong_count() > 0);
             self.packed.retain(|_, copied| copied.source.strong_count() > 0);
+            self.largest.retain(|_, copied| copied.source.strong_count() > 0);
         }
         self.copies.insert(source.key(), Copied::of(source, copy.clone()));
     }
@@ -397,7 +419,7 @@ impl Shadow {
 
     /// Compares what both devices wrote.
     fn compare<C: Contract>(&self, launch: &Launch<'_>, spec: &C, op: &dyn Op, twin: &Twin) -> Result<()> {
-        let mut outcome = Outcome { identical: true, worst: 0.0, first: None };
+        let mut outcome = Outcome::new();
         let mut written = Vec::new();
         let results = twin.pairs.iter().enumerate().filter(|(_, pair)| pair.access.writes());
         for ((place, pair), tolerance) in results.zip(spec.tolerance()) {
@@ -411,27 +433,20 @@ impl Shadow {
             if got != want {
                 let got = HostTensor::from_bytes(&pair.spec, got.clone())?.to_f64();
                 let want = HostTensor::from_bytes(&pair.spec, want.clone())?.to_f64();
-                let tolerance = scaled(tolerance, self.largest_input(twin)?, &want);
+                let tolerance = match self.size_of_products(spec, twin, &want)? {
+                    Some(size) => doubled(tolerance, size),
+                    None => doubled(tolerance, self.largest_input(twin)?.max(largest(&want)).max(1.0)),
+                };
                 outcome.take(place, tolerance, &got, &want);
             }
             written.push((place, got, want));
         }
-        let divergence = match outcome.first.take() {
-            Some(found) if lock(&self.log.state).first.is_none() => {
-                Some(Arc::new(self.describe(launch, spec, op, twin, written, found)?))
-            }
-            found => {
-                outcome.first = found;
-                None
-            }
+        let fresh = outcome.first.is_some() && lock(&self.log.state).first.is_none();
+        let divergence = match (&outcome.first, fresh) {
+            (Some(found), true) => Some(Arc::new(self.describe(launch, spec, op, twin, written, found)?)),
+            _ => None,
         };
-        let state = &mut *lock(&self.log.state);
-        let row = state.row(op.op_name());
-        row.compared += 1;
-        row.identical += u64::from(outcome.identical);
-        row.diverged += u64::from(outcome.first.is_some() || divergence.is_some());
-        row.worst = row.worst.max(outcome.worst);
-        state.first = state.first.take().or(divergence);
+        lock(&self.log.state).book(op.op_name(), &outcome, divergence);
         Ok(())
     }
 
@@ -457,6 +472,65 @@ impl Shadow {
         }
     }
 
+    /// The size of the numbers that a product with a weight sums, against that of its cases; `None` for other operators.
+    ///
+    /// The tolerance of linear, `2·3·k·u`, is for k products of size 3. Sums of k roundings err by about
+    /// `u·√k·s`, where s is the size of partial sums (Higham and Mary 2019): that of the result, or `√k·r·w` where terms
+    /// cancel, for rows of x of root mean square r and weights up to w. So the size of a product is `max(r·w, s/√k)`, and
+    /// neither a large number among many small ones nor a small weight makes the comparison coarse.
+    fn size_of_products<C: Contract>(&self, spec: &C, twin: &Twin, want: &[f64]) -> Result<Option<f64>> {
+        const OF_CASES: f64 = 3.0;
+        let any: &dyn Any = spec;
+        let plain = any.downcast_ref::<LinearSpec>().filter(|linear| {
+            // The smallest numbers of f16 are not small against its results, and no other function keeps proportions.
+            linear.activation() == Activation::Identity && linear.out().dtype() != DType::F16
+        });
+        let x = twin.pairs.iter().find(|pair| pair.name == "x");
+        let (Some(linear), Some(x)) = (plain, x) else { return Ok(None) };
+        let Some(weight) = self.largest_weight(linear, twin)? else { return Ok(None) };
+        let k = linear.k().max(1) as f64;
+        let rows = HostTensor::from_bytes(&x.spec, self.before(x)?)?.to_f64();
+        let mean = |row: &[f64]| (row.iter().map(|x| x * x).sum::<f64>() / k).sqrt();
+        let mean =
+            rows.chunks(linear.k().max(1)).map(mean).filter(|mean| mean.is_finite()).fold(0.0, f64::max);
+        let size = (mean * weight).max(largest(want) / k.sqrt()) / OF_CASES;
+        // An added bias is rounded once, with the result.
+        let bias = match twin.pairs.iter().find(|pair| pair.name == "bias") {
+            Some(bias) => largest(&HostTensor::from_bytes(&bias.spec, self.before(bias)?)?.to_f64()) / k,
+            None => 0.0,
+        };
+        Ok(Some(size.max(bias).max(f64::from(f32::MIN_POSITIVE))))
+    }
+
+    /// The largest number of a product's weight.
+    fn largest_weight(&self, linear: &LinearSpec, twin: &Twin) -> Result<Option<f64>> {
+        let source = twin.pairs.iter().find(|pair| pair.name.starts_with("weight"));
+        let Some(source) = source.map(|pair| &pair.first) else { return Ok(None) };
+        let known = lock(&self.log.state).largest.get(&source.key()).and_then(|copied| copied.get(source));
+        if known.is_some() {
+            return Ok(known);
+        }
+        let plain = match (&twin.weight, linear.weight()) {
+            (Some(weight), _) => self.log.second.unpack(weight)?,
+            (None, WeightSpec::Dense(_)) => match twin.pairs.iter().find(|pair| pair.name == "weight") {
+                Some(pair) => Weight::Dense(pair.twin()?),
+                None => return Ok(None),
+            },
+            // Codes that are not packed: their scales are known to no one call.
+            _ => return Ok(None),
+        };
+        let numbers = match &plain {
+            Weight::Dense(tensor) => tensor.clone(),
+            Weight::Quant(quant) => crate::ops::dequantize(&self.log.second, quant, DType::F32)?,
+            Weight::Packed(_) => return Ok(None),
+        };
+        let span = numbers.spec().span_bytes();
+        let host = HostTensor::from_bytes(numbers.spec(), self.second_bytes(numbers.buffer(), span)?)?;
+        let found = largest(&host.to_f64());
+        lock(&self.log.state).largest.insert(source.key(), Copied::of(source, found));
+        Ok(Some(found))
+    }
+
     fn describe<C: Contract>(
         &self,
         launch: &Launch<'_>,
@@ -464,7 +538,7 @@ impl Shadow {
         op: &dyn Op,
         twin: &Twin,
         written: Vec<(usize, Vec<u8>, Vec<u8>)>,
-        (place, tolerance, mismatch): (usize, Tolerance, Mismatch),
+        &(place, tolerance, mismatch): &(usize, Tolerance, Mismatch),
     ) -> Result<Divergence> {
         let mut written = written.into_iter().peekable();
         let mut operands = Vec::new();
@@ -520,6 +594,10 @@ struct Outcome {
 }
 
 impl Outcome {
+    fn new() -> Self {
+        Self { identical: true, worst: 0.0, first: None }
+    }
+
     fn take(&mut self, place: usize, tolerance: Tolerance, got: &[f64], want: &[f64]) {
         let excess = got.iter().zip(want).map(|(&got, &want)| tolerance.excess(got, want));
         let worst = excess.fold(0.0, f64::max);
@@ -532,11 +610,10 @@ impl Outcome {
     }
 }
 
-/// What two devices may differ by. An operator's tolerance is what one may be off for numbers up to 1, the cases' range:
-/// both may be, in opposite directions, and sums err in proportion to what is summed.
-fn scaled(tolerance: Tolerance, input: f64, want: &[f64]) -> Tolerance {
-    let scale = input.max(largest(want)).max(1.0);
-    Tolerance { abs: 2.0 * scale * tolerance.abs, rel: 2.0 * tolerance.rel }
+/// What two devices may differ by: both may be off, in opposite directions, and sums err in proportion to what is
+/// summed. An operator's tolerance is what one may be off for numbers of size 1, the cases' range.
+fn doubled(tolerance: Tolerance, size: f64) -> Tolerance {
+    Tolerance { abs: 2.0 * size * tolerance.abs, rel: 2.0 * tolerance.rel }
 }
 
 fn largest(values: &[f64]) -> f64 {
@@ -571,5 +648,10 @@ impl Decorate for Shadow {
             Some(twin) => self.compare(launch, spec, op, &twin),
             None => Ok(()),
         }
+    }
+
+    fn communicator(&self, device: Ordinal, config: &CommConfig) -> Result<Arc<dyn RawCommunicator>> {
+        let inner = self.inner.communicator(device, config)?;
+        Ok(group::Member::joined(inner, &self.inner, &self.log, config.id))
     }
 }
