@@ -1,0 +1,44 @@
+//! A simulated Ascend driver: one shared library that exports the C ABI of the AscendCL runtime, its descriptors and
+//! its two-phase operators, executes on the host, and is stricter than the hardware.
+//!
+//! A program loads it as it loads the vendor's libraries and knows nothing of it. `abi/` holds the exported functions,
+//! each a few lines over the world they act on; `aclnn.rs` says how an operator is added.
+//!
+//! It depends on nothing of portolan but element codecs, so that agreement with a backend means something.
+
+// Until the first operator is enrolled.
+#![allow(dead_code, unused_imports, unused_macros)]
+
+mod aclnn;
+mod call;
+mod error;
+mod executor;
+mod fault;
+mod log;
+mod profile;
+mod tensor;
+mod world;
+
+#[cfg(test)]
+mod seam {
+    use crate::aclnn::{Context, Opt, Plan, Str, T, TL, operators};
+    use crate::error::Result;
+    use crate::tensor::Tensor;
+
+    operators! {
+        SeamTest(x: T, list: TL, dim: i64, mode: Opt<Str>, extra: Opt<T>, out: T) => plan;
+    }
+
+    fn plan(
+        _cx: &Context,
+        x: &Tensor,
+        list: &[Tensor],
+        dim: i64,
+        mode: Option<&str>,
+        extra: Option<&Tensor>,
+        out: &Tensor,
+    ) -> Result<Plan> {
+        let _ = (list, dim, mode, extra);
+        Ok(Plan::new(|run| run.operand(0).map(drop)).reads(x).writes(out))
+    }
+}
