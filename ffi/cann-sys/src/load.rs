@@ -2,6 +2,7 @@
 
 use crate::symbols::{Collectives, Descriptors, Operators, Runtime};
 use libloading::Library;
+use std::error::Error;
 use std::ffi::{OsString, c_void};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -143,7 +144,11 @@ fn open(folders: &[PathBuf], name: &'static str) -> Result<Arc<Opened>, LoadErro
 
 fn open_file(place: &Path) -> Result<Arc<Opened>, String> {
     // SAFETY: running the initialisers of the vendor's library is what asking for its device means.
-    let library = unsafe { Library::new(place) }.map_err(|error| error.to_string().replace('\n', " "))?;
+    let library = unsafe { Library::new(place) }.map_err(|error| {
+        // The system's own words are the error's source.
+        let words = error.source().map_or_else(|| error.to_string(), ToString::to_string);
+        format!("{}: {}", place.display(), words.replace('\n', " "))
+    })?;
     let name = place.file_name().unwrap_or(place.as_os_str()).to_string_lossy().into_owned();
     Ok(Arc::new(Opened { name, library }))
 }
