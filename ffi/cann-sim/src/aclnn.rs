@@ -45,9 +45,11 @@
 use crate::call::{Show, enter};
 use crate::error::{Fail, Result, code};
 use crate::executor::Executor;
+use crate::memory::{ALIGNMENT, POISON};
 use crate::profile::Profile;
+use crate::stream::Work;
 use crate::tensor::{DataType, Descriptor, Scalar, Tensor, lookup, register, unregister};
-use crate::world::world;
+use crate::world::{World, world};
 use std::ffi::{CStr, c_char, c_void};
 use std::sync::Arc;
 
@@ -435,11 +437,81 @@ pub(crate) fn phase_two(
         if planned.name != name {
             return Err(Fail::invalid(format!("the executor was planned for {}, not {name}", planned.name)));
         }
-        let addresses = planned.launch()?;
+        enqueue(&planned, workspace.addr(), workspace_size, stream)?;
         if !planned.is_repeatable() {
             unregister(executor.cast_const())?;
         }
-        let _ = addresses;
-        Err(Fail::new(code::RT_FEATURE_NOT_SUPPORT, "streams are not simulated yet"))
+        Ok(())
     })
 }
+
+/// Puts a planned operator on a stream.
+fn enqueue(planned: &Arc<Executor>, workspace: usize, size: u64, stream: *mut c_void) -> Result {
+    let name = planned.name;
+    let state = world().state();
+    let id = state.stream_of(stream)?;
+    let needed = planned.plan.workspace;
+    if size < needed as u64 {
+        return Err(Fail::invalid(format!("a workspace of {size} bytes, {name} needs {needed}")));
+    }
+    if needed > 0 {
+        if !workspace.is_multiple_of(ALIGNMENT) {
+            let text = format!("the workspace at {workspace:#x} is not aligned to {ALIGNMENT} bytes");
+            return Err(Fail::new(code::RT_ADDR_UNALIGNED, text));
+        }
+        state
+            .memory
+            .map(workspace, needed)
+            .map_err(|fail| Fail::invalid(format!("workspace: {}", fail.text)))?;
+    }
+    let addresses = planned.launch()?;
+    for ((tensor, _), &address) in planned.plan.operands.iter().zip(&addresses) {
+        // Nothing is at the address of a tensor without elements.
+        if tensor.numel() == 0 {
+            continue;
+        }
+        if !address.is_multiple_of(TENSOR_ALIGNMENT) {
+            let text = format!("{tensor} at {address:#x} is not aligned to {TENSOR_ALIGNMENT} bytes");
+            return Err(Fail::new(code::RT_ADDR_UNALIGNED, text));
+        }
+        let bytes = tensor.span_bytes()?;
+        let mapped = state.memory.map(address, bytes);
+        mapped.map_err(|fail| Fail::invalid(format!("{tensor}, an operand of {name}: {}", fail.text)))?;
+    }
+    let planned = planned.clone();
+    let action = move |world: &'static World| {
+        let run = {
+            let state = world.state();
+            let operands =
+                planned.plan.operands.iter().zip(&addresses).map(|((tensor, access), &address)| {
+                    let bytes = if tensor.numel() == 0 { 0 } else { tensor.span_bytes()? };
+                    let base = match bytes {
+                        0 => core::ptr::dangling_mut::<u128>().cast(),
+                        _ => state
+                            .memory
+                            .map(address, bytes)
+                            .map_err(|fail| Fail::kernel(format!("{tensor}: {}", fail.text)))?,
+                    };
+                    Ok(Operand { tensor: tensor.clone(), base, bytes, access: *access })
+                });
+            let operands = operands.collect::<Result<Vec<_>>>()?;
+            let workspace = match needed {
+                0 => core::ptr::null_mut(),
+                _ => state
+                    .memory
+                    .map(workspace, needed)
+                    .map_err(|fail| Fail::kernel(format!("workspace: {}", fail.text)))?,
+            };
+            Run { operands, workspace, workspace_bytes: needed }
+        };
+        if needed > 0 {
+            // SAFETY: so many bytes of one living allocation.
+            unsafe { run.workspace.write_bytes(POISON, needed) };
+        }
+        (planned.plan.body)(&run)
+    };
+    world().submit(state, id, name, Work::Kernel(Box::new(action))).map(drop)
+}
+
+/// What addresses of tensors are multiples of.
+const TENSOR_ALIGNMENT: usize = 32;

@@ -6,16 +6,23 @@
 //!
 //! It depends on nothing of portolan but element codecs, so that agreement with a backend means something.
 
-// Until the first operator is enrolled.
+// Until the first operators are enrolled.
 #![allow(dead_code, unused_imports, unused_macros)]
 
+mod abi;
 mod aclnn;
+mod arena;
 mod call;
+mod context;
+mod control;
 mod error;
 mod executor;
 mod fault;
 mod log;
+mod memory;
 mod profile;
+mod schedule;
+mod stream;
 mod tensor;
 mod world;
 
