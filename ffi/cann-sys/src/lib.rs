@@ -13,6 +13,7 @@
 pub mod bindings;
 mod load;
 mod result;
+pub mod sim;
 mod symbols;
 
 pub use load::{Libraries, LoadError};
