@@ -515,3 +515,6 @@ fn enqueue(planned: &Arc<Executor>, workspace: usize, size: u64, stream: *mut c_
 
 /// What addresses of tensors are multiples of.
 const TENSOR_ALIGNMENT: usize = 32;
+
+#[cfg(test)]
+mod tests;

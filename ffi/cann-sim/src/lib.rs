@@ -25,27 +25,3 @@ mod schedule;
 mod stream;
 mod tensor;
 mod world;
-
-#[cfg(test)]
-mod seam {
-    use crate::aclnn::{Context, Opt, Plan, Str, T, TL, operators};
-    use crate::error::Result;
-    use crate::tensor::Tensor;
-
-    operators! {
-        SeamTest(x: T, list: TL, dim: i64, mode: Opt<Str>, extra: Opt<T>, out: T) => plan;
-    }
-
-    fn plan(
-        _cx: &Context,
-        x: &Tensor,
-        list: &[Tensor],
-        dim: i64,
-        mode: Option<&str>,
-        extra: Option<&Tensor>,
-        out: &Tensor,
-    ) -> Result<Plan> {
-        let _ = (list, dim, mode, extra);
-        Ok(Plan::new(|run| run.operand(0).map(drop)).reads(x).writes(out))
-    }
-}
