@@ -4,6 +4,7 @@ use crate::symbols::{Collectives, Descriptors, Operators, Runtime};
 use libloading::Library;
 use std::error::Error;
 use std::ffi::{OsString, c_void};
+use std::mem::ManuallyDrop;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -28,10 +29,11 @@ pub enum LoadError {
     },
 }
 
-/// An open library, and what messages call it.
+/// An open library, and what messages call it. It stays loaded: drivers have threads of their own, which would go on in
+/// code that is gone.
 pub(crate) struct Opened {
     name: String,
-    library: Library,
+    library: ManuallyDrop<Library>,
 }
 
 /// The libraries that one table's symbols are looked up in, first to last.
@@ -150,7 +152,7 @@ fn open_file(place: &Path) -> Result<Arc<Opened>, String> {
         format!("{}: {}", place.display(), words.replace('\n', " "))
     })?;
     let name = place.file_name().unwrap_or(place.as_os_str()).to_string_lossy().into_owned();
-    Ok(Arc::new(Opened { name, library }))
+    Ok(Arc::new(Opened { name, library: ManuallyDrop::new(library) }))
 }
 
 /// Operator libraries that customers installed: `opp/vendors/<vendor>/op_api/lib/libcust_opapi.so` beside `lib64`.
