@@ -20,15 +20,33 @@ macro_rules! operators {
     };
 }
 
+mod arrange;
 mod binary;
 mod compare;
+mod fill;
+mod gather;
 mod promote;
+mod reduce;
+mod scatter;
+mod softmax;
+mod sort;
 #[cfg(test)]
 mod testing;
 mod unary;
 
 /// Every file's operators.
-pub(crate) const FAMILIES: &[&[Entry]] = &[binary::TABLE, compare::TABLE, unary::TABLE];
+pub(crate) const FAMILIES: &[&[Entry]] = &[
+    arrange::TABLE,
+    binary::TABLE,
+    compare::TABLE,
+    fill::TABLE,
+    gather::TABLE,
+    reduce::TABLE,
+    scatter::TABLE,
+    softmax::TABLE,
+    sort::TABLE,
+    unary::TABLE,
+];
 
 /// A null pointer where a value is needed.
 pub(crate) const NULL_POINTER: i32 = 161001;
