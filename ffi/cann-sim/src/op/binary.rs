@@ -347,7 +347,7 @@ mod tests {
             .input("other", Dtype::F32, &[3], &[1.0; 3])
             .output("out", Dtype::F32, &[0, 3])
             .done();
-        assert_eq!(case.read("out"), []);
+        assert!(case.read("out").is_empty());
         assert_eq!(Tensor::contiguous(Dtype::F32, &[0], BASE).numel(), 0);
     }
 

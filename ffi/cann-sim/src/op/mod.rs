@@ -8,7 +8,7 @@ use crate::view::{Dtype, Fault, Format, Memory, Tensor};
 
 /// Lists a file's operators: the vendor's name, the parameters of its first phase with their kinds, the function.
 ///
-/// Kinds: `T` tensor read, `O` written, `U` updated in place, `TL` and `OL` lists of them, `S` scalar, `IA` `BA` `FA` arrays of int64, bool and float, `DT` element
+/// Kinds: `T` tensor read, `O` written, `U` updated in place, `TL`, `OL` and `UL` lists of them, `S` scalar, `IA` `BA` `FA` arrays of int64, bool and float, `DT` element
 /// type, `I8` … `U64` integers, `INT` a C int, `F32` `F64` floats, `B` bool, `CS` C string.
 macro_rules! operators {
     ($($name:ident($($parameter:ident: $kind:ident),* $(,)?) = $operator:path;)*) => {
@@ -17,14 +17,20 @@ macro_rules! operators {
             parameters: &[$((stringify!($parameter), crate::op::Kind::$kind)),*],
             operator: $operator,
         }),*];
+        $(crate::op::enrol::export!(TABLE $name [$($parameter: $kind,)*]);)*
     };
 }
 
 mod arrange;
 mod binary;
 mod compare;
+mod enrol;
 mod fill;
+mod fractal;
+mod gate;
 mod gather;
+mod matmul;
+mod norm;
 mod promote;
 mod reduce;
 mod scatter;
@@ -40,7 +46,11 @@ pub(crate) const FAMILIES: &[&[Entry]] = &[
     binary::TABLE,
     compare::TABLE,
     fill::TABLE,
+    fractal::TABLE,
+    gate::TABLE,
     gather::TABLE,
+    matmul::TABLE,
+    norm::TABLE,
     reduce::TABLE,
     scatter::TABLE,
     softmax::TABLE,
@@ -90,6 +100,7 @@ pub(crate) enum Kind {
     U,
     TL,
     OL,
+    UL,
     S,
     IA,
     BA,

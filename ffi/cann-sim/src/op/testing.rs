@@ -35,7 +35,7 @@ impl Case {
         let entry = find(name).unwrap_or_else(|| panic!("no operator {name}"));
         let empty = |kind: Kind| match kind {
             Kind::T | Kind::O | Kind::U => Value::Tensor(None),
-            Kind::TL | Kind::OL => Value::Tensors(None),
+            Kind::TL | Kind::OL | Kind::UL => Value::Tensors(None),
             Kind::S => Value::Scalar(None),
             Kind::IA => Value::Ints(None),
             Kind::BA => Value::Flags(None),
@@ -48,6 +48,12 @@ impl Case {
         let values = entry.parameters.iter().map(|&(name, kind)| (name, empty(kind))).collect();
         let args = Args { operator: entry.name, soc, values };
         Case { entry, args, arena: Arena::new(1 << 20), used: 0, layout: Layout::Contiguous }
+    }
+
+    /// Goes on in the memory of a case before.
+    pub(crate) fn after(mut self, before: Case) -> Case {
+        (self.arena, self.used) = (before.arena, before.used);
+        self
     }
 
     pub(crate) fn laid(mut self, layout: Layout) -> Case {
