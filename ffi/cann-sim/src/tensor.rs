@@ -169,12 +169,39 @@ impl Tensor {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
+    /// Elements of the view's matrices in whole blocks of 16 rows by 32 bytes; the blocks are those of the transpose
+    /// where the view is one.
+    fn fractal_elements(&self) -> i128 {
+        let [batches @ .., rows, cols] = self.shape() else { return 0 };
+        let turned = matches!(self.strides(), [.., 1, lower] if *lower != 1);
+        let (rows, cols) = if turned { (*cols, *rows) } else { (*rows, *cols) };
+        let whole = |n: i64, of: i64| i128::from(n + of - 1) / i128::from(of) * i128::from(of);
+        let width = 256 / self.dtype().bits() as i64;
+        batches.iter().map(|&n| i128::from(n)).product::<i128>() * whole(rows, 16) * whole(cols, width)
+    }
+
+    /// The same memory as fractal blocks, for operators that rewrite it so.
+    pub(crate) fn in_blocks(&self) -> Self {
+        let inner = TensorInner {
+            dtype: self.0.dtype,
+            format: FRACTAL_NZ,
+            shape: self.0.shape.clone(),
+            strides: self.0.strides.clone(),
+            offset: self.0.offset,
+            storage: self.0.storage.clone(),
+            address: AtomicUsize::new(self.address()),
+            destroyed: AtomicBool::new(false),
+        };
+        Self(Arc::new(inner))
+    }
+
     /// Bytes from the storage's first element to behind the last one that the view or the storage has.
     pub(crate) fn span_bytes(&self) -> Result<usize> {
         let storage: i128 = self.storage_shape().iter().map(|&n| i128::from(n)).product();
         let reach = self.shape().iter().zip(self.strides()).map(|(&n, &s)| i128::from(n - 1) * i128::from(s));
         let view = match self.numel() {
             0 => 0,
+            _ if self.format() == FRACTAL_NZ => i128::from(self.offset()) + self.fractal_elements(),
             _ => i128::from(self.offset()) + reach.sum::<i128>() + 1,
         };
         let bits = storage.max(view) * self.dtype().bits() as i128;

@@ -193,6 +193,9 @@ pub(crate) fn plan(
         run(&Launch(launch)).map_err(|fault| Fail::new(fault.status, fault.message))
     });
     for (tensor, access) in &operands.0 {
+        // Blocks take more room than the rows that the descriptor speaks of.
+        let blocks = (entry.name == "TransMatmulWeight").then(|| tensor.in_blocks());
+        let tensor = blocks.as_ref().unwrap_or(tensor);
         plan = match access {
             Access::Read => plan.reads(tensor),
             Access::Write => plan.writes(tensor),

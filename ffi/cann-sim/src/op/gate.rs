@@ -27,6 +27,16 @@ fn halves(args: &Args, name: &str, axis: i64) -> Result<(Tensor, Tensor, Tensor)
     Ok((first, second, out))
 }
 
+/// Rows of `width` to rows of half of it.
+pub(super) fn swiglu_rows(x: &[f64], width: usize, activate_left: bool) -> Vec<f64> {
+    let half = width / 2;
+    let gated = |row: &[f64], j: usize| {
+        let (gate, up) = if activate_left { (row[j], row[half + j]) } else { (row[half + j], row[j]) };
+        silu(gate) * up
+    };
+    x.chunks(width.max(1)).flat_map(|row| (0..half).map(move |j| (row, j))).map(|(row, j)| gated(row, j)).collect()
+}
+
 fn swiglu(args: &Args) -> Result<Run, Refusal> {
     let (gate, up, out) = halves(args, "x", args.int("dim")?)?;
     run(move |memory| {

@@ -5,6 +5,7 @@
 use super::promote::promote;
 use super::{Args, FLOATS, Refusal, Run, Soc, run};
 use crate::view::{Dtype, Fault, Format, Memory, Tensor, broadcast_shape, volume};
+use core::ops::{AddAssign, Mul};
 
 operators! {
     Mm(self: T, mat2: T, out: O, cubeMathType: I8) = product;
@@ -79,11 +80,16 @@ impl Cube {
     }
 }
 
-/// `out[m][n] += a[m][k] · b[k][n]`, summed in f32 in order of k.
-pub(super) fn multiply(a: &[f32], b: &[f32], (m, k, n): (usize, usize, usize), out: &mut [f32]) {
+/// `out[m][n] += a[m][k] · b[k][n]`, summed in the numbers' own type in order of k.
+pub(super) fn multiply<F: Copy + Mul<Output = F> + AddAssign>(
+    a: &[F],
+    b: &[F],
+    (m, k, n): (usize, usize, usize),
+    out: &mut [F],
+) {
     for (a, out) in a.chunks(k.max(1)).zip(out.chunks_mut(n.max(1))).take(m) {
-        for (x, b) in a.iter().zip(b.chunks(n.max(1))) {
-            out.iter_mut().zip(b).for_each(|(sum, y)| *sum += x * y);
+        for (&x, b) in a.iter().zip(b.chunks(n.max(1))) {
+            out.iter_mut().zip(b).for_each(|(sum, &y)| *sum += x * y);
         }
     }
 }

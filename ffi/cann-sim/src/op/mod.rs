@@ -22,40 +22,63 @@ macro_rules! operators {
 }
 
 mod arrange;
+mod attention;
 mod binary;
 mod compare;
+mod conv;
 mod enrol;
 mod fill;
 mod fractal;
 mod gate;
 mod gather;
+mod grouped_matmul;
 mod matmul;
+mod moe_gate;
+mod moe_route;
 mod norm;
+mod outside;
+mod paged;
 mod promote;
+mod quant_matmul;
+mod quantize;
 mod reduce;
+mod rope;
 mod scatter;
 mod softmax;
+mod solve;
 mod sort;
 #[cfg(test)]
 mod testing;
 mod unary;
+mod weight_quant;
 
 /// Every file's operators.
 pub(crate) const FAMILIES: &[&[Entry]] = &[
     arrange::TABLE,
+    attention::TABLE,
     binary::TABLE,
     compare::TABLE,
+    conv::TABLE,
     fill::TABLE,
     fractal::TABLE,
     gate::TABLE,
     gather::TABLE,
+    grouped_matmul::TABLE,
     matmul::TABLE,
+    moe_gate::TABLE,
+    moe_route::TABLE,
     norm::TABLE,
+    paged::TABLE,
+    quant_matmul::TABLE,
+    quantize::TABLE,
     reduce::TABLE,
+    rope::TABLE,
     scatter::TABLE,
     softmax::TABLE,
+    solve::TABLE,
     sort::TABLE,
     unary::TABLE,
+    weight_quant::TABLE,
 ];
 
 /// A null pointer where a value is needed.
