@@ -75,7 +75,14 @@ impl Dtype {
     pub(crate) const fn is_int(self) -> bool {
         matches!(
             self,
-            Dtype::I8 | Dtype::U8 | Dtype::I16 | Dtype::U16 | Dtype::I32 | Dtype::U32 | Dtype::I64 | Dtype::U64
+            Dtype::I8
+                | Dtype::U8
+                | Dtype::I16
+                | Dtype::U16
+                | Dtype::I32
+                | Dtype::U32
+                | Dtype::I64
+                | Dtype::U64
         )
     }
 
@@ -386,15 +393,13 @@ impl Tensor {
         view
     }
 
-    /// Index of every element in units of elements from `address`, in row-major order of the view.
-    fn offsets(&self) -> Vec<usize> {
+    /// Gives every element's index, in units of elements from `address`, in row-major order of the view.
+    fn each(&self, mut visit: impl FnMut(usize)) {
         if self.format == Format::FractalNz {
-            return self.fractal_offsets();
+            return self.each_of_blocks(visit);
         }
-        let numel = self.numel();
-        let mut out = Vec::with_capacity(numel);
-        if numel == 0 {
-            return out;
+        if self.numel() == 0 {
+            return;
         }
         let (inner, step) = match (self.shape.last(), self.strides.last()) {
             (Some(&size), Some(&stride)) => (size, stride),
@@ -404,11 +409,11 @@ impl Tensor {
         let mut index = vec![0; outer];
         let mut base = self.offset;
         loop {
-            out.extend((0..inner).map(|i| base + i * step));
+            (0..inner).for_each(|i| visit(base + i * step));
             let mut axis = outer;
             loop {
                 if axis == 0 {
-                    return out;
+                    return;
                 }
                 axis -= 1;
                 index[axis] += 1;
@@ -423,24 +428,22 @@ impl Tensor {
     }
 
     /// Blocks are of the matrix in memory: a view whose last stride is not 1 is its transpose.
-    fn fractal_offsets(&self) -> Vec<usize> {
+    fn each_of_blocks(&self, mut visit: impl FnMut(usize)) {
         let rank = self.rank();
         let (rows, cols) = (self.shape[rank - 2], self.shape[rank - 1]);
         let turned = self.is_turned();
         let (r, c) = if turned { (cols, rows) } else { (rows, cols) };
         let c0 = self.fractal_width();
         let (row_blocks, matrix) = (r.div_ceil(16), r.div_ceil(16) * 16 * c.div_ceil(c0) * c0);
-        let mut out = Vec::with_capacity(self.numel());
         for batch in 0..volume(&self.shape[..rank - 2]) {
             for i in 0..rows {
                 for j in 0..cols {
                     let (y, x) = if turned { (j, i) } else { (i, j) };
                     let block = (x / c0) * row_blocks + y / 16;
-                    out.push(self.offset + batch * matrix + (block * 16 + y % 16) * c0 + x % c0);
+                    visit(self.offset + batch * matrix + (block * 16 + y % 16) * c0 + x % c0);
                 }
             }
         }
-        out
     }
 
     /// Whether a fractal tensor is seen transposed.
@@ -470,10 +473,10 @@ impl Tensor {
             return (self.offset, 0);
         }
         if self.format == Format::FractalNz {
-            let last = self.fractal_offsets().into_iter().max().unwrap_or(self.offset);
-            return (self.offset, last + 1 - self.offset);
+            return (self.offset, volume(&self.fractal_storage()));
         }
-        let last: usize = self.shape.iter().zip(&self.strides).map(|(size, stride)| (size - 1) * stride).sum();
+        let last: usize =
+            self.shape.iter().zip(&self.strides).map(|(size, stride)| (size - 1) * stride).sum();
         (self.offset, last + 1)
     }
 
@@ -519,8 +522,8 @@ impl Tensor {
 
     fn read_with<T>(&self, memory: &dyn Memory, decode: impl Fn(u64) -> T) -> Result<Vec<T>, Fault> {
         let Some(base) = self.base(memory)? else { return Ok(Vec::new()) };
-        let offsets = self.offsets();
-        // SAFETY: `base` made sure of every element that `offsets` can name; `memory` promises that nothing
+        let mut row = Vec::with_capacity(self.numel());
+        // SAFETY: `base` made sure of every element that `each` can name; `memory` promises that nothing
         // writes there meanwhile. Loads are unaligned ones.
         let load = |index: usize| unsafe {
             match self.dtype.bits() {
@@ -531,7 +534,8 @@ impl Tensor {
                 _ => u64::from(base.add(index / 2).read() >> (index % 2 * 4) & 15),
             }
         };
-        Ok(offsets.into_iter().map(|index| decode(load(index))).collect())
+        self.each(|index| row.push(decode(load(index))));
+        Ok(row)
     }
 
     /// Stores bits, one element each, in row-major order of the view.
@@ -568,7 +572,9 @@ impl Tensor {
             return Err(Fault::exception(format!("{have} results for a view of {want} elements")));
         }
         let Some(base) = self.base(memory)? else { return Ok(()) };
-        for (index, &value) in self.offsets().into_iter().zip(values) {
+        let mut values = values.iter();
+        self.each(|index| {
+            let Some(&value) = values.next() else { return };
             let bits = encode(value);
             // SAFETY: as in `read_with`; operators hold no reference into device memory.
             unsafe {
@@ -583,7 +589,7 @@ impl Tensor {
                     }
                 }
             }
-        }
+        });
         Ok(())
     }
 }

@@ -73,7 +73,10 @@ fn cat(args: &Args) -> Result<Run, Refusal> {
     let mut start = 0;
     // A tensor of shape [0] joins anything, as in PyTorch.
     for from in list.iter().filter(|tensor| tensor.shape != [0]) {
-        let count = *from.shape.get(axis).ok_or_else(|| args.invalid("tensors", "has a member without dimension dim"))?;
+        let count = *from
+            .shape
+            .get(axis)
+            .ok_or_else(|| args.invalid("tensors", "has a member without dimension dim"))?;
         shape[axis] = count;
         args.shaped("tensors", from, &shape)?;
         if start + count > to.shape[axis] {
@@ -117,7 +120,8 @@ fn split(args: &Args) -> Result<Run, Refusal> {
     } else {
         args.ints("splitSize")?.iter().map(|&size| usize::try_from(size).unwrap_or(usize::MAX)).collect()
     };
-    if sizes.iter().fold(0usize, |sum, &size| sum.saturating_add(size)) != total || sizes.len() != list.len() {
+    if sizes.iter().fold(0usize, |sum, &size| sum.saturating_add(size)) != total || sizes.len() != list.len()
+    {
         return Err(args.invalid("out", format!("has {} parts; {sizes:?} of {total} are wanted", list.len())));
     }
     let mut parts = Vec::new();
@@ -199,27 +203,40 @@ fn repeat(args: &Args) -> Result<Run, Refusal> {
     let shape: Vec<usize> = from.shape.iter().zip(repeats).map(|(size, &n)| size * n as usize).collect();
     args.shaped("out", to, &shape)?;
     let sizes = from.shape.clone();
-    remap(&from, to, 0, Box::new(move |index| {
-        index.iter_mut().zip(&sizes).for_each(|(i, size)| *i %= size);
-        true
-    }))
+    remap(
+        &from,
+        to,
+        0,
+        Box::new(move |index| {
+            index.iter_mut().zip(&sizes).for_each(|(i, size)| *i %= size);
+            true
+        }),
+    )
 }
 
 fn interleave(args: &Args) -> Result<Run, Refusal> {
     let (from, to) = ends(args, "self")?;
     args.ranked("self", from, 1, 8)?;
     let axis = args.axis("dim", args.int("dim")?, from.rank())?;
-    let repeats = usize::try_from(args.int("repeats")?).map_err(|_| args.invalid("repeats", "is negative"))?;
+    let repeats =
+        usize::try_from(args.int("repeats")?).map_err(|_| args.invalid("repeats", "is negative"))?;
     let mut shape = from.shape.clone();
     shape[axis] *= repeats;
     if args.int("outputSize")? != shape[axis] as i64 {
-        return Err(args.invalid("outputSize", format!("is {}; wanted: {}", args.int("outputSize")?, shape[axis])));
+        return Err(
+            args.invalid("outputSize", format!("is {}; wanted: {}", args.int("outputSize")?, shape[axis]))
+        );
     }
     args.shaped("out", to, &shape)?;
-    remap(from, to, 0, Box::new(move |index| {
-        index[axis] /= repeats;
-        true
-    }))
+    remap(
+        from,
+        to,
+        0,
+        Box::new(move |index| {
+            index[axis] /= repeats;
+            true
+        }),
+    )
 }
 
 /// `pad`: before and after, from the last dimension on; negative ones cut.
@@ -235,18 +252,24 @@ fn pad(args: &Args) -> Result<Run, Refusal> {
         let axis = from.rank() - 1 - i;
         before[axis] = pair[0];
         let size = shape[axis] as i64 + pair[0] + pair[1];
-        shape[axis] = usize::try_from(size).map_err(|_| args.invalid("pad", format!("leaves {size} elements")))?;
+        shape[axis] =
+            usize::try_from(size).map_err(|_| args.invalid("pad", format!("leaves {size} elements")))?;
     }
     args.shaped("out", to, &shape)?;
     let sizes = from.shape.clone();
     let filler = scalar_bits(from.dtype, value);
-    remap(from, to, filler, Box::new(move |index| {
-        index.iter_mut().enumerate().all(|(axis, i)| {
-            let source = *i as i64 - before[axis];
-            *i = source.max(0) as usize;
-            source >= 0 && *i < sizes[axis]
-        })
-    }))
+    remap(
+        from,
+        to,
+        filler,
+        Box::new(move |index| {
+            index.iter_mut().enumerate().all(|(axis, i)| {
+                let source = *i as i64 - before[axis];
+                *i = source.max(0) as usize;
+                source >= 0 && *i < sizes[axis]
+            })
+        }),
+    )
 }
 
 /// Mirrors at the ends of the last dimension, the ends themselves not repeated.
@@ -265,11 +288,16 @@ fn reflect(args: &Args) -> Result<Run, Refusal> {
     let mut shape = from.shape.clone();
     shape[axis] = (size + before + after) as usize;
     args.shaped("out", to, &shape)?;
-    remap(from, to, 0, Box::new(move |index| {
-        let place = (index[axis] as i64 - before).abs();
-        index[axis] = if place < size { place } else { 2 * (size - 1) - place } as usize;
-        true
-    }))
+    remap(
+        from,
+        to,
+        0,
+        Box::new(move |index| {
+            let place = (index[axis] as i64 - before).abs();
+            index[axis] = if place < size { place } else { 2 * (size - 1) - place } as usize;
+            true
+        }),
+    )
 }
 
 fn roll(args: &Args) -> Result<Run, Refusal> {
@@ -291,17 +319,24 @@ fn roll(args: &Args) -> Result<Run, Refusal> {
         });
     }
     if shifts.len() != dims.len() {
-        return Err(args.invalid("shifts", format!("has {} entries for {} dimensions", shifts.len(), dims.len())));
+        return Err(
+            args.invalid("shifts", format!("has {} entries for {} dimensions", shifts.len(), dims.len()))
+        );
     }
     let axes: Vec<usize> =
         dims.iter().map(|&axis| args.axis("dims", axis, from.rank())).collect::<Result<_, _>>()?;
     let sizes = from.shape.clone();
-    remap(from, to, 0, Box::new(move |index| {
-        for (&axis, &shift) in axes.iter().zip(&shifts) {
-            index[axis] = (index[axis] as i64 - shift).rem_euclid(sizes[axis] as i64) as usize;
-        }
-        true
-    }))
+    remap(
+        from,
+        to,
+        0,
+        Box::new(move |index| {
+            for (&axis, &shift) in axes.iter().zip(&shifts) {
+                index[axis] = (index[axis] as i64 - shift).rem_euclid(sizes[axis] as i64) as usize;
+            }
+            true
+        }),
+    )
 }
 
 fn flip(args: &Args) -> Result<Run, Refusal> {
@@ -309,10 +344,15 @@ fn flip(args: &Args) -> Result<Run, Refusal> {
     args.shaped("out", to, &from.shape)?;
     let axes = args.axes("dims", args.ints("dims")?, from.rank())?;
     let sizes = from.shape.clone();
-    remap(from, to, 0, Box::new(move |index| {
-        axes.iter().for_each(|&axis| index[axis] = sizes[axis] - 1 - index[axis]);
-        true
-    }))
+    remap(
+        from,
+        to,
+        0,
+        Box::new(move |index| {
+            axes.iter().for_each(|&axis| index[axis] = sizes[axis] - 1 - index[axis]);
+            true
+        }),
+    )
 }
 
 #[cfg(test)]
@@ -329,18 +369,22 @@ mod tests {
     fn parts_cut_and_joined_again_are_the_whole() {
         let x = counted(24);
         for layout in LAYOUTS {
-            let case = Case::new(Soc::A2, "SplitWithSize").laid(layout).input("self", Dtype::F32, &[2, 4, 3], &x);
+            let case =
+                Case::new(Soc::A2, "SplitWithSize").laid(layout).input("self", Dtype::F32, &[2, 4, 3], &x);
             let case = case.ints("splitSize", &[1, 3]).int("dim", 1);
             let case = case.outputs("out", &[(Dtype::F32, &[2, 1, 3]), (Dtype::F32, &[2, 3, 3])]).done();
             let parts: Vec<Vec<f64>> =
                 case.tensors("out").iter().map(|part| part.read_f64(&case.arena).unwrap()).collect();
             assert_eq!(parts[0], [0.0, 1.0, 2.0, 12.0, 13.0, 14.0]);
-            let list = [(Dtype::F32, &[2, 1, 3][..], &parts[0][..]), (Dtype::F32, &[2, 3, 3][..], &parts[1][..])];
+            let list =
+                [(Dtype::F32, &[2, 1, 3][..], &parts[0][..]), (Dtype::F32, &[2, 3, 3][..], &parts[1][..])];
             let whole = Case::new(Soc::A2, "Cat").laid(layout).list("tensors", &list).int("dim", 1);
             assert_eq!(whole.output("out", Dtype::F32, &[2, 4, 3]).done().read("out"), x);
         }
         let case = Case::new(Soc::A2, "SplitTensor").input("self", Dtype::F32, &[5], &counted(5));
-        let case = case.int("splitSections", 2).outputs("out", &[(Dtype::F32, &[2]), (Dtype::F32, &[2]), (Dtype::F32, &[1])]);
+        let case = case
+            .int("splitSections", 2)
+            .outputs("out", &[(Dtype::F32, &[2]), (Dtype::F32, &[2]), (Dtype::F32, &[1])]);
         let case = case.done();
         assert_eq!(case.tensors("out")[2].read_f64(&case.arena).unwrap(), [4.0]);
         let list = [(Dtype::F32, &[2][..], &[1.0, 2.0][..]), (Dtype::F32, &[2][..], &[3.0, 4.0][..])];
@@ -356,16 +400,21 @@ mod tests {
             let there = case.ints("dims", &[2, 0, 1]).output("out", Dtype::I8, &[4, 2, 3]).done().read("out");
             assert_eq!(there[..3], [0.0, 4.0, 8.0]);
             let case = Case::new(Soc::A2, "Permute").input("self", Dtype::I8, &[4, 2, 3], &there);
-            assert_eq!(case.ints("dims", &[1, 2, 0]).output("out", Dtype::I8, &[2, 3, 4]).done().read("out"), x);
+            assert_eq!(
+                case.ints("dims", &[1, 2, 0]).output("out", Dtype::I8, &[2, 3, 4]).done().read("out"),
+                x
+            );
         }
-        let twice = Case::new(Soc::A2, "Permute").input("self", Dtype::I8, &[2, 1], &[0.0; 2]).ints("dims", &[0, 0]);
+        let twice =
+            Case::new(Soc::A2, "Permute").input("self", Dtype::I8, &[2, 1], &[0.0; 2]).ints("dims", &[0, 0]);
         assert!(twice.output("out", Dtype::I8, &[2, 1]).refused().message.contains("twice"));
     }
 
     #[test]
     fn slices_follow_python() {
         let slice = |start, end, step, want: &[f64]| {
-            let case = Case::new(Soc::A2, "Slice").input("self", Dtype::F32, &[6], &counted(6)).int("start", start);
+            let case =
+                Case::new(Soc::A2, "Slice").input("self", Dtype::F32, &[6], &counted(6)).int("start", start);
             let case = case.int("end", end).int("step", step).output("out", Dtype::F32, &[want.len()]);
             assert_eq!(case.done().read("out"), want, "{start}:{end}:{step}");
         };
@@ -373,25 +422,33 @@ mod tests {
         slice(-2, 100, 1, &[4.0, 5.0]);
         slice(4, 2, 1, &[]);
         let case = Case::new(Soc::A2, "SliceV2").input("self", Dtype::F32, &[2, 3], &counted(6));
-        let case = case.ints("starts", &[1, 0]).ints("ends", &[2, 3]).ints("axes", &[0, 1]).ints("steps", &[1, 2]);
+        let case =
+            case.ints("starts", &[1, 0]).ints("ends", &[2, 3]).ints("axes", &[0, 1]).ints("steps", &[1, 2]);
         assert_eq!(case.output("out", Dtype::F32, &[1, 2]).done().read("out"), [3.0, 5.0]);
     }
 
     #[test]
     fn repeats_pads_and_turns() {
-        let case = |name: &str, input: &str| Case::new(Soc::A2, name).input(input, Dtype::F32, &[2, 2], &counted(4));
+        let case =
+            |name: &str, input: &str| Case::new(Soc::A2, name).input(input, Dtype::F32, &[2, 2], &counted(4));
         let repeat = case("Repeat", "self").ints("repeats", &[1, 2]).output("out", Dtype::F32, &[2, 4]);
         assert_eq!(repeat.done().read("out"), [0.0, 1.0, 0.0, 1.0, 2.0, 3.0, 2.0, 3.0]);
-        let each = case("RepeatInterleaveIntWithDim", "self").int("repeats", 2).int("dim", 1).int("outputSize", 4);
-        assert_eq!(each.output("out", Dtype::F32, &[2, 4]).done().read("out"), [0.0, 0.0, 1.0, 1.0, 2.0, 2.0, 3.0, 3.0]);
+        let each =
+            case("RepeatInterleaveIntWithDim", "self").int("repeats", 2).int("dim", 1).int("outputSize", 4);
+        assert_eq!(
+            each.output("out", Dtype::F32, &[2, 4]).done().read("out"),
+            [0.0, 0.0, 1.0, 1.0, 2.0, 2.0, 3.0, 3.0]
+        );
         let pad = case("ConstantPadNd", "self").ints("pad", &[1, 0, -1, 1]).scalar("value", 9.0);
         assert_eq!(pad.output("out", Dtype::F32, &[2, 3]).done().read("out"), [9.0, 2.0, 3.0, 9.0, 9.0, 9.0]);
         let mirrored = Case::new(Soc::A2, "ReflectionPad1d").input("self", Dtype::F32, &[1, 4], &counted(4));
         let mirrored = mirrored.ints("padding", &[2, 3]).output("out", Dtype::F32, &[1, 9]).done();
         assert_eq!(mirrored.read("out"), [2.0, 1.0, 0.0, 1.0, 2.0, 3.0, 2.0, 1.0, 0.0]);
-        let roll = case("Roll", "x").ints("shifts", &[1]).ints("dims", &[1]).output("out", Dtype::F32, &[2, 2]);
+        let roll =
+            case("Roll", "x").ints("shifts", &[1]).ints("dims", &[1]).output("out", Dtype::F32, &[2, 2]);
         assert_eq!(roll.done().read("out"), [1.0, 0.0, 3.0, 2.0]);
-        let flat = case("Roll", "x").ints("shifts", &[-1]).ints("dims", &[]).output("out", Dtype::F32, &[2, 2]);
+        let flat =
+            case("Roll", "x").ints("shifts", &[-1]).ints("dims", &[]).output("out", Dtype::F32, &[2, 2]);
         assert_eq!(flat.done().read("out"), [1.0, 2.0, 3.0, 0.0]);
         let flip = case("Flip", "self").ints("dims", &[0, 1]).output("out", Dtype::F32, &[2, 2]);
         assert_eq!(flip.done().read("out"), [3.0, 2.0, 1.0, 0.0]);

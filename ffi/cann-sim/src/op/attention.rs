@@ -16,10 +16,28 @@ operators! {
 
 /// What no version is simulated with.
 const QUANTIZED: &[&str] = &[
-    "deqScale1", "quantScale1", "deqScale2", "dequantScale1", "dequantScale2", "quantScale2", "quantOffset2",
-    "antiquantScale", "antiquantOffset", "queryPaddingSize", "kvPaddingSize", "keyAntiquantScale",
-    "keyAntiquantOffset", "valueAntiquantScale", "valueAntiquantOffset", "keySharedPrefix", "valueSharedPrefix",
-    "actualSharedPrefixLen", "keyRopeAntiquantScale", "dequantScaleQuery", "qStartIdx", "kvStartIdx",
+    "deqScale1",
+    "quantScale1",
+    "deqScale2",
+    "dequantScale1",
+    "dequantScale2",
+    "quantScale2",
+    "quantOffset2",
+    "antiquantScale",
+    "antiquantOffset",
+    "queryPaddingSize",
+    "kvPaddingSize",
+    "keyAntiquantScale",
+    "keyAntiquantOffset",
+    "valueAntiquantScale",
+    "valueAntiquantOffset",
+    "keySharedPrefix",
+    "valueSharedPrefix",
+    "actualSharedPrefixLen",
+    "keyRopeAntiquantScale",
+    "dequantScaleQuery",
+    "qStartIdx",
+    "kvStartIdx",
 ];
 
 /// Heads of one kind, seen as [batch, heads, positions, width] whatever their layout; in TND and NTD the batch is 1.
@@ -79,9 +97,15 @@ impl Store {
                 let mut rows = Vec::new();
                 for first in (0..count).step_by(size) {
                     let block = row.get(first / size).copied().unwrap_or(-1);
-                    let block = usize::try_from(block).ok().filter(|block| *block < blocks.shape[0]).ok_or_else(|| {
-                        Fault::exception(format!("blockTable names block {block} of {} for sequence {batch}", blocks.shape[0]))
-                    })?;
+                    let block = usize::try_from(block)
+                        .ok()
+                        .filter(|block| *block < blocks.shape[0])
+                        .ok_or_else(|| {
+                            Fault::exception(format!(
+                                "blockTable names block {block} of {} for sequence {batch}",
+                                blocks.shape[0]
+                            ))
+                        })?;
                     let part = blocks.narrow(0, block, 1, 1).narrow(1, head, 1, 1);
                     rows.extend(part.narrow(2, 0, size.min(count - first), 1).read_f64(memory)?);
                 }
@@ -150,7 +174,11 @@ fn lengths(
     packed: bool,
 ) -> Result<Vec<(usize, usize)>, Refusal> {
     let Some(given) = args.optional_ints(name)?.filter(|given| !given.is_empty()) else {
-        return if packed { Err(args.invalid(name, "is needed in layouts TND and NTD")) } else { Ok(vec![(0, full); batch]) };
+        return if packed {
+            Err(args.invalid(name, "is needed in layouts TND and NTD"))
+        } else {
+            Ok(vec![(0, full); batch])
+        };
     };
     if !packed && given.len() != 1 && given.len() < batch {
         return Err(args.invalid(name, format!("has {} entries for {batch} sequences", given.len())));
@@ -212,7 +240,9 @@ fn attention(
         n => n,
     };
     if num_heads == 0 || !num_heads.is_multiple_of(kv_heads) {
-        return Err(args.invalid("numKeyValueHeads", format!("= {kv_heads} does not divide {num_heads} heads")));
+        return Err(
+            args.invalid("numKeyValueHeads", format!("= {kv_heads} does not divide {num_heads} heads"))
+        );
     }
     let query = args.tensor("query")?;
     args.one_of("query", query, &halves)?;
@@ -220,7 +250,9 @@ fn attention(
         ([k, ..], [v, ..]) if keys.len() == values.len() => (k, v),
         _ => return Err(args.invalid("key", format!("has {} members, value {}", keys.len(), values.len()))),
     };
-    for (name, tensor) in [("key", first_key), ("value", first_value), ("attentionOut", args.tensor("attentionOut")?)] {
+    for (name, tensor) in
+        [("key", first_key), ("value", first_value), ("attentionOut", args.tensor("attentionOut")?)]
+    {
         args.one_of(name, tensor, &[query.dtype])?;
     }
     let q = heads(args, "query", query, inputs, num_heads)?;
@@ -239,7 +271,9 @@ fn attention(
             args.ranked("blockTable", table, 2, 2)?;
             let block = positive("blockSize")?;
             if !block.is_multiple_of(16) || !(16..=1024).contains(&block) {
-                return Err(args.invalid("blockSize", format!("= {block}; wanted: a multiple of 16, 1024 at most")));
+                return Err(
+                    args.invalid("blockSize", format!("= {block}; wanted: a multiple of 16, 1024 at most"))
+                );
             }
             Ok(Store::Paged(blocks(args, name, &list[0], kv_heads, block)?, table.clone()))
         }
@@ -274,21 +308,38 @@ fn attention(
     } else {
         lengths(args, kv_lengths, queries.len(), full, packed)?
     };
-    let spans: Vec<[usize; 4]> = queries.iter().zip(&keys_of).map(|(q, k)| [q.0, q.1, k.0, k.1]).collect();
+    let mut spans: Vec<[usize; 4]> =
+        queries.iter().zip(&keys_of).map(|(q, k)| [q.0, q.1, k.0, k.1]).collect();
+    // A sequence with a tensor of its own ends where that does.
+    if let Store::Rows(views) = &key
+        && views.len() > 1
+    {
+        if views.len() != spans.len() {
+            return Err(
+                args.invalid("key", format!("has {} members for {} sequences", views.len(), spans.len()))
+            );
+        }
+        spans.iter_mut().zip(views).for_each(|(span, view)| span[3] = span[3].min(view.shape[2]));
+    }
 
     let out = args.tensor("attentionOut")?;
     let out = heads(args, "attentionOut", out, output, num_heads)?;
     let wanted = [q.shape[0], num_heads, q.shape[2], value.width()];
     args.shaped("attentionOut", &out, &wanted)?;
 
-    let (sparse, pre, next) = (args.int_or("sparseMode", 0)?, args.int_or("preTokens", i64::MAX)?, args.int_or("nextTokens", i64::MAX)?);
+    let (sparse, pre, next) = (
+        args.int_or("sparseMode", 0)?,
+        args.int_or("preTokens", i64::MAX)?,
+        args.int_or("nextTokens", i64::MAX)?,
+    );
     let mask = args.optional("attenMask")?;
     if let Some(mask) = mask {
         args.one_of("attenMask", mask, &[Dtype::Bool, Dtype::I8, Dtype::U8, Dtype::F16])?;
     }
     let compressed = || match mask {
         Some(mask) if mask.shape.ends_with(&[2048, 2048]) => Ok(()),
-        _ => Err(args.invalid("attenMask", format!("must be the compressed 2048 x 2048 one for sparseMode {sparse}"))),
+        _ => Err(args
+            .invalid("attenMask", format!("must be the compressed 2048 x 2048 one for sparseMode {sparse}"))),
     };
     let window = match sparse {
         // Bounds that reach beyond the sequences bound nothing; without a mask they do not bind either.
@@ -302,7 +353,8 @@ fn attention(
         4 => compressed().map(|()| Window::Band { pre, next, from_right: true })?,
         mode => return Err(args.unknown_mode("sparseMode", mode)),
     };
-    let (largest_q, largest_k) = (spans.iter().map(|s| s[1]).max().unwrap_or(0), spans.iter().map(|s| s[3]).max().unwrap_or(0));
+    let (largest_q, largest_k) =
+        (spans.iter().map(|s| s[1]).max().unwrap_or(0), spans.iter().map(|s| s[3]).max().unwrap_or(0));
     let mask = match mask.filter(|_| sparse < 2) {
         Some(mask) => Some(score_view(args, "attenMask", mask, spans.len(), 1, (largest_q, largest_k))?),
         None => None,
@@ -347,7 +399,23 @@ fn attention(
         }
     };
     let (group, scale) = (num_heads / kv_heads, args.float("scaleValue")?);
-    let plan = Plan { query: q, query_rope, key, key_rope, value, out, lse, pse, mask, sink, spans, group, scale, window, corrects };
+    let plan = Plan {
+        query: q,
+        query_rope,
+        key,
+        key_rope,
+        value,
+        out,
+        lse,
+        pse,
+        mask,
+        sink,
+        spans,
+        group,
+        scale,
+        window,
+        corrects,
+    };
     run(move |memory| plan.run(memory))
 }
 
@@ -367,7 +435,9 @@ fn score_view(
         _ => tensor.clone(),
     };
     if view.shape[2] < queries || view.shape[3] < keys {
-        return Err(args.invalid(name, format!("has shape {:?} for {queries} queries and {keys} keys", tensor.shape)));
+        return Err(
+            args.invalid(name, format!("has shape {:?} for {queries} queries and {keys} keys", tensor.shape))
+        );
     }
     let (rows, columns) = (view.shape[2], view.shape[3]);
     args.spread(name, &view, &[batch, heads, rows, columns])
@@ -375,14 +445,18 @@ fn score_view(
 
 impl Plan {
     fn run(&self, memory: &dyn Memory) -> Result<(), Fault> {
-        let packed = self.spans.len() != self.query.shape[0] || self.query.shape[0] == 1 && self.spans.len() == 1;
+        let packed =
+            self.spans.len() != self.query.shape[0] || self.query.shape[0] == 1 && self.spans.len() == 1;
         for (sequence, &[q_start, queries, k_start, keys]) in self.spans.iter().enumerate() {
             let row = if packed { 0 } else { sequence };
             for head in 0..self.query.shape[1] {
                 let part = |view: &Tensor| {
                     view.narrow(0, row, 1, 1).narrow(1, head, 1, 1).narrow(2, q_start, queries, 1)
                 };
-                let kv = (if packed && matches!(self.key, Store::Rows(_)) { 0 } else { sequence }, head / self.group);
+                let kv = (
+                    if packed && matches!(self.key, Store::Rows(_)) { 0 } else { sequence },
+                    head / self.group,
+                );
                 let scores = self.scores(part, kv, [sequence, head, queries, k_start, keys], memory)?;
                 let v = self.value.read(kv, k_start, keys, memory)?;
                 let sink = match &self.sink {
@@ -392,7 +466,8 @@ impl Plan {
                 let width = self.value.width();
                 let (mut rows, mut sums) = (Vec::with_capacity(queries * width), Vec::with_capacity(queries));
                 for scores in scores.chunks(keys.max(1)).take(queries) {
-                    let (row, lse) = weighted(if keys == 0 { &[] } else { scores }, &v, width, sink, self.corrects);
+                    let (row, lse) =
+                        weighted(if keys == 0 { &[] } else { scores }, &v, width, sink, self.corrects);
                     rows.extend(row);
                     sums.push(lse);
                 }
@@ -505,7 +580,10 @@ mod tests {
 
     fn case(name: &str, layout: &str) -> Case {
         let case = Case::new(Soc::A2, name).text("inputLayout", layout).int("numHeads", HEADS as i64);
-        case.int("numKeyValueHeads", KV as i64).float("scaleValue", 0.25).int("preTokens", 65535).int("nextTokens", 65535)
+        case.int("numKeyValueHeads", KV as i64)
+            .float("scaleValue", 0.25)
+            .int("preTokens", 65535)
+            .int("nextTokens", 65535)
     }
 
     fn check(got: &[f64], problem: &Problem, bias: impl Fn(usize, usize) -> f64) {
@@ -530,17 +608,21 @@ mod tests {
         let base = |layout| {
             let mut case = case("FusedInferAttentionScoreV2", "BNSD").laid(layout);
             case = case.input("query", Dtype::F16, &[1, HEADS, 2, D], &p.q);
-            case = case.list("key", &[(Dtype::F16, &[1, KV, 5, D], &p.k)]).list("value", &[(Dtype::F16, &[1, KV, 5, D], &p.v)]);
+            case = case
+                .list("key", &[(Dtype::F16, &[1, KV, 5, D], &p.k)])
+                .list("value", &[(Dtype::F16, &[1, KV, 5, D], &p.v)]);
             case.output("attentionOut", Dtype::F16, &[1, HEADS, 2, D])
         };
         for layout in [Layout::Contiguous, Layout::Stepped] {
             check(&base(layout).done().read("attentionOut"), &p, |_, _| 0.0);
         }
         let shift: Vec<f64> = (0..HEADS * 10).map(|i| Dtype::F16.round((i % 10) as f64 / 8.0)).collect();
-        let shifted = base(Layout::Contiguous).input("pseShiftOptional", Dtype::F16, &[1, HEADS, 2, 5], &shift).done();
+        let shifted =
+            base(Layout::Contiguous).input("pseShiftOptional", Dtype::F16, &[1, HEADS, 2, 5], &shift).done();
         check(&shifted.read("attentionOut"), &p, |i, j| (i * 5 + j) as f64 / 8.0);
         let mask = [0.0, 0.0, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0];
-        let masked = base(Layout::Contiguous).input("attenMaskOptional", Dtype::Bool, &[1, 1, 2, 5], &mask).done();
+        let masked =
+            base(Layout::Contiguous).input("attenMaskOptional", Dtype::Bool, &[1, 1, 2, 5], &mask).done();
         check(&masked.read("attentionOut"), &p, |i, j| hidden(mask[i * 5 + j] != 0.0));
         let mut causal = base(Layout::Contiguous).int("sparseMode", 3);
         // The compressed mask lies outside the arena: only its shape is looked at.
@@ -555,9 +637,15 @@ mod tests {
         let row = |precise| {
             let case = case("FusedInferAttentionScoreV2", "BNSD").int("innerPrecise", precise);
             let case = case.input("query", Dtype::F16, &[1, HEADS, 2, D], &p.q).flag("softmaxLseFlag", true);
-            let case = case.list("key", &[(Dtype::F16, &[1, KV, 5, D], &p.k)]).list("value", &[(Dtype::F16, &[1, KV, 5, D], &p.v)]);
+            let case = case
+                .list("key", &[(Dtype::F16, &[1, KV, 5, D], &p.k)])
+                .list("value", &[(Dtype::F16, &[1, KV, 5, D], &p.v)]);
             let case = case.input("attenMaskOptional", Dtype::Bool, &[2, 5], &[1.0; 10]);
-            let case = case.output("attentionOut", Dtype::F16, &[1, HEADS, 2, D]).output("softmaxLse", Dtype::F32, &[1, HEADS, 2, 1]);
+            let case = case.output("attentionOut", Dtype::F16, &[1, HEADS, 2, D]).output(
+                "softmaxLse",
+                Dtype::F32,
+                &[1, HEADS, 2, 1],
+            );
             case.done().read("attentionOut")[0]
         };
         assert_eq!(row(2), 0.0);
@@ -569,7 +657,10 @@ mod tests {
         let p = problem();
         // BSND and BSH from BNSD: positions before heads.
         let swap = |x: &[f64], heads: usize, positions: usize| -> Vec<f64> {
-            (0..positions).flat_map(|s| (0..heads).flat_map(move |h| (0..D).map(move |e| (s, h, e)))).map(|(s, h, e)| x[(h * positions + s) * D + e]).collect()
+            (0..positions)
+                .flat_map(|s| (0..heads).flat_map(move |h| (0..D).map(move |e| (s, h, e))))
+                .map(|(s, h, e)| x[(h * positions + s) * D + e])
+                .collect()
         };
         let (q, k, v) = (swap(&p.q, HEADS, 2), swap(&p.k, KV, 5), swap(&p.v, KV, 5));
         for (layout, lead) in [("BSND", true), ("BSH", true), ("TND", false)] {
@@ -578,8 +669,11 @@ mod tests {
                 _ if lead => vec![1, positions, heads, D],
                 _ => vec![positions, heads, D],
             };
-            let mut case = case("FusedInferAttentionScoreV5", layout).input("query", Dtype::F16, &shape(2, HEADS), &q);
-            case = case.list("key", &[(Dtype::F16, &shape(5, KV), &k)]).list("value", &[(Dtype::F16, &shape(5, KV), &v)]);
+            let mut case =
+                case("FusedInferAttentionScoreV5", layout).input("query", Dtype::F16, &shape(2, HEADS), &q);
+            case = case
+                .list("key", &[(Dtype::F16, &shape(5, KV), &k)])
+                .list("value", &[(Dtype::F16, &shape(5, KV), &v)]);
             case = case.ints("actualSeqLengthsOptional", &[2]).ints("actualSeqLengthsKvOptional", &[5]);
             let got = case.output("attentionOut", Dtype::F16, &shape(2, HEADS)).done().read("attentionOut");
             check(&swap(&got, 2, HEADS), &p, |_, _| 0.0);
@@ -600,19 +694,34 @@ mod tests {
                 }
             }
         }
-        let mut case = case("FusedInferAttentionScoreV3", "BNSD").input("query", Dtype::F16, &[1, HEADS, 2, D], &p.q);
-        case = case.list("key", &[(Dtype::F16, &[3, 16, KV * D], &pages[0])]).list("value", &[(Dtype::F16, &[3, 16, KV * D], &pages[1])]);
+        let mut case =
+            case("FusedInferAttentionScoreV3", "BNSD").input("query", Dtype::F16, &[1, HEADS, 2, D], &p.q);
+        case = case
+            .list("key", &[(Dtype::F16, &[3, 16, KV * D], &pages[0])])
+            .list("value", &[(Dtype::F16, &[3, 16, KV * D], &pages[1])]);
         case = case.input("blockTableOptional", Dtype::I32, &[1, 2], &[2.0, 99.0]).int("blockSize", 16);
-        case = case.ints("actualSeqLengthsKvOptional", &[5]).output("attentionOut", Dtype::F16, &[1, HEADS, 2, D]);
+        case = case.ints("actualSeqLengthsKvOptional", &[5]).output(
+            "attentionOut",
+            Dtype::F16,
+            &[1, HEADS, 2, D],
+        );
         check(&case.done().read("attentionOut"), &p, |_, _| 0.0);
     }
 
     #[test]
     fn a_sink_takes_weight_and_gives_nothing() {
         let v = noise_of(Dtype::F16, D, 9);
-        let mut case = Case::new(Soc::A3, "FusedInferAttentionScoreV4").text("inputLayout", "BNSD").int("numHeads", 1);
-        case = case.input("query", Dtype::F16, &[1, 1, 1, D], &[0.0; D]).list("key", &[(Dtype::F16, &[1, 1, 1, D], &[0.0; D])]);
-        case = case.list("value", &[(Dtype::F16, &[1, 1, 1, D], &v)]).input("learnableSinkOptional", Dtype::F16, &[1], &[0.0]);
+        let mut case =
+            Case::new(Soc::A3, "FusedInferAttentionScoreV4").text("inputLayout", "BNSD").int("numHeads", 1);
+        case = case
+            .input("query", Dtype::F16, &[1, 1, 1, D], &[0.0; D])
+            .list("key", &[(Dtype::F16, &[1, 1, 1, D], &[0.0; D])]);
+        case = case.list("value", &[(Dtype::F16, &[1, 1, 1, D], &v)]).input(
+            "learnableSinkOptional",
+            Dtype::F16,
+            &[1],
+            &[0.0],
+        );
         let got = case.output("attentionOut", Dtype::F16, &[1, 1, 1, D]).done().read("attentionOut");
         close(&got, &v.iter().map(|v| v / 2.0).collect::<Vec<_>>(), 1e-3);
     }
@@ -622,12 +731,19 @@ mod tests {
         let base = |name| case(name, "BNSD").input("query", Dtype::F16, &[1, HEADS, 2, D], &problem().q);
         let lists = |case: Case| {
             let p = problem();
-            let case = case.list("key", &[(Dtype::F16, &[1, KV, 5, D], &p.k)]).list("value", &[(Dtype::F16, &[1, KV, 5, D], &p.v)]);
+            let case = case
+                .list("key", &[(Dtype::F16, &[1, KV, 5, D], &p.k)])
+                .list("value", &[(Dtype::F16, &[1, KV, 5, D], &p.v)]);
             case.output("attentionOut", Dtype::F16, &[1, HEADS, 2, D])
         };
         let mode = lists(base("FusedInferAttentionScoreV2")).int("sparseMode", 9).refused();
         assert!(mode.message.contains("sparseMode = 9"), "{mode:?}");
-        let quantized = lists(base("FusedInferAttentionScoreV2")).input("antiquantScaleOptional", Dtype::F16, &[1], &[1.0]);
+        let quantized = lists(base("FusedInferAttentionScoreV2")).input(
+            "antiquantScaleOptional",
+            Dtype::F16,
+            &[1],
+            &[1.0],
+        );
         assert!(quantized.refused().message.contains("antiquantScale"));
     }
 }

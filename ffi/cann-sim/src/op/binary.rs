@@ -230,8 +230,11 @@ fn add_product(args: &Args) -> Result<Run, Refusal> {
     args.shaped("out", &out, &shape)?;
     let domain = views.iter().fold(views[0].dtype, |common, view| promote(common, view.dtype));
     check_result(args, "out", &out, domain)?;
-    let spread: Vec<Tensor> =
-        views.iter().zip(names).map(|(view, name)| args.spread(name, view, &shape)).collect::<Result<_, _>>()?;
+    let spread: Vec<Tensor> = views
+        .iter()
+        .zip(names)
+        .map(|(view, name)| args.spread(name, view, &shape))
+        .collect::<Result<_, _>>()?;
     let divides = args.operator == "Addcdiv";
     run(move |memory| {
         let [a, b, c] = [&spread[0], &spread[1], &spread[2]].map(|view| view.read_f64(memory));

@@ -54,7 +54,9 @@ fn write_truth(out: &Tensor, truths: &[bool], memory: &dyn Memory) -> Result<(),
 fn operands(args: &Args) -> Result<(Tensor, Tensor, Tensor), Refusal> {
     let (a, b, out) = (args.tensor("self")?, args.tensor("other")?, args.tensor("out")?);
     let Some(shape) = broadcast_shape(&a.shape, &b.shape) else {
-        return Err(args.invalid("other", format!("{:?} does not broadcast with self {:?}", b.shape, a.shape)));
+        return Err(
+            args.invalid("other", format!("{:?} does not broadcast with self {:?}", b.shape, a.shape))
+        );
     };
     args.shaped("out", out, &shape)?;
     Ok((args.spread("self", a, &shape)?, args.spread("other", b, &shape)?, out.clone()))
@@ -98,7 +100,8 @@ fn logic(args: &Args) -> Result<Run, Refusal> {
     let both = args.operator == "LogicalAnd";
     run(move |memory| {
         let (a, b) = (truths(&a, memory)?, truths(&b, memory)?);
-        let results: Vec<bool> = a.iter().zip(&b).map(|(&a, &b)| if both { a && b } else { a || b }).collect();
+        let results: Vec<bool> =
+            a.iter().zip(&b).map(|(&a, &b)| if both { a && b } else { a || b }).collect();
         write_truth(&out, &results, memory)
     })
 }
@@ -187,12 +190,16 @@ mod tests {
                     .input("other", Dtype::F32, &[2, 2], &b)
                     .output("out", Dtype::Bool, &[2, 2])
                     .done();
-                let want: Vec<f64> = a.iter().zip(b).map(|(&a, b)| f64::from(u8::from(compare(a, b)))).collect();
+                let want: Vec<f64> =
+                    a.iter().zip(b).map(|(&a, b)| f64::from(u8::from(compare(a, b)))).collect();
                 assert_eq!(case.read("out"), want, "{name}");
             }
         }
         let case = Case::new(Soc::A3, "GtScalar").input("self", Dtype::I32, &[3], &[1.0, 2.0, 3.0]);
-        assert_eq!(case.scalar("other", 1.5).output("out", Dtype::Bool, &[3]).done().read("out"), [0.0, 1.0, 1.0]);
+        assert_eq!(
+            case.scalar("other", 1.5).output("out", Dtype::Bool, &[3]).done().read("out"),
+            [0.0, 1.0, 1.0]
+        );
     }
 
     #[test]

@@ -89,14 +89,18 @@ fn convolution(args: &Args) -> Result<Run, Refusal> {
     let (batch, channels) = (x.shape[0], x.shape[1]);
     let ends = if transposed { (w.shape[0], w.shape[1] * groups) } else { (w.shape[1] * groups, w.shape[0]) };
     if groups == 0 || ends.0 != channels || !ends.1.is_multiple_of(groups) || slide.kernel.contains(&0) {
-        return Err(args.invalid("weight", format!("{:?} does not fit {channels} channels in {groups} groups", w.shape)));
+        return Err(args.invalid(
+            "weight",
+            format!("{:?} does not fit {channels} channels in {groups} groups", w.shape),
+        ));
     }
     let outputs = ends.1;
     let space: Vec<usize> = (0..n)
         .map(|axis| {
             if transposed {
                 let reach = slide.dilation[axis] * (slide.kernel[axis] - 1) + 1 + extra[axis];
-                ((x.shape[2 + axis].max(1) - 1) * slide.stride[axis] + reach).saturating_sub(2 * slide.padding[axis])
+                ((x.shape[2 + axis].max(1) - 1) * slide.stride[axis] + reach)
+                    .saturating_sub(2 * slide.padding[axis])
             } else {
                 slide.positions(axis, x.shape[2 + axis], false)
             }
@@ -203,7 +207,8 @@ fn windows(
 
 fn average(args: &Args) -> Result<Run, Refusal> {
     let kernel = sizes(args, "kernelSize", 2, 1, 1)?;
-    let stride = if args.ints("strides")?.is_empty() { kernel.clone() } else { sizes(args, "strides", 2, 1, 1)? };
+    let stride =
+        if args.ints("strides")?.is_empty() { kernel.clone() } else { sizes(args, "strides", 2, 1, 1)? };
     let slide = Slide { kernel, stride, padding: sizes(args, "paddings", 2, 0, 0)?, dilation: vec![1; 2] };
     let (x, y) = planes(args, &slide, args.flag("ceilMode")?)?;
     Cube::of(args, x.dtype)?;
@@ -324,9 +329,14 @@ mod tests {
     fn a_convolution_agrees_with_its_sum() {
         let (x, w) = (noise_of(Dtype::F32, 2 * 4 * 5 * 6, 1), noise_of(Dtype::F32, 6 * 2 * 3 * 2, 2));
         for layout in LAYOUTS {
-            let case = Case::new(Soc::A2, "Convolution").laid(layout).input("input", Dtype::F32, &[2, 4, 5, 6], &x);
+            let case =
+                Case::new(Soc::A2, "Convolution").laid(layout).input("input", Dtype::F32, &[2, 4, 5, 6], &x);
             let case = case.input("weight", Dtype::F32, &[6, 2, 3, 2], &w).int("groups", 2);
-            let case = case.ints("stride", &[2, 1]).ints("padding", &[1, 0]).ints("dilation", &[1, 2]).ints("outputPadding", &[0, 0]);
+            let case = case
+                .ints("stride", &[2, 1])
+                .ints("padding", &[1, 0])
+                .ints("dilation", &[1, 2])
+                .ints("outputPadding", &[0, 0]);
             let y = case.output("output", Dtype::F32, &[2, 6, 3, 4]).done().read("output");
             for (b, o, r, c) in [(0, 0, 0, 0), (1, 5, 2, 3), (1, 2, 1, 2)] {
                 let mut want = 0.0;
@@ -335,7 +345,8 @@ mod tests {
                         for kc in 0..2usize {
                             let (row, col) = (r as i64 * 2 + kr - 1, c + 2 * kc);
                             if (0..5).contains(&row) {
-                                want += x[((b * 4 + o / 3 * 2 + i) * 5 + row as usize) * 6 + col] * w[((o * 2 + i) * 3 + kr as usize) * 2 + kc];
+                                want += x[((b * 4 + o / 3 * 2 + i) * 5 + row as usize) * 6 + col]
+                                    * w[((o * 2 + i) * 3 + kr as usize) * 2 + kc];
                             }
                         }
                     }
@@ -348,11 +359,22 @@ mod tests {
     #[test]
     fn a_transposed_convolution_is_the_adjoint() {
         // ⟨conv(x), y⟩ = ⟨x, convᵀ(y)⟩ for any x and y.
-        let (x, y, w) = (noise_of(Dtype::F32, 2 * 7, 3), noise_of(Dtype::F32, 3 * 3, 4), noise_of(Dtype::F32, 3 * 2 * 3, 5));
+        let (x, y, w) = (
+            noise_of(Dtype::F32, 2 * 7, 3),
+            noise_of(Dtype::F32, 3 * 3, 4),
+            noise_of(Dtype::F32, 3 * 2 * 3, 5),
+        );
         let run = |transposed, input: &[f64], from: &[usize], to: &[usize]| {
             let case = Case::new(Soc::A2, "Convolution").input("input", Dtype::F32, from, input);
-            let case = case.input("weight", Dtype::F32, &[3, 2, 3], &w).int("groups", 1).flag("transposed", transposed);
-            let case = case.ints("stride", &[2]).ints("padding", &[0]).ints("dilation", &[1]).ints("outputPadding", &[0]);
+            let case = case
+                .input("weight", Dtype::F32, &[3, 2, 3], &w)
+                .int("groups", 1)
+                .flag("transposed", transposed);
+            let case = case
+                .ints("stride", &[2])
+                .ints("padding", &[0])
+                .ints("dilation", &[1])
+                .ints("outputPadding", &[0]);
             case.output("output", Dtype::F32, to).done().read("output")
         };
         let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
@@ -365,18 +387,25 @@ mod tests {
     fn pools_columns_and_pixels() {
         let x: Vec<f64> = (0..16).map(f64::from).collect();
         let case = |name: &str| Case::new(Soc::A2, name).input("self", Dtype::F32, &[1, 1, 4, 4], &x);
-        let pool = case("MaxPool").ints("kernelShape", &[2, 2]).ints("strides", &[2, 2]).ints("pads", &[0, 0, 0, 0]);
+        let pool =
+            case("MaxPool").ints("kernelShape", &[2, 2]).ints("strides", &[2, 2]).ints("pads", &[0, 0, 0, 0]);
         let pool = pool.ints("dilations", &[1, 1]).output("out", Dtype::F32, &[1, 1, 2, 2]).done();
         assert_eq!(pool.read("out"), [5.0, 7.0, 13.0, 15.0]);
         for (padded, first) in [(true, 10.0 / 9.0), (false, 2.5)] {
-            let pool = case("AvgPool2d").ints("kernelSize", &[3, 3]).ints("strides", &[3, 3]).ints("paddings", &[1, 1]);
+            let pool = case("AvgPool2d")
+                .ints("kernelSize", &[3, 3])
+                .ints("strides", &[3, 3])
+                .ints("paddings", &[1, 1]);
             let pool = pool.flag("countIncludePad", padded).output("out", Dtype::F32, &[1, 1, 2, 2]).done();
             close(&pool.read("out")[..1], &[first], 1e-6);
         }
-        let columns = case("Im2col").ints("kernelSize", &[2, 2]).ints("dilation", &[1, 1]).ints("padding", &[0, 0]);
-        let columns = columns.ints("stride", &[2, 2]).output("out", Dtype::F32, &[1, 4, 4]).done().read("out");
+        let columns =
+            case("Im2col").ints("kernelSize", &[2, 2]).ints("dilation", &[1, 1]).ints("padding", &[0, 0]);
+        let columns =
+            columns.ints("stride", &[2, 2]).output("out", Dtype::F32, &[1, 4, 4]).done().read("out");
         assert_eq!(columns[..8], [0.0, 2.0, 8.0, 10.0, 1.0, 3.0, 9.0, 11.0]);
-        let pixels = Case::new(Soc::A2, "UpsampleNearest2d").input("self", Dtype::F32, &[1, 1, 1, 2], &[1.0, 2.0]);
+        let pixels =
+            Case::new(Soc::A2, "UpsampleNearest2d").input("self", Dtype::F32, &[1, 1, 1, 2], &[1.0, 2.0]);
         let pixels = pixels.ints("outputSize", &[2, 3]).output("out", Dtype::F32, &[1, 1, 2, 3]).done();
         assert_eq!(pixels.read("out"), [1.0, 1.0, 2.0, 1.0, 1.0, 2.0]);
     }

@@ -21,13 +21,19 @@ impl Operands {
     fn add(&mut self, tensor: &crate::tensor::Tensor, access: Access, name: &str) -> Result<Tensor> {
         let (code, format) = (tensor.dtype() as i64, tensor.format());
         let dtype = Dtype::from_code(code).ok_or_else(|| {
-            Fail::invalid(format!("{name} has type {}, which no simulated operator takes", tensor.dtype().name()))
+            Fail::invalid(format!(
+                "{name} has type {}, which no simulated operator takes",
+                tensor.dtype().name()
+            ))
         })?;
-        let format = Format::from_code(i64::from(format))
-            .ok_or_else(|| Fail::invalid(format!("{name} has aclFormat {format}, which no simulated operator takes")))?;
+        let format = Format::from_code(i64::from(format)).ok_or_else(|| {
+            Fail::invalid(format!("{name} has aclFormat {format}, which no simulated operator takes"))
+        })?;
         let size = |sizes: &[i64]| -> Result<Vec<usize>> {
             let sizes = sizes.iter().map(|&size| usize::try_from(size));
-            sizes.collect::<core::result::Result<_, _>>().map_err(|_| Fail::invalid(format!("{name}: {tensor}")))
+            sizes
+                .collect::<core::result::Result<_, _>>()
+                .map_err(|_| Fail::invalid(format!("{name}: {tensor}")))
         };
         let view = Tensor {
             dtype,
@@ -50,7 +56,8 @@ struct Launch<'a>(&'a aclnn::Run);
 unsafe impl Memory for Launch<'_> {
     fn resolve(&self, address: u64, bytes: usize) -> core::result::Result<*mut u8, Fault> {
         let (number, start) = ((address >> OPERAND) as usize, (address & ((1 << OPERAND) - 1)) as usize);
-        let operand = self.0.operand(number).map_err(|fail| Fault { status: fail.code, message: fail.text })?;
+        let operand =
+            self.0.operand(number).map_err(|fail| Fault { status: fail.code, message: fail.text })?;
         match start.checked_add(bytes) {
             Some(end) if end <= operand.bytes => Ok(operand.base.wrapping_add(start)),
             _ => Err(Fault::exception(format!(
@@ -66,11 +73,7 @@ unsafe impl Memory for Launch<'_> {
 /// A parameter's kind, as rows name it.
 pub(crate) trait Parameter {
     type Via: Kind;
-    fn value(
-        held: &<Self::Via as Kind>::Held,
-        name: &'static str,
-        operands: &mut Operands,
-    ) -> Result<Value>;
+    fn value(held: &<Self::Via as Kind>::Held, name: &'static str, operands: &mut Operands) -> Result<Value>;
 }
 
 /// The kinds of parameters: their C types and what operators get.
@@ -137,7 +140,7 @@ pub(crate) mod kind {
         DT, i32, |held| Value::Int(i64::from(*held));
         I8, i8, |held| Value::Int(i64::from(*held));
         I32, i32, |held| Value::Int(i64::from(*held));
-        INT, i32, |held| Value::Int(i64::from(*held));
+        Int, i32, |held| Value::Int(i64::from(*held));
         I64, i64, |held| Value::Int(*held);
         U32, u32, |held| Value::Int(i64::from(*held));
         U64, u64, |held| Value::Int(i64::try_from(*held).unwrap_or(i64::MAX));
@@ -189,9 +192,8 @@ pub(crate) fn plan(
     let args = Args { operator: entry.name, soc: Soc::of(context.profile.family), values };
     let run = (entry.operator)(&args).map_err(|refusal| Fail::new(refusal.status, refusal.message))?;
     let workspace = workspace(entry.name, &operands.0);
-    let mut plan = Plan::new(move |launch| {
-        run(&Launch(launch)).map_err(|fault| Fail::new(fault.status, fault.message))
-    });
+    let mut plan =
+        Plan::new(move |launch| run(&Launch(launch)).map_err(|fault| Fail::new(fault.status, fault.message)));
     for (tensor, access) in &operands.0 {
         // Blocks take more room than the rows that the descriptor speaks of.
         let blocks = (entry.name == "TransMatmulWeight").then(|| tensor.in_blocks());

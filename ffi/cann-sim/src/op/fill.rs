@@ -14,7 +14,7 @@ operators! {
     Triu(self: T, diagonal: I64, out: O) = triangle;
     InplaceTril(selfRef: U, diagonal: I64) = triangle;
     InplaceTriu(selfRef: U, diagonal: I64) = triangle;
-    OneHot(self: T, numClasses: INT, onValue: T, offValue: T, axis: I64, out: O) = one_hot;
+    OneHot(self: T, numClasses: Int, onValue: T, offValue: T, axis: I64, out: O) = one_hot;
 }
 
 /// Converts elements of one type to another and stores them; equal types move as bits.
@@ -57,7 +57,8 @@ fn arange(args: &Args) -> Result<Run, Refusal> {
     let [start, end, step] = ["start", "end", "step"].map(|name| args.scalar(name));
     let (start, end, step, out) = (start?, end?, step?, args.tensor("out")?.clone());
     if step.float == 0.0 || (end.float - start.float) * step.float < 0.0 {
-        return Err(args.invalid("step", format!("{} does not lead from {} to {}", step.float, start.float, end.float)));
+        return Err(args
+            .invalid("step", format!("{} does not lead from {} to {}", step.float, start.float, end.float)));
     }
     let count = ((end.float - start.float) / step.float).ceil() as usize;
     args.shaped("out", &out, &[count])?;
@@ -102,8 +103,8 @@ fn one_hot(args: &Args) -> Result<Run, Refusal> {
     let (classes, out) = (args.tensor("self")?.clone(), args.tensor("out")?.clone());
     let (on, off) = (args.tensor("onValue")?.clone(), args.tensor("offValue")?.clone());
     args.one_of("self", &classes, INDICES)?;
-    let count = usize::try_from(args.int("numClasses")?)
-        .map_err(|_| args.invalid("numClasses", "is negative"))?;
+    let count =
+        usize::try_from(args.int("numClasses")?).map_err(|_| args.invalid("numClasses", "is negative"))?;
     for (name, value) in [("onValue", &on), ("offValue", &off)] {
         args.one_of(name, value, &[out.dtype])?;
         if value.numel() != 1 {
@@ -159,7 +160,8 @@ mod tests {
         assert_eq!(case.int_scalar("value", -7).done().read("selfRef"), [-7.0; 2]);
         let x: Vec<f64> = (1..10).map(f64::from).collect();
         let tri = |name: &str, diagonal| {
-            let case = Case::new(Soc::A2, name).input("self", Dtype::F32, &[3, 3], &x).int("diagonal", diagonal);
+            let case =
+                Case::new(Soc::A2, name).input("self", Dtype::F32, &[3, 3], &x).int("diagonal", diagonal);
             case.output("out", Dtype::F32, &[3, 3]).done().read("out")
         };
         assert_eq!(tri("Tril", 0), [1.0, 0.0, 0.0, 4.0, 5.0, 0.0, 7.0, 8.0, 9.0]);

@@ -18,7 +18,9 @@ fn in_place(args: &Args) -> Result<Run, Refusal> {
         return Err(args.invalid("mmWeightRef", "is FRACTAL_NZ already"));
     }
     if !rows.is_contiguous() && !rows.transposed().is_contiguous() {
-        return Err(args.invalid("mmWeightRef", "is neither contiguous nor a transposed view of such a matrix"));
+        return Err(
+            args.invalid("mmWeightRef", "is neither contiguous nor a transposed view of such a matrix")
+        );
     }
     let mut blocks = rows.clone();
     blocks.format = Format::FractalNz;
@@ -33,7 +35,9 @@ fn cast(args: &Args) -> Result<Run, Refusal> {
     if to.format == Format::FractalNz {
         let storage = to.fractal_storage();
         if to.storage != storage {
-            return Err(args.invalid("dstTensor", format!("has storage {:?}; wanted: {storage:?}", to.storage)));
+            return Err(
+                args.invalid("dstTensor", format!("has storage {:?}; wanted: {storage:?}", to.storage))
+            );
         }
     }
     run(move |memory| convert(&from, &to, memory))

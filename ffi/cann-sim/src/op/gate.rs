@@ -34,7 +34,10 @@ pub(super) fn swiglu_rows(x: &[f64], width: usize, activate_left: bool) -> Vec<f
         let (gate, up) = if activate_left { (row[j], row[half + j]) } else { (row[half + j], row[j]) };
         silu(gate) * up
     };
-    x.chunks(width.max(1)).flat_map(|row| (0..half).map(move |j| (row, j))).map(|(row, j)| gated(row, j)).collect()
+    x.chunks(width.max(1))
+        .flat_map(|row| (0..half).map(move |j| (row, j)))
+        .map(|(row, j)| gated(row, j))
+        .collect()
 }
 
 fn swiglu(args: &Args) -> Result<Run, Refusal> {
@@ -114,7 +117,9 @@ fn clipped(args: &Args) -> Result<Run, Refusal> {
     run(move |memory| {
         // Counts per group; rows after the last group stay as they are.
         let rows = match &groups {
-            Some(groups) => groups.read_i64(memory)?.iter().sum::<i64>().clamp(0, gate.shape[0] as i64) as usize,
+            Some(groups) => {
+                groups.read_i64(memory)?.iter().sum::<i64>().clamp(0, gate.shape[0] as i64) as usize
+            }
             None => gate.shape[0],
         };
         let part = |view: &Tensor| if groups.is_some() { view.narrow(0, 0, rows, 1) } else { view.clone() };
@@ -138,7 +143,10 @@ mod tests {
     fn the_first_half_gates_the_second() {
         let x = noise_of(Dtype::F32, 16, 1);
         for layout in LAYOUTS {
-            let case = Case::new(Soc::A2, "SwiGlu").laid(layout).input("x", Dtype::F32, &[2, 2, 4], &x).int("dim", -1);
+            let case = Case::new(Soc::A2, "SwiGlu")
+                .laid(layout)
+                .input("x", Dtype::F32, &[2, 2, 4], &x)
+                .int("dim", -1);
             let y = case.output("out", Dtype::F32, &[2, 2, 2]).done().read("out");
             let want = |row: usize, j: usize| {
                 let (gate, up) = (x[row * 4 + j], x[row * 4 + 2 + j]);
@@ -148,7 +156,8 @@ mod tests {
             for (left, gate, up) in [(true, 0, 1), (false, 1, 0)] {
                 let case = Case::new(Soc::A2, "GeGluV3").laid(layout).input("self", Dtype::F32, &[8, 2], &x);
                 let case = case.int("dim", -1).int("approximate", 0).flag("activateLeft", left);
-                let case = case.output("out", Dtype::F32, &[8, 1]).output("outGelu", Dtype::F32, &[8, 1]).done();
+                let case =
+                    case.output("out", Dtype::F32, &[8, 1]).output("outGelu", Dtype::F32, &[8, 1]).done();
                 close(&case.read("out")[3..4], &[gelu_erf(x[6 + gate]) * x[6 + up]], 1e-6);
             }
         }
@@ -158,7 +167,8 @@ mod tests {
 
     #[test]
     fn clipped_gates_stop_at_their_limit() {
-        let case = Case::new(Soc::A2, "ClippedSwiglu").input("x", Dtype::F32, &[1, 4], &[100.0, -100.0, 0.0, 0.5]);
+        let case =
+            Case::new(Soc::A2, "ClippedSwiglu").input("x", Dtype::F32, &[1, 4], &[100.0, -100.0, 0.0, 0.5]);
         let case = case.int("dim", -1).float("alpha", 1.702).float("limit", 7.0).float("bias", 1.0);
         let case = case.flag("interleaved", true).output("out", Dtype::F32, &[1, 2]).done();
         close(&case.read("out"), &[7.0 * sigmoid(1.702 * 7.0) * -6.0, 0.0], 1e-6);

@@ -53,7 +53,8 @@ fn take_along(args: &Args, from: &Tensor, index: (&str, &Tensor), axis: usize) -
     args.one_of(index.0, index.1, INDICES)?;
     args.one_of("out", &to, &[from.dtype])?;
     // IndexSelect takes an index without dimensions for one element.
-    let index_shape = if args.operator == "IndexSelect" { vec![index.1.numel()] } else { index.1.shape.clone() };
+    let index_shape =
+        if args.operator == "IndexSelect" { vec![index.1.numel()] } else { index.1.shape.clone() };
     let shape = [&from.shape[..axis], &index_shape, &from.shape[axis + 1..]].concat();
     args.shaped("out", &to, &shape)?;
     let (from, index, operator) = (from.clone(), index.1.clone(), args.operator);
@@ -107,13 +108,16 @@ pub(super) fn replaced(flat: usize, shape: &[usize], to: &[usize], axis: usize, 
 
 /// The last dimension of `indices` names leading coordinates.
 fn gather_nd(args: &Args) -> Result<Run, Refusal> {
-    let (from, at, to) = (args.tensor("self")?.clone(), args.tensor("indices")?.clone(), args.tensor("out")?.clone());
+    let (from, at, to) =
+        (args.tensor("self")?.clone(), args.tensor("indices")?.clone(), args.tensor("out")?.clone());
     args.one_of("indices", &at, INDICES)?;
     args.one_of("out", &to, &[from.dtype])?;
     args.ranked("indices", &at, 1, 8)?;
     let (lead, depth) = (&at.shape[..at.rank() - 1], at.shape[at.rank() - 1]);
     if depth > from.rank() {
-        return Err(args.invalid("indices", format!("has {depth} coordinates for {} dimensions", from.rank())));
+        return Err(
+            args.invalid("indices", format!("has {depth} coordinates for {} dimensions", from.rank()))
+        );
     }
     args.shaped("out", &to, &[lead, &from.shape[depth..]].concat())?;
     let (negative, operator) = (args.flag("negativeIndexSupport")?, args.operator);
@@ -145,7 +149,10 @@ impl Leading {
     pub(super) fn of(args: &Args, indexed: &Tensor) -> Result<Leading, Refusal> {
         let list = args.tensors("indices")?;
         if list.is_empty() || list.len() > indexed.rank() {
-            return Err(args.invalid("indices", format!("has {} members for {} dimensions", list.len(), indexed.rank())));
+            return Err(args.invalid(
+                "indices",
+                format!("has {} members for {} dimensions", list.len(), indexed.rank()),
+            ));
         }
         let mut shape = Vec::new();
         for index in list {
@@ -162,7 +169,12 @@ impl Leading {
     }
 
     /// Flat places of the leading dimensions, in order of the broadcast indices.
-    pub(super) fn places(&self, operator: &str, sizes: &[usize], memory: &dyn Memory) -> Result<Vec<usize>, Fault> {
+    pub(super) fn places(
+        &self,
+        operator: &str,
+        sizes: &[usize],
+        memory: &dyn Memory,
+    ) -> Result<Vec<usize>, Fault> {
         let mut places = vec![0; volume(&self.shape)];
         for (tensor, &size) in self.tensors.iter().zip(sizes) {
             let along = indices(operator, tensor, size, memory)?;
@@ -206,8 +218,12 @@ mod tests {
             let case = base("GatherV2", layout).input("index", Dtype::I32, &[2, 1], &[2.0, -3.0]);
             let case = case.output("out", Dtype::F16, &[2, 1, 4]).done();
             assert_eq!(case.read("out"), [8.0, 9.0, 10.0, 11.0, 0.0, 1.0, 2.0, 3.0]);
-            let case = base("IndexSelect", layout).input("index", Dtype::I64, &[2], &[3.0, 1.0]).int("dim", 1);
-            assert_eq!(case.output("out", Dtype::F16, &[3, 2]).done().read("out"), [3.0, 1.0, 7.0, 5.0, 11.0, 9.0]);
+            let case =
+                base("IndexSelect", layout).input("index", Dtype::I64, &[2], &[3.0, 1.0]).int("dim", 1);
+            assert_eq!(
+                case.output("out", Dtype::F16, &[3, 2]).done().read("out"),
+                [3.0, 1.0, 7.0, 5.0, 11.0, 9.0]
+            );
             let case = base("Gather", layout).input("index", Dtype::I64, &[2, 2], &[0.0, 2.0, 1.0, 0.0]);
             assert_eq!(case.output("out", Dtype::F16, &[2, 2]).done().read("out"), [0.0, 9.0, 4.0, 1.0]);
             let case = base("GatherNd", layout).input("indices", Dtype::I64, &[2, 2], &[0.0, 2.0, 1.0, 3.0]);

@@ -42,7 +42,14 @@ fn pick(tensor: &Tensor, e: usize) -> Tensor {
 }
 
 /// Member `e` of a list of `count`, or of one tensor that holds all.
-fn member(args: &Args, name: &str, list: &[Tensor], e: usize, count: usize, stacked: bool) -> Result<Tensor, Refusal> {
+fn member(
+    args: &Args,
+    name: &str,
+    list: &[Tensor],
+    e: usize,
+    count: usize,
+    stacked: bool,
+) -> Result<Tensor, Refusal> {
     match list {
         [all] if stacked && all.shape.first() == Some(&count) => Ok(pick(all, e)),
         list if list.len() == count && !stacked => Ok(list[e].clone()),
@@ -74,7 +81,10 @@ fn grouped(args: &Args) -> Result<Run, Refusal> {
         0 if xs.len() == 1 && outs.len() == 1 && split >= 2 => {}
         -1 | 0 => {
             let lists = (xs.len(), count, outs.len());
-            return Err(args.invalid("groupType", format!("= {kind} with splitItem {split} does not go with {lists:?} tensors")));
+            return Err(args.invalid(
+                "groupType",
+                format!("= {kind} with splitItem {split} does not go with {lists:?} tensors"),
+            ));
         }
         kind => return Err(args.unknown_mode("groupType", kind)),
     }
@@ -101,7 +111,11 @@ fn grouped(args: &Args) -> Result<Run, Refusal> {
         };
         let factors = match part("antiquantScale", anti_scale)? {
             Some(scale) => {
-                args.one_of("weight", &weight, &[Dtype::I8, Dtype::I4, Dtype::F8E4M3, Dtype::F8E5M2, Dtype::F4E2M1])?;
+                args.one_of(
+                    "weight",
+                    &weight,
+                    &[Dtype::I8, Dtype::I4, Dtype::F8E4M3, Dtype::F8E5M2, Dtype::F4E2M1],
+                )?;
                 args.one_of("antiquantScale", &scale, &[first.dtype, Dtype::E8M0])?;
                 let rows = if scale.rank() == 2 { scale.shape[0] } else { 0 };
                 let group = if rows > 1 { weight.shape[0].div_ceil(rows) } else { 0 };
@@ -132,7 +146,9 @@ fn grouped(args: &Args) -> Result<Run, Refusal> {
         args.ranked("x", x, 2, 2)?;
         args.one_of("x", x, &[first.dtype])?;
         if x.shape[1] != weight.shape[0] {
-            return Err(args.invalid("weight", format!("has {} rows; x has shape {:?}", weight.shape[0], x.shape)));
+            return Err(
+                args.invalid("weight", format!("has {} rows; x has shape {:?}", weight.shape[0], x.shape))
+            );
         }
         args.shaped("out", out, &[x.shape[0], n])?;
         let scaled = !matches!(&groups[e].factors, Factors::Codes { scale: None, .. });
@@ -176,7 +192,8 @@ fn grouped(args: &Args) -> Result<Run, Refusal> {
             }
             return Ok(());
         };
-        for (e, start, rows) in spans(operator, &list.read_i64(memory)?, *kind, xs[0].shape[0], groups.len())? {
+        for (e, start, rows) in spans(operator, &list.read_i64(memory)?, *kind, xs[0].shape[0], groups.len())?
+        {
             let part = |tensor: &Tensor| tensor.narrow(0, start, rows, 1);
             groups[e].run(&part(&xs[0]), &part(&outs[0]), token.as_ref().map(part), activation, memory)?;
         }
@@ -185,7 +202,13 @@ fn grouped(args: &Args) -> Result<Run, Refusal> {
 }
 
 /// Group, first row and rows of every group, from running sums (0), counts (1) or pairs of group and count (2).
-fn spans(operator: &str, list: &[i64], kind: i64, rows: usize, count: usize) -> Result<Vec<(usize, usize, usize)>, Fault> {
+fn spans(
+    operator: &str,
+    list: &[i64],
+    kind: i64,
+    rows: usize,
+    count: usize,
+) -> Result<Vec<(usize, usize, usize)>, Fault> {
     let mut start = 0;
     let mut spans = Vec::new();
     for (i, entry) in list.chunks(if kind == 2 { 2 } else { 1 }).enumerate() {
@@ -195,7 +218,9 @@ fn spans(operator: &str, list: &[i64], kind: i64, rows: usize, count: usize) -> 
             _ => (resolve(operator, entry[0], count)?, entry[1]),
         };
         let size = usize::try_from(size).ok().filter(|size| start + size <= rows);
-        let size = size.ok_or_else(|| Fault::exception(format!("aclnn{operator}: groupList {list:?} does not split {rows} rows")))?;
+        let size = size.ok_or_else(|| {
+            Fault::exception(format!("aclnn{operator}: groupList {list:?} does not split {rows} rows"))
+        })?;
         spans.push((e, start, size));
         start += size;
     }
@@ -267,8 +292,14 @@ mod tests {
         let (x, w) = (noise_of(Dtype::Bf16, 6 * K, 1), noise_of(Dtype::Bf16, 3 * K * N, 2));
         for (kind, list) in [(0, [2.0, 2.0, 5.0]), (1, [2.0, 0.0, 3.0])] {
             let mut case = Case::new(Soc::A3, "GroupedMatmulV4").list("x", &[(Dtype::Bf16, &[6, K], &x)]);
-            case = case.list("weight", &[(Dtype::Bf16, &[3, K, N], &w)]).input("groupListOptional", Dtype::I64, &[3], &list);
-            case = case.int("splitItem", 3).int("groupListType", kind).outputs("out", &[(Dtype::Bf16, &[6, N])]);
+            case = case.list("weight", &[(Dtype::Bf16, &[3, K, N], &w)]).input(
+                "groupListOptional",
+                Dtype::I64,
+                &[3],
+                &list,
+            );
+            case =
+                case.int("splitItem", 3).int("groupListType", kind).outputs("out", &[(Dtype::Bf16, &[6, N])]);
             let case = case.done();
             let got = case.tensors("out")[0].read_f64(&case.arena).unwrap();
             close(&got[..5 * N], &direct(&x, &w), 8e-3);
@@ -282,9 +313,16 @@ mod tests {
         let codes = |count, seed| noise(count, seed).iter().map(|x| (x * 127.0).round()).collect::<Vec<_>>();
         let (x, w) = (codes(5 * K, 3), codes(3 * K * N, 4));
         let (scale, token) = (noise_of(Dtype::F32, 3 * N, 5), noise_of(Dtype::F32, 5, 6));
-        let case = Case::new(Soc::A2, "GroupedMatmulV5").list("x", &[(Dtype::I8, &[5, K], &x)]).list("weight", &[(Dtype::I8, &[3, K, N], &w)]);
-        let case = case.list("scaleOptional", &[(Dtype::F32, &[3, N], &scale)]).list("perTokenScaleOptional", &[(Dtype::F32, &[5], &token)]);
-        let case = case.input("groupListOptional", Dtype::I64, &[3], &[2.0, 0.0, 3.0]).int("splitItem", 2).int("groupListType", 1);
+        let case = Case::new(Soc::A2, "GroupedMatmulV5")
+            .list("x", &[(Dtype::I8, &[5, K], &x)])
+            .list("weight", &[(Dtype::I8, &[3, K, N], &w)]);
+        let case = case
+            .list("scaleOptional", &[(Dtype::F32, &[3, N], &scale)])
+            .list("perTokenScaleOptional", &[(Dtype::F32, &[5], &token)]);
+        let case = case
+            .input("groupListOptional", Dtype::I64, &[3], &[2.0, 0.0, 3.0])
+            .int("splitItem", 2)
+            .int("groupListType", 1);
         let case = case.outputs("out", &[(Dtype::F16, &[5, N])]).done();
         let mut want = direct(&x, &w);
         for (i, y) in want.iter_mut().enumerate() {
@@ -295,15 +333,24 @@ mod tests {
 
     #[test]
     fn separate_products_and_expanded_weights() {
-        let (x, w) = (noise_of(Dtype::F16, 2 * K, 7), (0..K * N).map(|i| (i % 15) as f64 - 7.0).collect::<Vec<_>>());
+        let (x, w) =
+            (noise_of(Dtype::F16, 2 * K, 7), (0..K * N).map(|i| (i % 15) as f64 - 7.0).collect::<Vec<_>>());
         let scale = [0.5, 0.25, 1.0, 2.0];
-        let case = Case::new(Soc::A2, "GroupedMatmulV3").list("x", &[(Dtype::F16, &[2, K], &x)]).list("weight", &[(Dtype::I4, &[K, N], &w)]);
+        let case = Case::new(Soc::A2, "GroupedMatmulV3")
+            .list("x", &[(Dtype::F16, &[2, K], &x)])
+            .list("weight", &[(Dtype::I4, &[K, N], &w)]);
         let case = case.list("antiquantScaleOptional", &[(Dtype::F16, &[N], &scale)]).int("groupType", -1);
         let case = case.outputs("y", &[(Dtype::F16, &[2, N])]).done();
         let at = |i: usize| (0..K).map(|p| x[i / N * K + p] * w[p * N + i % N] * scale[i % N]).sum::<f64>();
-        close(&case.tensors("y")[0].read_f64(&case.arena).unwrap(), &(0..2 * N).map(at).collect::<Vec<_>>(), 1e-3);
-        let wrong = Case::new(Soc::A2, "GroupedMatmulV4").list("x", &[(Dtype::F16, &[2, K], &x)]).int("groupType", 2);
-        let wrong = wrong.list("weight", &[(Dtype::F16, &[K, N], &w)]).outputs("out", &[(Dtype::F16, &[2, N])]);
+        close(
+            &case.tensors("y")[0].read_f64(&case.arena).unwrap(),
+            &(0..2 * N).map(at).collect::<Vec<_>>(),
+            1e-3,
+        );
+        let wrong =
+            Case::new(Soc::A2, "GroupedMatmulV4").list("x", &[(Dtype::F16, &[2, K], &x)]).int("groupType", 2);
+        let wrong =
+            wrong.list("weight", &[(Dtype::F16, &[K, N], &w)]).outputs("out", &[(Dtype::F16, &[2, N])]);
         assert!(wrong.refused().message.contains("groupType = 2"));
     }
 }

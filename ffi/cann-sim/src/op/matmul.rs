@@ -36,14 +36,17 @@ impl Cube {
         let single = common == Dtype::F32;
         let old = args.soc == Soc::Ascend310P;
         match mode {
-            0 | 4 if single && old => {
-                Err(args.invalid("cubeMathType", format!("= {mode} keeps FLOAT, which Ascend310P does not multiply")))
-            }
+            0 | 4 if single && old => Err(args.invalid(
+                "cubeMathType",
+                format!("= {mode} keeps FLOAT, which Ascend310P does not multiply"),
+            )),
             0 | 4 => Ok(Cube::Exact),
             1 if !single => Ok(Cube::Exact),
             1 if old => Ok(Cube::Fp16),
             1 => Ok(Cube::Hf32),
-            2 if common == Dtype::Bf16 => Err(args.invalid("cubeMathType", "= 2 (USE_FP16) does not take BF16")),
+            2 if common == Dtype::Bf16 => {
+                Err(args.invalid("cubeMathType", "= 2 (USE_FP16) does not take BF16"))
+            }
             2 if single => Ok(Cube::Fp16),
             2 => Ok(Cube::Exact),
             3 if old => Err(args.invalid("cubeMathType", "= 3 (USE_HF32) does not exist on Ascend310P")),
@@ -129,7 +132,9 @@ fn prepare(args: &Args, names: [&str; 2], ranks: (usize, usize)) -> Result<Produ
     let (m, k, n) = (left.shape[la], left.shape[la + 1], right.shape[lb + 1]);
     if right.shape[lb] != k {
         let shapes = (&a.shape, &b.shape);
-        return Err(args.invalid(names[1], format!("has {} rows for {k} columns: {shapes:?}", right.shape[lb])));
+        return Err(
+            args.invalid(names[1], format!("has {} rows for {k} columns: {shapes:?}", right.shape[lb]))
+        );
     }
     let batch = broadcast_shape(&left.shape[..la], &right.shape[..lb]).ok_or_else(|| {
         args.invalid(names[1], format!("{:?} does not broadcast with {} {:?}", b.shape, names[0], a.shape))
@@ -243,7 +248,8 @@ mod tests {
     fn batches_broadcast_and_vectors_lose_their_dimension() {
         let (a, b) = (noise_of(Dtype::F32, 24, 3), noise_of(Dtype::F32, 12, 4));
         let case = Case::new(Soc::A2, "Matmul").input("self", Dtype::F32, &[2, 1, 3, 4], &a);
-        let case = case.input("mat2", Dtype::F32, &[4, 3], &b).output("out", Dtype::F32, &[2, 1, 3, 3]).done();
+        let case =
+            case.input("mat2", Dtype::F32, &[4, 3], &b).output("out", Dtype::F32, &[2, 1, 3, 3]).done();
         close(&case.read("out"), &direct(&a, &b, 1, (6, 4, 3)), 1e-5);
         let case = Case::new(Soc::A2, "Matmul").input("self", Dtype::F32, &[4], &a[..4]);
         let case = case.input("mat2", Dtype::F32, &[4, 3], &b).output("out", Dtype::F32, &[3]).done();
@@ -260,7 +266,8 @@ mod tests {
     fn the_cube_rounds_its_factors_as_its_mode_says() {
         // 1 + 2⁻¹⁰ survives every rounding, 1 + 2⁻¹³ neither of the narrow ones, 1 + 2⁻¹¹ only HF32's.
         let value = |soc, mode, x: f64| {
-            let case = Case::new(soc, "Mm").input("self", Dtype::F32, &[1, 1], &[x]).int("cubeMathType", mode);
+            let case =
+                Case::new(soc, "Mm").input("self", Dtype::F32, &[1, 1], &[x]).int("cubeMathType", mode);
             let case = case.input("mat2", Dtype::F32, &[1, 1], &[1.0]).output("out", Dtype::F32, &[1, 1]);
             case.done().read("out")[0] - 1.0
         };
@@ -272,7 +279,11 @@ mod tests {
             (Soc::A3, 2, [tenth, 0.0, 0.0]),
             (Soc::Ascend310P, 1, [tenth, 0.0, 0.0]),
         ] {
-            assert_eq!([tenth, eleventh, thirteenth].map(|x| value(soc, mode, 1.0 + x)), want, "{soc:?} {mode}");
+            assert_eq!(
+                [tenth, eleventh, thirteenth].map(|x| value(soc, mode, 1.0 + x)),
+                want,
+                "{soc:?} {mode}"
+            );
         }
         let refused = |soc, dtype, mode| {
             let case = Case::new(soc, "Mm").input("self", dtype, &[1, 1], &[1.0]).int("cubeMathType", mode);

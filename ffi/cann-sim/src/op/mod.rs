@@ -9,7 +9,7 @@ use crate::view::{Dtype, Fault, Format, Memory, Tensor};
 /// Lists a file's operators: the vendor's name, the parameters of its first phase with their kinds, the function.
 ///
 /// Kinds: `T` tensor read, `O` written, `U` updated in place, `TL`, `OL` and `UL` lists of them, `S` scalar, `IA` `BA` `FA` arrays of int64, bool and float, `DT` element
-/// type, `I8` … `U64` integers, `INT` a C int, `F32` `F64` floats, `B` bool, `CS` C string.
+/// type, `I8` … `U64` integers, `Int` a C int, `F32` `F64` floats, `B` bool, `CS` C string.
 macro_rules! operators {
     ($($name:ident($($parameter:ident: $kind:ident),* $(,)?) = $operator:path;)*) => {
         pub(crate) const TABLE: &[crate::op::Entry] = &[$(crate::op::Entry {
@@ -36,6 +36,7 @@ mod matmul;
 mod moe_gate;
 mod moe_route;
 mod norm;
+mod norm_quant;
 mod outside;
 mod paged;
 mod promote;
@@ -47,6 +48,7 @@ mod scatter;
 mod softmax;
 mod solve;
 mod sort;
+mod sparse_attention;
 #[cfg(test)]
 mod testing;
 mod unary;
@@ -68,6 +70,7 @@ pub(crate) const FAMILIES: &[&[Entry]] = &[
     moe_gate::TABLE,
     moe_route::TABLE,
     norm::TABLE,
+    norm_quant::TABLE,
     paged::TABLE,
     quant_matmul::TABLE,
     quantize::TABLE,
@@ -77,6 +80,7 @@ pub(crate) const FAMILIES: &[&[Entry]] = &[
     softmax::TABLE,
     solve::TABLE,
     sort::TABLE,
+    sparse_attention::TABLE,
     unary::TABLE,
     weight_quant::TABLE,
 ];
@@ -134,7 +138,7 @@ pub(crate) enum Kind {
     I64,
     U32,
     U64,
-    INT,
+    Int,
     F32,
     F64,
     B,
@@ -326,7 +330,9 @@ impl Args {
             Soc::Ascend310P => dtype.is_narrow_float() || matches!(dtype, Dtype::Bf16 | Dtype::I4),
         };
         if refused && !MOVES.contains(&self.operator) {
-            return Err(self.invalid(name, format!("has type {}, which {soc:?} does not support", dtype.name())));
+            return Err(
+                self.invalid(name, format!("has type {}, which {soc:?} does not support", dtype.name()))
+            );
         }
         if tensor.rank() > 8 {
             return Err(self.invalid(name, format!("has {} dimensions, more than 8", tensor.rank())));
@@ -355,7 +361,13 @@ impl Args {
     }
 
     /// Checks the number of dimensions.
-    pub(crate) fn ranked(&self, name: &str, tensor: &Tensor, least: usize, most: usize) -> Result<(), Refusal> {
+    pub(crate) fn ranked(
+        &self,
+        name: &str,
+        tensor: &Tensor,
+        least: usize,
+        most: usize,
+    ) -> Result<(), Refusal> {
         if (least..=most).contains(&tensor.rank()) {
             return Ok(());
         }

@@ -91,7 +91,8 @@ fn softmax_gate(args: &Args, late: bool, all: Option<Tensor>) -> Result<Run, Ref
         for (i, lane) in row.chunks(count).enumerate() {
             let shares = softmax_of(lane);
             let chosen = largest(lane, k);
-            let of_chosen: Vec<f64> = chosen.iter().map(|&e| if late { lane[e] } else { shares[e] }).collect();
+            let of_chosen: Vec<f64> =
+                chosen.iter().map(|&e| if late { lane[e] } else { shares[e] }).collect();
             weights.extend(if late { softmax_of(&of_chosen) } else { of_chosen });
             let over = ended.as_ref().is_some_and(|ended| ended[i] != 0);
             places.extend(chosen.iter().map(|&e| if over { count as i64 } else { e as i64 }));
@@ -109,7 +110,10 @@ fn grouped(args: &Args) -> Result<Run, Refusal> {
     let size = |name: &str| args.int(name).map(|n| usize::try_from(n).unwrap_or(0));
     let (groups, keep) = (size("groupCount")?.max(1), size("kGroup")?.max(1));
     if !count.is_multiple_of(groups) || keep > groups || keep * (count / groups) < k {
-        return Err(args.invalid("groupCount", format!("= {groups}, {keep} of which are kept, for {k} of {count} experts")));
+        return Err(args.invalid(
+            "groupCount",
+            format!("= {groups}, {keep} of which are kept, for {k} of {count} experts"),
+        ));
     }
     let pairs = match args.int("groupSelectMode")? {
         0 => false,
@@ -191,13 +195,15 @@ mod tests {
     fn the_best_experts_get_their_share() {
         let x = [0.0, 2f64.ln(), 4f64.ln(), 0.0];
         let base = |name: &str| Case::new(Soc::A3, name).input("x", Dtype::F32, &[1, 4], &x).int("k", 2);
-        let outs = |case: Case| case.output("yOut", Dtype::F32, &[1, 2]).output("expertIdxOut", Dtype::I32, &[1, 2]);
+        let outs =
+            |case: Case| case.output("yOut", Dtype::F32, &[1, 2]).output("expertIdxOut", Dtype::I32, &[1, 2]);
         let case = outs(base("MoeGatingTopKSoftmax")).output("rowIdxOut", Dtype::I32, &[1, 2]).done();
         close(&case.read("yOut"), &[0.5, 0.25], 1e-6);
         assert_eq!((case.read("expertIdxOut"), case.read("rowIdxOut")), (vec![2.0, 1.0], vec![0.0, 1.0]));
         let late = outs(base("MoeGatingTopKSoftmaxV2")).int("renorm", 1).done();
         close(&late.read("yOut"), &[2.0 / 3.0, 1.0 / 3.0], 1e-6);
-        let ended = outs(base("MoeGatingTopKSoftmaxV2")).input("finishedOptional", Dtype::Bool, &[1], &[1.0]).done();
+        let ended =
+            outs(base("MoeGatingTopKSoftmaxV2")).input("finishedOptional", Dtype::Bool, &[1], &[1.0]).done();
         assert_eq!(ended.read("expertIdxOut"), [4.0, 4.0]);
     }
 
@@ -207,8 +213,15 @@ mod tests {
         let logit = |p: f64| (p / (1.0 - p)).ln();
         let x = [0.9, 0.1, 0.6, 0.5].map(logit);
         let case = |mode, bias: &[f64; 4]| {
-            let case = Case::new(Soc::A3, "MoeGatingTopK").input("x", Dtype::F32, &[1, 4], &x).int("k", 2).int("kGroup", 1);
-            let case = case.int("groupCount", 2).int("groupSelectMode", mode).int("normType", 1).float("routedScalingFactor", 2.0);
+            let case = Case::new(Soc::A3, "MoeGatingTopK")
+                .input("x", Dtype::F32, &[1, 4], &x)
+                .int("k", 2)
+                .int("kGroup", 1);
+            let case = case
+                .int("groupCount", 2)
+                .int("groupSelectMode", mode)
+                .int("normType", 1)
+                .float("routedScalingFactor", 2.0);
             let case = case.input("biasOptional", Dtype::F32, &[4], bias);
             case.output("yOut", Dtype::F32, &[1, 2]).output("expertIdxOut", Dtype::I32, &[1, 2]).done()
         };

@@ -28,7 +28,9 @@ fn routed(args: &Args) -> Result<(Tensor, Tensor, usize), Refusal> {
     args.one_of("x", x, &[FLOATS, &[Dtype::I8]].concat())?;
     args.one_of("expertIdx", experts, &[Dtype::I32])?;
     if experts.shape[0] != x.shape[0] {
-        return Err(args.invalid("expertIdx", format!("has {} rows for {} tokens", experts.shape[0], x.shape[0])));
+        return Err(
+            args.invalid("expertIdx", format!("has {} rows for {} tokens", experts.shape[0], x.shape[0]))
+        );
     }
     Ok((x.clone(), experts.clone(), experts.shape[1]))
 }
@@ -55,12 +57,19 @@ fn histogram(experts: impl Iterator<Item = i64>, count: usize) -> Vec<i64> {
 
 fn running(counts: &[i64]) -> Vec<i64> {
     let mut sum = 0;
-    counts.iter().map(|count| { sum += count; sum }).collect()
+    counts
+        .iter()
+        .map(|count| {
+            sum += count;
+            sum
+        })
+        .collect()
 }
 
 fn init(args: &Args) -> Result<Run, Refusal> {
     let (x, experts, k) = routed(args)?;
-    let (count, capacity) = (experts_of(args, "expertNumOptional")?, experts_of(args, "expertCapacityOptional")?);
+    let (count, capacity) =
+        (experts_of(args, "expertNumOptional")?, experts_of(args, "expertCapacityOptional")?);
     let (out, rows) = (args.tensor("expandedXOut")?.clone(), args.tensor("expandedRowIdxOut")?.clone());
     let (n, h) = (x.shape[0], x.shape[1]);
     args.one_of("expandedXOut", &out, &[x.dtype])?;
@@ -114,7 +123,9 @@ fn init(args: &Args) -> Result<Run, Refusal> {
             let counts = histogram(chosen.iter().copied(), count);
             tokens.write_i64(memory, &if flag == 1 { running(&counts) } else { counts })?;
         }
-        before.iter().try_for_each(|before| before.write_i64(memory, &histogram(chosen.iter().copied(), count)))
+        before
+            .iter()
+            .try_for_each(|before| before.write_i64(memory, &histogram(chosen.iter().copied(), count)))
     })
 }
 
@@ -170,7 +181,11 @@ fn init_range(args: &Args) -> Result<Run, Refusal> {
         (true, 0..=2) => {
             let tokens = args.tensor("expertTokensCountOrCumsumOut")?;
             args.one_of("expertTokensCountOrCumsumOut", tokens, &[Dtype::I64])?;
-            args.shaped("expertTokensCountOrCumsumOut", tokens, &if kind == 2 { vec![count, 2] } else { vec![width] })?;
+            args.shaped(
+                "expertTokensCountOrCumsumOut",
+                tokens,
+                &if kind == 2 { vec![count, 2] } else { vec![width] },
+            )?;
             Some(tokens.clone())
         }
         (true, mode) => return Err(args.unknown_mode("expertTokensNumType", mode)),
@@ -202,13 +217,15 @@ fn init_range(args: &Args) -> Result<Run, Refusal> {
         let part = out.narrow(0, 0, kept.len(), 1);
         if quantizes {
             let values = x.read_f64(memory)?;
-            let rows: Vec<f64> = kept.iter().flat_map(|&source| values[source / k * h..][..h].iter().copied()).collect();
+            let rows: Vec<f64> =
+                kept.iter().flat_map(|&source| values[source / k * h..][..h].iter().copied()).collect();
             let (codes, scale) = quantize_rows(&rows, h);
             part.write_f64(memory, &codes)?;
             scales.iter().try_for_each(|out| out.narrow(0, 0, kept.len(), 1).write_f64(memory, &scale))?;
         } else {
             let bits = x.read_bits(memory)?;
-            let rows: Vec<u64> = kept.iter().flat_map(|&source| bits[source / k * h..][..h].iter().copied()).collect();
+            let rows: Vec<u64> =
+                kept.iter().flat_map(|&source| bits[source / k * h..][..h].iter().copied()).collect();
             part.write_bits(memory, &rows)?;
             if let (Some(scale), Some(scales)) = (&scale, &scales) {
                 let scale = scale.read_f64(memory)?;
@@ -237,7 +254,8 @@ fn init_range(args: &Args) -> Result<Run, Refusal> {
 
 /// out = x1 + x2 + Σ scale · (expanded row + its expert's bias); rows that were dropped give nothing.
 fn finalize(args: &Args) -> Result<Run, Refusal> {
-    let (expanded, rows, out) = (args.tensor("expandedX")?, args.tensor("expandedRowIdx")?.clone(), args.tensor("out")?.clone());
+    let (expanded, rows, out) =
+        (args.tensor("expandedX")?, args.tensor("expandedRowIdx")?.clone(), args.tensor("out")?.clone());
     args.one_of("expandedX", expanded, FLOATS)?;
     args.one_of("out", &out, &[expanded.dtype])?;
     args.one_of("expandedRowIdx", &rows, &[Dtype::I32])?;
@@ -251,8 +269,12 @@ fn finalize(args: &Args) -> Result<Run, Refusal> {
     let rank = if mode % 2 == 0 { 2 } else { 3 };
     args.ranked("expandedX", expanded, rank, rank)?;
     let (n, h) = (out.shape[0], out.shape[1]);
-    if expanded.shape[rank - 1] != h || n == 0 && rows.numel() > 0 || n > 0 && !rows.numel().is_multiple_of(n) {
-        return Err(args.invalid("out", format!("{:?} does not fit expandedX {:?} and {} rows", out.shape, expanded.shape, rows.numel())));
+    if expanded.shape[rank - 1] != h || n == 0 && rows.numel() > 0 || n > 0 && !rows.numel().is_multiple_of(n)
+    {
+        return Err(args.invalid(
+            "out",
+            format!("{:?} does not fit expandedX {:?} and {} rows", out.shape, expanded.shape, rows.numel()),
+        ));
     }
     let k = rows.numel() / n.max(1);
     let mut addends = Vec::new();
@@ -288,7 +310,9 @@ fn finalize(args: &Args) -> Result<Run, Refusal> {
         let (values, rows) = (expanded.read_f64(memory)?, rows.read_i64(memory)?);
         let scales = scales.as_ref().map(|scales| scales.read_f64(memory)).transpose()?;
         let bias = match &bias {
-            Some((bias, experts)) => Some((bias.read_f64(memory)?, checked(operator, experts, bias.shape[0], memory)?)),
+            Some((bias, experts)) => {
+                Some((bias.read_f64(memory)?, checked(operator, experts, bias.shape[0], memory)?))
+            }
             None => None,
         };
         let mut sums = vec![0.0; n * h];
@@ -302,10 +326,14 @@ fn finalize(args: &Args) -> Result<Run, Refusal> {
                     continue;
                 }
                 let place = usize::try_from(at).ok().filter(|place| (place + 1) * h <= values.len());
-                let place = place.ok_or_else(|| Fault::exception(format!("aclnn{operator}: row {at} is outside expandedX")))?;
+                let place = place.ok_or_else(|| {
+                    Fault::exception(format!("aclnn{operator}: row {at} is outside expandedX"))
+                })?;
                 let scale = scales.as_ref().map_or(1.0, |scales| scales[i * k + j]);
                 for (e, sum) in sums[i * h..][..h].iter_mut().enumerate() {
-                    let shift = bias.as_ref().map_or(0.0, |(bias, experts)| bias[experts[i * k + j] as usize * h + e]);
+                    let shift = bias
+                        .as_ref()
+                        .map_or(0.0, |(bias, experts)| bias[experts[i * k + j] as usize * h + e]);
                     *sum += scale * (values[place * h + e] + shift);
                 }
             }
@@ -316,7 +344,8 @@ fn finalize(args: &Args) -> Result<Run, Refusal> {
 
 /// Running counts of tokens per expert.
 fn count(args: &Args) -> Result<Run, Refusal> {
-    let (experts, out, count) = (args.tensor("sortedExperts")?.clone(), args.tensor("out")?.clone(), experts_of(args, "numExperts")?);
+    let (experts, out, count) =
+        (args.tensor("sortedExperts")?.clone(), args.tensor("out")?.clone(), experts_of(args, "numExperts")?);
     args.one_of("sortedExperts", &experts, &[Dtype::I32])?;
     args.one_of("out", &out, &[Dtype::I32])?;
     args.shaped("out", &out, &[count])?;
@@ -341,7 +370,9 @@ fn permute(args: &Args) -> Result<Run, Refusal> {
     args.one_of("permuteTokensOut", &out, &[tokens.dtype])?;
     args.one_of("sortedIndicesOut", &sorted, &[Dtype::I32])?;
     if indices.shape[0] != tokens.shape[0] {
-        return Err(args.invalid("indices", format!("has {} rows for {} tokens", indices.shape[0], tokens.shape[0])));
+        return Err(
+            args.invalid("indices", format!("has {} rows for {} tokens", indices.shape[0], tokens.shape[0]))
+        );
     }
     let (k, h, all) = (indices.shape.get(1).copied().unwrap_or(1), tokens.shape[1], indices.numel());
     let keep = match args.int("numOutTokens")? {
@@ -355,7 +386,8 @@ fn permute(args: &Args) -> Result<Run, Refusal> {
         let (bits, order) = (tokens.read_bits(memory)?, by_expert(&indices.read_i64(memory)?));
         let mut places = vec![0; all];
         order.iter().enumerate().for_each(|(at, &source)| places[source] = at as i64);
-        let rows: Vec<u64> = order[..keep].iter().flat_map(|&source| bits[source / k * h..][..h].iter().copied()).collect();
+        let rows: Vec<u64> =
+            order[..keep].iter().flat_map(|&source| bits[source / k * h..][..h].iter().copied()).collect();
         out.write_bits(memory, &rows)?;
         sorted.write_i64(memory, &places)
     })
@@ -363,7 +395,11 @@ fn permute(args: &Args) -> Result<Run, Refusal> {
 
 fn unpermute(args: &Args) -> Result<Run, Refusal> {
     padded(args)?;
-    let (tokens, sorted, out) = (args.tensor("permutedTokens")?.clone(), args.tensor("sortedIndices")?.clone(), args.tensor("out")?.clone());
+    let (tokens, sorted, out) = (
+        args.tensor("permutedTokens")?.clone(),
+        args.tensor("sortedIndices")?.clone(),
+        args.tensor("out")?.clone(),
+    );
     args.ranked("permutedTokens", &tokens, 2, 2)?;
     args.one_of("permutedTokens", &tokens, FLOATS)?;
     args.one_of("sortedIndices", &sorted, &[Dtype::I32])?;
@@ -375,7 +411,9 @@ fn unpermute(args: &Args) -> Result<Run, Refusal> {
     if let Some(probs) = &probs
         && probs.numel() != sorted.numel()
     {
-        return Err(args.invalid("probs", format!("has shape {:?} for {} indices", probs.shape, sorted.numel())));
+        return Err(
+            args.invalid("probs", format!("has shape {:?} for {} indices", probs.shape, sorted.numel()))
+        );
     }
     let operator = args.operator;
     run(move |memory| {
@@ -384,7 +422,8 @@ fn unpermute(args: &Args) -> Result<Run, Refusal> {
         let mut sums = vec![0.0; out.numel()];
         for (i, &place) in places.iter().enumerate() {
             // Tokens that were not kept give nothing.
-            let place = usize::try_from(place).map_err(|_| Fault::exception(format!("aclnn{operator}: index {place}")))?;
+            let place = usize::try_from(place)
+                .map_err(|_| Fault::exception(format!("aclnn{operator}: index {place}")))?;
             let Some(row) = values.get(place * h..(place + 1) * h) else { continue };
             let weight = probs.as_ref().map_or(1.0, |probs| probs[i]);
             sums[i / k * h..][..h].iter_mut().zip(row).for_each(|(sum, x)| *sum += weight * x);
@@ -404,35 +443,77 @@ mod tests {
 
     #[test]
     fn tokens_go_to_their_experts_and_come_back_weighted() {
-        let case = Case::new(Soc::A3, "MoeInitRoutingV2").input("x", Dtype::F16, &[3, 2], &X).input("expertIdx", Dtype::I32, &[3, 2], &EXPERTS);
+        let case = Case::new(Soc::A3, "MoeInitRoutingV2").input("x", Dtype::F16, &[3, 2], &X).input(
+            "expertIdx",
+            Dtype::I32,
+            &[3, 2],
+            &EXPERTS,
+        );
         let case = case.int("expertNumOptional", 3).int("expertTokensCountOrCumsumFlagOptional", 1);
-        let case = case.output("expandedXOut", Dtype::F16, &[6, 2]).output("expandedRowIdxOut", Dtype::I32, &[6]);
+        let case =
+            case.output("expandedXOut", Dtype::F16, &[6, 2]).output("expandedRowIdxOut", Dtype::I32, &[6]);
         let case = case.output("expertTokensCountOrCumsumOutOptional", Dtype::I32, &[3]).done();
         // In order of experts: token 0 and 1 for expert 0, 1 and 2 for expert 1, 0 and 2 for expert 2.
         assert_eq!(case.read("expandedXOut"), [1.0, 2.0, 3.0, 4.0, 3.0, 4.0, 5.0, 6.0, 1.0, 2.0, 5.0, 6.0]);
         assert_eq!(case.read("expandedRowIdxOut"), [4.0, 0.0, 1.0, 2.0, 5.0, 3.0]);
         assert_eq!(case.read("expertTokensCountOrCumsumOutOptional"), [2.0, 4.0, 6.0]);
         let (rows, places) = (case.read("expandedXOut"), case.read("expandedRowIdxOut"));
-        let case = Case::new(Soc::A3, "MoeFinalizeRoutingV2").input("expandedX", Dtype::F16, &[6, 2], &rows).int("dropPadMode", 2);
-        let case = case.input("expandedRowIdx", Dtype::I32, &[6], &places).input("scalesOptional", Dtype::F16, &[3, 2], &[0.5; 6]);
+        let case = Case::new(Soc::A3, "MoeFinalizeRoutingV2")
+            .input("expandedX", Dtype::F16, &[6, 2], &rows)
+            .int("dropPadMode", 2);
+        let case = case.input("expandedRowIdx", Dtype::I32, &[6], &places).input(
+            "scalesOptional",
+            Dtype::F16,
+            &[3, 2],
+            &[0.5; 6],
+        );
         close(&case.output("out", Dtype::F16, &[3, 2]).done().read("out"), &X, 1e-6);
     }
 
     #[test]
     fn an_expert_beyond_its_capacity_drops_tokens() {
-        let case = Case::new(Soc::A3, "MoeInitRoutingV2").input("x", Dtype::F16, &[3, 2], &X).input("expertIdx", Dtype::I32, &[3, 1], &[1.0, 1.0, 0.0]);
-        let case = case.int("expertNumOptional", 2).int("expertCapacityOptional", 1).int("dropPadModeOptional", 1);
-        let case = case.output("expandedXOut", Dtype::F16, &[2, 1, 2]).output("expandedRowIdxOut", Dtype::I32, &[3]).done();
-        assert_eq!((case.read("expandedXOut"), case.read("expandedRowIdxOut")), (vec![5.0, 6.0, 1.0, 2.0], vec![1.0, -1.0, 0.0]));
+        let case = Case::new(Soc::A3, "MoeInitRoutingV2").input("x", Dtype::F16, &[3, 2], &X).input(
+            "expertIdx",
+            Dtype::I32,
+            &[3, 1],
+            &[1.0, 1.0, 0.0],
+        );
+        let case =
+            case.int("expertNumOptional", 2).int("expertCapacityOptional", 1).int("dropPadModeOptional", 1);
+        let case = case
+            .output("expandedXOut", Dtype::F16, &[2, 1, 2])
+            .output("expandedRowIdxOut", Dtype::I32, &[3])
+            .done();
+        assert_eq!(
+            (case.read("expandedXOut"), case.read("expandedRowIdxOut")),
+            (vec![5.0, 6.0, 1.0, 2.0], vec![1.0, -1.0, 0.0])
+        );
     }
 
     #[test]
     fn a_range_of_experts_takes_only_its_tokens() {
         let case = |quant, scatter| {
-            let case = Case::new(Soc::A3, "MoeInitRoutingV3").input("x", Dtype::F16, &[3, 2], &X).input("expertIdx", Dtype::I32, &[3, 2], &EXPERTS);
-            let case = case.int("expertNum", 3).ints("activeExpertRangeOptional", &[1, 3]).int("quantMode", quant).int("rowIdxType", scatter);
-            let case = case.flag("expertTokensNumFlag", true).int("expertTokensNumType", 1).output("expandedRowIdxOut", Dtype::I32, &[6]);
-            let case = case.output("expertTokensCountOrCumsumOut", Dtype::I64, &[2]).output("expandedScaleOut", Dtype::F32, &[6]);
+            let case = Case::new(Soc::A3, "MoeInitRoutingV3").input("x", Dtype::F16, &[3, 2], &X).input(
+                "expertIdx",
+                Dtype::I32,
+                &[3, 2],
+                &EXPERTS,
+            );
+            let case = case
+                .int("expertNum", 3)
+                .ints("activeExpertRangeOptional", &[1, 3])
+                .int("quantMode", quant)
+                .int("rowIdxType", scatter);
+            let case = case.flag("expertTokensNumFlag", true).int("expertTokensNumType", 1).output(
+                "expandedRowIdxOut",
+                Dtype::I32,
+                &[6],
+            );
+            let case = case.output("expertTokensCountOrCumsumOut", Dtype::I64, &[2]).output(
+                "expandedScaleOut",
+                Dtype::F32,
+                &[6],
+            );
             case.output("expandedXOut", if quant == 1 { Dtype::I8 } else { Dtype::F16 }, &[6, 2]).done()
         };
         let plain = case(-1, 0);
@@ -447,13 +528,35 @@ mod tests {
 
     #[test]
     fn permuted_tokens_return() {
-        let case = Case::new(Soc::A2, "MoeTokenPermute").input("tokens", Dtype::F16, &[3, 2], &X).input("indices", Dtype::I32, &[3, 2], &EXPERTS);
-        let case = case.output("permuteTokensOut", Dtype::F16, &[6, 2]).output("sortedIndicesOut", Dtype::I32, &[6]).done();
+        let case = Case::new(Soc::A2, "MoeTokenPermute").input("tokens", Dtype::F16, &[3, 2], &X).input(
+            "indices",
+            Dtype::I32,
+            &[3, 2],
+            &EXPERTS,
+        );
+        let case = case
+            .output("permuteTokensOut", Dtype::F16, &[6, 2])
+            .output("sortedIndicesOut", Dtype::I32, &[6])
+            .done();
         let (tokens, sorted) = (case.read("permuteTokensOut"), case.read("sortedIndicesOut"));
-        let case = Case::new(Soc::A2, "MoeTokenUnpermute").input("permutedTokens", Dtype::F16, &[6, 2], &tokens);
-        let case = case.input("sortedIndices", Dtype::I32, &[6], &sorted).input("probsOptional", Dtype::F16, &[3, 2], &[0.25, 0.75, 0.5, 0.5, 1.0, 0.0]);
+        let case =
+            Case::new(Soc::A2, "MoeTokenUnpermute").input("permutedTokens", Dtype::F16, &[6, 2], &tokens);
+        let case = case.input("sortedIndices", Dtype::I32, &[6], &sorted).input(
+            "probsOptional",
+            Dtype::F16,
+            &[3, 2],
+            &[0.25, 0.75, 0.5, 0.5, 1.0, 0.0],
+        );
         close(&case.output("out", Dtype::F16, &[3, 2]).done().read("out"), &X, 1e-6);
-        let counts = Case::new(Soc::A2, "MoeComputeExpertTokens").input("sortedExperts", Dtype::I32, &[4], &[0.0, 0.0, 2.0, 2.0]);
-        assert_eq!(counts.int("numExperts", 3).output("out", Dtype::I32, &[3]).done().read("out"), [2.0, 2.0, 4.0]);
+        let counts = Case::new(Soc::A2, "MoeComputeExpertTokens").input(
+            "sortedExperts",
+            Dtype::I32,
+            &[4],
+            &[0.0, 0.0, 2.0, 2.0],
+        );
+        assert_eq!(
+            counts.int("numExperts", 3).output("out", Dtype::I32, &[3]).done().read("out"),
+            [2.0, 2.0, 4.0]
+        );
     }
 }

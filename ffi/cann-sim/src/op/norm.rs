@@ -30,9 +30,12 @@ pub(super) fn rms_rows(x: &[f64], gamma: &[f64], epsilon: f64) -> (Vec<f64>, Vec
 
 /// Checks gamma against the trailing dimensions of x, and gives the shape of the per-row statistics.
 pub(super) fn statistics_shape(args: &Args, x: &Tensor, gamma: &Tensor) -> Result<Vec<usize>, Refusal> {
-    let lead = x.rank().checked_sub(gamma.rank()).filter(|&lead| gamma.rank() > 0 && x.shape[lead..] == gamma.shape);
+    let lead =
+        x.rank().checked_sub(gamma.rank()).filter(|&lead| gamma.rank() > 0 && x.shape[lead..] == gamma.shape);
     let Some(lead) = lead else {
-        return Err(args.invalid("gamma", format!("{:?} is not the end of x's shape {:?}", gamma.shape, x.shape)));
+        return Err(
+            args.invalid("gamma", format!("{:?} is not the end of x's shape {:?}", gamma.shape, x.shape))
+        );
     };
     Ok(x.shape.iter().enumerate().map(|(axis, &size)| if axis < lead { size } else { 1 }).collect())
 }
@@ -89,7 +92,8 @@ fn add_rms_norm(args: &Args) -> Result<Run, Refusal> {
     let (a, b) = addends(args, ["x1", "x2"])?;
     let (_, gamma) = scaled(args, "x1")?;
     let shape = statistics_shape(args, &a, &gamma)?;
-    let (y, x, rstd) = (args.tensor("yOut")?.clone(), args.tensor("xOut")?.clone(), statistics(args, "rstdOut", &shape)?);
+    let (y, x, rstd) =
+        (args.tensor("yOut")?.clone(), args.tensor("xOut")?.clone(), statistics(args, "rstdOut", &shape)?);
     for (name, out) in [("yOut", &y), ("xOut", &x)] {
         args.shaped(name, out, &a.shape)?;
         args.one_of(name, out, &[a.dtype])?;
@@ -164,10 +168,16 @@ fn layer_norm(args: &Args) -> Result<Run, Refusal> {
     args.one_of("input", &x, FLOATS)?;
     args.one_of("out", &out, &[x.dtype])?;
     args.shaped("out", &out, &x.shape)?;
-    let normalized: Vec<usize> = args.ints("normalizedShape")?.iter().map(|&size| size.max(0) as usize).collect();
-    let lead = x.rank().checked_sub(normalized.len()).filter(|&lead| !normalized.is_empty() && x.shape[lead..] == normalized);
+    let normalized: Vec<usize> =
+        args.ints("normalizedShape")?.iter().map(|&size| size.max(0) as usize).collect();
+    let lead = x
+        .rank()
+        .checked_sub(normalized.len())
+        .filter(|&lead| !normalized.is_empty() && x.shape[lead..] == normalized);
     let Some(lead) = lead else {
-        return Err(args.invalid("normalizedShape", format!("{normalized:?} is not the end of shape {:?}", x.shape)));
+        return Err(
+            args.invalid("normalizedShape", format!("{normalized:?} is not the end of shape {:?}", x.shape))
+        );
     };
     let mut parts = [None, None];
     for (part, name) in parts.iter_mut().zip(["weight", "bias"]) {
@@ -177,7 +187,8 @@ fn layer_norm(args: &Args) -> Result<Run, Refusal> {
             *part = Some(tensor.clone());
         }
     }
-    let shape: Vec<usize> = x.shape.iter().enumerate().map(|(i, &size)| if i < lead { size } else { 1 }).collect();
+    let shape: Vec<usize> =
+        x.shape.iter().enumerate().map(|(i, &size)| if i < lead { size } else { 1 }).collect();
     let (mean, rstd) = (args.optional("meanOut")?.cloned(), args.optional("rstdOut")?.cloned());
     for (name, tensor) in [("meanOut", &mean), ("rstdOut", &rstd)] {
         if let Some(tensor) = tensor {
@@ -303,7 +314,10 @@ mod tests {
         for dtype in [Dtype::F32, Dtype::Bf16] {
             let (x, g) = (noise_of(dtype, 12, 1), noise_of(dtype, 4, 2));
             for layout in LAYOUTS {
-                let case = Case::new(Soc::A3, "RmsNorm").laid(layout).input("x", dtype, &[3, 4], &x).float("epsilon", 1e-6);
+                let case = Case::new(Soc::A3, "RmsNorm")
+                    .laid(layout)
+                    .input("x", dtype, &[3, 4], &x)
+                    .float("epsilon", 1e-6);
                 let case = case.input("gamma", dtype, &[4], &g).output("yOut", dtype, &[3, 4]);
                 let case = case.output("rstdOut", Dtype::F32, &[3, 1]).done();
                 let y = case.read("yOut");
@@ -323,7 +337,12 @@ mod tests {
     #[test]
     fn a_sum_is_rounded_before_it_is_normalised() {
         let (a, b) = (noise_of(Dtype::F16, 6, 3), noise_of(Dtype::F16, 6, 4));
-        let case = Case::new(Soc::A2, "AddRmsNorm").input("x1", Dtype::F16, &[2, 3], &a).input("x2", Dtype::F16, &[2, 3], &b);
+        let case = Case::new(Soc::A2, "AddRmsNorm").input("x1", Dtype::F16, &[2, 3], &a).input(
+            "x2",
+            Dtype::F16,
+            &[2, 3],
+            &b,
+        );
         let case = case.input("gamma", Dtype::F16, &[3], &[1.0; 3]).float("epsilon", 0.0);
         let case = case.output("yOut", Dtype::F16, &[2, 3]).output("rstdOut", Dtype::F32, &[2, 1]);
         let case = case.output("xOut", Dtype::F16, &[2, 3]).done();
@@ -337,8 +356,13 @@ mod tests {
     fn layer_rows_have_mean_zero_and_variance_one() {
         let x = noise_of(Dtype::F32, 24, 5);
         for layout in LAYOUTS {
-            let case = Case::new(Soc::A2, "LayerNorm").laid(layout).input("input", Dtype::F32, &[2, 3, 4], &x);
-            let case = case.ints("normalizedShape", &[3, 4]).float("eps", 1e-12).output("out", Dtype::F32, &[2, 3, 4]);
+            let case =
+                Case::new(Soc::A2, "LayerNorm").laid(layout).input("input", Dtype::F32, &[2, 3, 4], &x);
+            let case = case.ints("normalizedShape", &[3, 4]).float("eps", 1e-12).output(
+                "out",
+                Dtype::F32,
+                &[2, 3, 4],
+            );
             let y = case.output("meanOutOptional", Dtype::F32, &[2, 1, 1]).done().read("out");
             for row in y.chunks(12) {
                 close(&[row.iter().sum(), row.iter().map(|x| x * x).sum()], &[0.0, 12.0], 1e-5);
@@ -346,19 +370,29 @@ mod tests {
         }
         let case = Case::new(Soc::A2, "LayerNorm").input("input", Dtype::F32, &[1, 2], &[1.0, 3.0]);
         let case = case.ints("normalizedShape", &[2]).input("weightOptional", Dtype::F32, &[2], &[2.0, 2.0]);
-        let case = case.input("biasOptional", Dtype::F32, &[2], &[1.0, 1.0]).output("out", Dtype::F32, &[1, 2]);
+        let case =
+            case.input("biasOptional", Dtype::F32, &[2], &[1.0, 1.0]).output("out", Dtype::F32, &[1, 2]);
         assert_eq!(case.done().read("out"), [-1.0, 3.0]);
     }
 
     #[test]
     fn groups_of_channels_are_normalised_together() {
         let x = noise_of(Dtype::F32, 2 * 4 * 3, 6);
-        let case = Case::new(Soc::A2, "GroupNorm").input("self", Dtype::F32, &[2, 4, 3], &x).float("eps", 1e-9);
+        let case =
+            Case::new(Soc::A2, "GroupNorm").input("self", Dtype::F32, &[2, 4, 3], &x).float("eps", 1e-9);
         let case = case.int("N", 2).int("C", 4).int("HxW", 3).int("group", 2);
-        let case = case.input("gamma", Dtype::F32, &[4], &[1.0, 1.0, 2.0, 2.0]).output("out", Dtype::F32, &[2, 4, 3]);
+        let case = case.input("gamma", Dtype::F32, &[4], &[1.0, 1.0, 2.0, 2.0]).output(
+            "out",
+            Dtype::F32,
+            &[2, 4, 3],
+        );
         let case = case.output("meanOut", Dtype::F32, &[2, 2]).output("rstdOut", Dtype::F32, &[2, 2]).done();
         let y = case.read("out");
-        close(&[y[..6].iter().map(|x| x * x).sum(), y[6..12].iter().map(|x| x * x).sum()], &[6.0, 24.0], 1e-5);
+        close(
+            &[y[..6].iter().map(|x| x * x).sum(), y[6..12].iter().map(|x| x * x).sum()],
+            &[6.0, 24.0],
+            1e-5,
+        );
         close(&case.read("meanOut")[..1], &[x[..6].iter().sum::<f64>() / 6.0], 1e-6);
     }
 }

@@ -21,7 +21,9 @@ fn cache(args: &Args, name: &str, cache: &Tensor, mode: &str, width: usize) -> R
         mode => return Err(args.unknown_mode("cacheMode", mode)),
     };
     if row != width {
-        return Err(args.invalid(name, format!("has rows of {row} in shape {:?}; wanted: {width}", cache.shape)));
+        return Err(
+            args.invalid(name, format!("has rows of {row} in shape {:?}; wanted: {width}", cache.shape))
+        );
     }
     if fractal && cache.shape[3] != 256 / cache.dtype.bits() {
         return Err(args.invalid(name, format!("has pieces of {}; wanted: 32 bytes of them", cache.shape[3])));
@@ -40,7 +42,8 @@ impl Cache {
     fn row(&self, operator: &str, slot: i64) -> Result<Tensor, Fault> {
         let bound = self.view.shape[0] * self.positions;
         let slot = usize::try_from(slot).ok().filter(|slot| *slot < bound);
-        let slot = slot.ok_or_else(|| Fault::exception(format!("aclnn{operator}: a slot lies outside {bound}")))?;
+        let slot =
+            slot.ok_or_else(|| Fault::exception(format!("aclnn{operator}: a slot lies outside {bound}")))?;
         let axis = if self.fractal { 2 } else { 1 };
         Ok(self.view.narrow(0, slot / self.positions, 1, 1).narrow(axis, slot % self.positions, 1, 1))
     }
@@ -62,7 +65,12 @@ fn slots(args: &Args, tokens: usize) -> Result<Tensor, Refusal> {
     Ok(slots.clone())
 }
 
-fn store_rows(operator: &str, (rows, cache): &(Tensor, Cache), slots: &[i64], memory: &dyn Memory) -> Result<(), Fault> {
+fn store_rows(
+    operator: &str,
+    (rows, cache): &(Tensor, Cache),
+    slots: &[i64],
+    memory: &dyn Memory,
+) -> Result<(), Fault> {
     for (token, &slot) in slots.iter().enumerate().filter(|(_, slot)| **slot != -1) {
         let row = rows.narrow(0, token, 1, 1).read_bits(memory)?;
         cache.row(operator, slot)?.write_bits(memory, &row)?;
@@ -79,7 +87,8 @@ fn store_both(args: &Args) -> Result<Run, Refusal> {
         mode => return Err(args.unknown_mode("scatterMode", mode)),
     }
     let mode = args.text("cacheModeOptional")?;
-    let (keys, values) = (pair(args, "key", "keyCacheRef", mode)?, pair(args, "value", "valueCacheRef", mode)?);
+    let (keys, values) =
+        (pair(args, "key", "keyCacheRef", mode)?, pair(args, "value", "valueCacheRef", mode)?);
     if values.0.shape[..2] != keys.0.shape[..2] {
         return Err(args.invalid("value", format!("has shape {:?}, key {:?}", values.0.shape, keys.0.shape)));
     }
@@ -119,12 +128,18 @@ fn fetch(args: &Args) -> Result<Run, Refusal> {
             for (sequence, &length) in lengths.iter().enumerate() {
                 for position in 0..usize::try_from(length).unwrap_or(0) {
                     let block = position / cache.positions;
-                    let stop = || Fault::exception(format!("aclnn{operator}: sequence {sequence} of {length} does not fit"));
+                    let stop = || {
+                        Fault::exception(format!(
+                            "aclnn{operator}: sequence {sequence} of {length} does not fit"
+                        ))
+                    };
                     if block >= table_row || token >= rows.shape[0] {
                         return Err(stop());
                     }
                     let first = blocks[sequence * table_row + block] * cache.positions as i64;
-                    let row = cache.row(operator, first + (position % cache.positions) as i64)?.read_bits(memory)?;
+                    let row = cache
+                        .row(operator, first + (position % cache.positions) as i64)?
+                        .read_bits(memory)?;
                     rows.narrow(0, token, 1, 1).write_bits(memory, &row)?;
                     token += 1;
                 }
@@ -145,27 +160,54 @@ mod tests {
         let (k, v) = (noise_of(Dtype::F16, 3 * 32, 1), noise_of(Dtype::F16, 3 * 32, 2));
         for (mode, shape) in [("", [4, 2, 2, 16]), ("PA_NZ", [4, 2, 2, 16])] {
             let case = Case::new(Soc::A2, "ScatterPaKvCache").text("cacheModeOptional", mode);
-            let case = case.input("key", Dtype::F16, &[3, 2, 16], &k).input("value", Dtype::F16, &[3, 2, 16], &v);
+            let case =
+                case.input("key", Dtype::F16, &[3, 2, 16], &k).input("value", Dtype::F16, &[3, 2, 16], &v);
             let zeros = vec![0.0; 4 * 64];
-            let case = case.input("keyCacheRef", Dtype::F16, &shape, &zeros).input("valueCacheRef", Dtype::F16, &shape, &zeros);
+            let case = case.input("keyCacheRef", Dtype::F16, &shape, &zeros).input(
+                "valueCacheRef",
+                Dtype::F16,
+                &shape,
+                &zeros,
+            );
             // Positions 0, 1 and 2 of a sequence in blocks 3 and 0.
             let case = case.input("slotMapping", Dtype::I32, &[3], &[6.0, 7.0, 0.0]).done();
             let (keys, values) = (case.tensor("keyCacheRef").clone(), case.tensor("valueCacheRef").clone());
             let case = Case::new(Soc::A2, "GatherPaKvCache").after(case).text("cacheMode", mode);
             let some = |tensor: Tensor| super::super::Value::Tensor(Some(tensor));
             let case = case.set("keyCache", some(keys)).set("valueCache", some(values));
-            let case = case.input("blockTables", Dtype::I32, &[1, 2], &[3.0, 0.0]).input("seqLens", Dtype::I32, &[1], &[3.0]);
-            let case = case.output("keyRef", Dtype::F16, &[3, 2, 16]).output("valueRef", Dtype::F16, &[3, 2, 16]).done();
+            let case = case.input("blockTables", Dtype::I32, &[1, 2], &[3.0, 0.0]).input(
+                "seqLens",
+                Dtype::I32,
+                &[1],
+                &[3.0],
+            );
+            let case = case
+                .output("keyRef", Dtype::F16, &[3, 2, 16])
+                .output("valueRef", Dtype::F16, &[3, 2, 16])
+                .done();
             assert_eq!((case.read("keyRef"), case.read("valueRef")), (k.clone(), v.clone()), "{mode}");
         }
     }
 
     #[test]
     fn a_slot_of_minus_one_is_left_out() {
-        let case = Case::new(Soc::A3, "ScatterPaCache").input("key", Dtype::I8, &[2, 1, 2], &[1.0, 2.0, 3.0, 4.0]);
-        let case = case.input("keyCacheRef", Dtype::I8, &[1, 2, 1, 2], &[9.0; 4]).input("slotMapping", Dtype::I64, &[2], &[-1.0, 1.0]);
+        let case =
+            Case::new(Soc::A3, "ScatterPaCache").input("key", Dtype::I8, &[2, 1, 2], &[1.0, 2.0, 3.0, 4.0]);
+        let case = case.input("keyCacheRef", Dtype::I8, &[1, 2, 1, 2], &[9.0; 4]).input(
+            "slotMapping",
+            Dtype::I64,
+            &[2],
+            &[-1.0, 1.0],
+        );
         assert_eq!(case.done().read("keyCacheRef"), [9.0, 9.0, 3.0, 4.0]);
-        let mode = Case::new(Soc::A3, "ScatterPaCache").input("key", Dtype::I8, &[1, 1, 2], &[1.0, 2.0]).text("cacheMode", "Other");
-        assert!(mode.input("keyCacheRef", Dtype::I8, &[1, 1, 1, 2], &[0.0; 2]).refused().message.contains("cacheMode = Other"));
+        let mode = Case::new(Soc::A3, "ScatterPaCache")
+            .input("key", Dtype::I8, &[1, 1, 2], &[1.0, 2.0])
+            .text("cacheMode", "Other");
+        assert!(
+            mode.input("keyCacheRef", Dtype::I8, &[1, 1, 1, 2], &[0.0; 2])
+                .refused()
+                .message
+                .contains("cacheMode = Other")
+        );
     }
 }

@@ -54,7 +54,8 @@ fn fixed(args: &Args) -> Result<Run, Refusal> {
     }
     let scale = args.tensor("scale")?;
     let scale = args.spread("scale", scale, &x.shape)?;
-    let offset = args.optional("offset")?.map(|offset| args.spread("offset", offset, &x.shape)).transpose()?;
+    let offset =
+        args.optional("offset")?.map(|offset| args.spread("offset", offset, &x.shape)).transpose()?;
     let round: fn(f64) -> f64 = match args.text("roundMode")? {
         _ if dtype.is_narrow_float() => |x| x,
         "" | "round" => f64::round_ties_even,
@@ -83,7 +84,8 @@ fn back(args: &Args) -> Result<Run, Refusal> {
     args.shaped("y", &y, &x.shape)?;
     let scale = args.tensor("scale")?;
     let scale = args.spread("scale", scale, &x.shape)?;
-    let offset = args.optional("offset")?.map(|offset| args.spread("offset", offset, &x.shape)).transpose()?;
+    let offset =
+        args.optional("offset")?.map(|offset| args.spread("offset", offset, &x.shape)).transpose()?;
     let squares = args.flag("sqrtMode")?;
     run(move |memory| {
         let (mut row, scale) = (x.read_f64(memory)?, scale.read_f64(memory)?);
@@ -104,7 +106,8 @@ fn quantize(row: &[f64], dtype: Dtype, symmetric: bool) -> (Vec<f64>, f64, f64) 
         let codes = row.iter().map(|x| if scale == 0.0 { 0.0 } else { code(x / scale, dtype) });
         return (codes.collect(), scale, 0.0);
     }
-    let (least, most) = row.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), &x| (a.min(x), b.max(x)));
+    let (least, most) =
+        row.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), &x| (a.min(x), b.max(x)));
     let scale = single((most - least) / (2.0 * top + 1.0));
     let offset = single(if scale == 0.0 { 0.0 } else { top - most / scale });
     let codes = row.iter().map(|x| if scale == 0.0 { 0.0 } else { code(x / scale + offset, dtype) });
@@ -207,7 +210,10 @@ fn swiglu(args: &Args) -> Result<Run, Refusal> {
         && smooth.shape != [group_count, width / 2]
         && (groups.is_some() || smooth.shape != [width / 2])
     {
-        return Err(args.invalid("smoothScales", format!("has shape {:?}; wanted: [{group_count}, {}]", smooth.shape, width / 2)));
+        return Err(args.invalid(
+            "smoothScales",
+            format!("has shape {:?}; wanted: [{group_count}, {}]", smooth.shape, width / 2),
+        ));
     }
     let left = args.flag("activateLeft")?;
     run(move |memory| {
@@ -268,7 +274,8 @@ fn mx_axis(args: &Args, x: &Tensor) -> Result<usize, Refusal> {
 /// Blocks share a power of two: the exponent of their largest less that of the type's largest (`scaleAlg` 0), or the
 /// least that lets nothing overflow (1).
 fn blocks(args: &Args) -> Result<Run, Refusal> {
-    let (x, y, scale) = (args.tensor("x")?.clone(), args.tensor("yOut")?.clone(), args.tensor("mxscaleOut")?.clone());
+    let (x, y, scale) =
+        (args.tensor("x")?.clone(), args.tensor("yOut")?.clone(), args.tensor("mxscaleOut")?.clone());
     args.one_of("x", &x, FLOATS)?;
     let dtype = result_type(args, "yOut", "dstType", &MX)?;
     args.shaped("yOut", &y, &x.shape)?;
@@ -305,7 +312,9 @@ fn blocks(args: &Args) -> Result<Run, Refusal> {
             .map(|&most| match most {
                 most if most.is_nan() || most.is_infinite() => f64::NAN,
                 0.0 => 2f64.powi(-127),
-                most if rounds_up => 2f64.powi((exponent(most / top(dtype) * (1.0 - f64::EPSILON)) + 1).clamp(-127, 127)),
+                most if rounds_up => {
+                    2f64.powi((exponent(most / top(dtype) * (1.0 - f64::EPSILON)) + 1).clamp(-127, 127))
+                }
                 most => 2f64.powi((exponent(most) - exponent(top(dtype))).clamp(-127, 127)),
             })
             .collect();
@@ -321,7 +330,8 @@ fn exponent(x: f64) -> i32 {
 }
 
 fn blocks_back(args: &Args) -> Result<Run, Refusal> {
-    let (x, y, scale) = (args.tensor("x")?.clone(), args.tensor("y")?.clone(), args.tensor("mxscale")?.clone());
+    let (x, y, scale) =
+        (args.tensor("x")?.clone(), args.tensor("y")?.clone(), args.tensor("mxscale")?.clone());
     args.one_of("x", &x, &MX)?;
     result_type(args, "y", "dstType", FLOATS)?;
     args.shaped("y", &y, &x.shape)?;
@@ -346,7 +356,8 @@ mod tests {
         let x = noise_of(Dtype::F16, 3 * 8, 1);
         for layout in LAYOUTS {
             for (dtype, step) in [(Dtype::I8, 127.0), (Dtype::I4, 7.0)] {
-                let case = Case::new(Soc::A2, "DynamicQuantV2").laid(layout).input("x", Dtype::F16, &[3, 8], &x);
+                let case =
+                    Case::new(Soc::A2, "DynamicQuantV2").laid(layout).input("x", Dtype::F16, &[3, 8], &x);
                 let case = case.int("dstType", dtype as i64).output("yOut", dtype, &[3, 8]);
                 let case = case.output("scaleOut", Dtype::F32, &[3]).done();
                 let (y, scale) = (case.read("yOut"), case.read("scaleOut"));
@@ -370,7 +381,8 @@ mod tests {
     #[test]
     fn an_offset_uses_all_codes() {
         let case = Case::new(Soc::A2, "DynamicQuantV2").input("x", Dtype::F16, &[1, 3], &[0.0, 1.0, 255.0]);
-        let case = case.int("dstType", 2).output("yOut", Dtype::I8, &[1, 3]).output("scaleOut", Dtype::F32, &[1]);
+        let case =
+            case.int("dstType", 2).output("yOut", Dtype::I8, &[1, 3]).output("scaleOut", Dtype::F32, &[1]);
         let case = case.output("offsetOut", Dtype::F32, &[1]).done();
         assert_eq!(case.read("yOut"), [-128.0, -127.0, 127.0]);
         assert_eq!((case.read("scaleOut"), case.read("offsetOut")), (vec![1.0], vec![-128.0]));
@@ -379,16 +391,21 @@ mod tests {
     #[test]
     fn fixed_scales_round_as_told() {
         let quant = |mode| {
-            let case = Case::new(Soc::A2, "AscendQuant").input("x", Dtype::F16, &[4], &[1.25, -1.25, 2.5, 100.0]);
-            let case = case.input("scale", Dtype::F16, &[1], &[2.0]).text("roundMode", mode).int("dstType", 2);
+            let case =
+                Case::new(Soc::A2, "AscendQuant").input("x", Dtype::F16, &[4], &[1.25, -1.25, 2.5, 100.0]);
+            let case =
+                case.input("scale", Dtype::F16, &[1], &[2.0]).text("roundMode", mode).int("dstType", 2);
             case.output("y", Dtype::I8, &[4])
         };
-        for (mode, want) in [("round", [2.0, -2.0, 5.0]), ("floor", [2.0, -3.0, 5.0]), ("ceil", [3.0, -2.0, 5.0])] {
+        for (mode, want) in
+            [("round", [2.0, -2.0, 5.0]), ("floor", [2.0, -3.0, 5.0]), ("ceil", [3.0, -2.0, 5.0])]
+        {
             let y = quant(mode).done().read("y");
             assert_eq!((&y[..3], y[3]), (&want[..], 127.0), "{mode}");
         }
         assert!(quant("nearest").refused().message.contains("nearest"));
-        let back = Case::new(Soc::A2, "AscendAntiQuant").input("x", Dtype::I8, &[2], &[3.0, -4.0]).int("dstType", 1);
+        let back =
+            Case::new(Soc::A2, "AscendAntiQuant").input("x", Dtype::I8, &[2], &[3.0, -4.0]).int("dstType", 1);
         let back = back.input("scale", Dtype::F16, &[1], &[0.5]).input("offset", Dtype::F16, &[1], &[1.0]);
         assert_eq!(back.output("y", Dtype::F16, &[2]).done().read("y"), [2.0, -1.5]);
     }
@@ -398,28 +415,56 @@ mod tests {
         let mut x = vec![1.0; 96];
         (x[0], x[40], x[70]) = (448.0, 3.5, 500.0);
         for (alg, want) in [(0, [1.0, 2f64.powi(-7), 1.0]), (1, [1.0, 2f64.powi(-7), 2.0])] {
-            let case = Case::new(Soc::Ascend950, "DynamicMxQuant").input("x", Dtype::Bf16, &[1, 96], &x).int("axis", -1);
+            let case = Case::new(Soc::Ascend950, "DynamicMxQuant")
+                .input("x", Dtype::Bf16, &[1, 96], &x)
+                .int("axis", -1);
             let case = case.int("dstType", 36).int("blocksize", 32).int("scaleAlg", alg);
-            let case = case.output("yOut", Dtype::F8E4M3, &[1, 96]).output("mxscaleOut", Dtype::E8M0, &[1, 2, 2]).done();
+            let case = case
+                .output("yOut", Dtype::F8E4M3, &[1, 96])
+                .output("mxscaleOut", Dtype::E8M0, &[1, 2, 2])
+                .done();
             assert_eq!(case.read("mxscaleOut")[..3], want, "{alg}");
             let y = case.read("yOut");
             let back = Case::new(Soc::Ascend950, "AntiMxQuant").after(case);
-            let back = back.input("x", Dtype::F8E4M3, &[1, 96], &y).input("mxscale", Dtype::E8M0, &[1, 2, 2], &[want[0], want[1], want[2], 1.0]);
-            let back = back.int("axis", 1).int("dstType", 27).output("y", Dtype::Bf16, &[1, 96]).done().read("y");
+            let back = back.input("x", Dtype::F8E4M3, &[1, 96], &y).input(
+                "mxscale",
+                Dtype::E8M0,
+                &[1, 2, 2],
+                &[want[0], want[1], want[2], 1.0],
+            );
+            let back =
+                back.int("axis", 1).int("dstType", 27).output("y", Dtype::Bf16, &[1, 96]).done().read("y");
             // 500 saturates at 448 where the exponent is floored, and rounds to 512 = 2 · 256 otherwise.
             assert_eq!((back[0], back[40], back[70]), (448.0, 3.5, if alg == 0 { 448.0 } else { 512.0 }));
         }
-        let other = Case::new(Soc::Ascend950, "DynamicMxQuant").input("x", Dtype::Bf16, &[64, 2], &[1.0; 128]).int("axis", 0);
+        let other = Case::new(Soc::Ascend950, "DynamicMxQuant")
+            .input("x", Dtype::Bf16, &[64, 2], &[1.0; 128])
+            .int("axis", 0);
         let other = other.int("dstType", 36).int("blocksize", 32).output("yOut", Dtype::F8E4M3, &[64, 2]);
         other.output("mxscaleOut", Dtype::E8M0, &[1, 2, 2]).done();
         let old = Case::new(Soc::A3, "DynamicMxQuant").input("x", Dtype::Bf16, &[32], &[1.0; 32]);
-        assert!(old.output("yOut", Dtype::F8E4M3, &[32]).output("mxscaleOut", Dtype::E8M0, &[1, 2]).refused().message.contains("A3"));
+        assert!(
+            old.output("yOut", Dtype::F8E4M3, &[32])
+                .output("mxscaleOut", Dtype::E8M0, &[1, 2])
+                .refused()
+                .message
+                .contains("A3")
+        );
     }
 
     #[test]
     fn a_gated_row_is_quantised_as_a_row() {
-        let case = Case::new(Soc::A2, "SwiGluQuant").input("x", Dtype::F16, &[2, 4], &[0.0, 20.0, 1.0, 2.0, 20.0, 20.0, 0.5, 1.0]);
-        let case = case.flag("activateLeft", true).text("quantModeOptional", "dynamic").output("yOut", Dtype::I8, &[2, 2]);
+        let case = Case::new(Soc::A2, "SwiGluQuant").input(
+            "x",
+            Dtype::F16,
+            &[2, 4],
+            &[0.0, 20.0, 1.0, 2.0, 20.0, 20.0, 0.5, 1.0],
+        );
+        let case = case.flag("activateLeft", true).text("quantModeOptional", "dynamic").output(
+            "yOut",
+            Dtype::I8,
+            &[2, 2],
+        );
         let case = case.output("scaleOut", Dtype::F32, &[2]).done();
         assert_eq!(case.read("yOut"), [0.0, 127.0, 64.0, 127.0]);
         close(&case.read("scaleOut"), &[40.0 / 127.0, 20.0 / 127.0], 1e-6);

@@ -31,7 +31,8 @@ struct Plan {
 fn plan(tensor: &Tensor, axes: &[usize], keep: bool) -> Plan {
     let all: Vec<usize> = (0..tensor.rank()).collect();
     let reduced = |axis: &usize| axes.is_empty() || axes.contains(axis);
-    let order: Vec<usize> = all.iter().filter(|a| !reduced(a)).chain(all.iter().filter(|a| reduced(a))).copied().collect();
+    let order: Vec<usize> =
+        all.iter().filter(|a| !reduced(a)).chain(all.iter().filter(|a| reduced(a))).copied().collect();
     let count = all.iter().filter(|a| reduced(a)).map(|&a| tensor.shape[a]).product();
     let results = all
         .iter()
@@ -124,7 +125,12 @@ fn places(row: &Row, count: usize, results: usize, largest: bool) -> Vec<usize> 
 }
 
 /// Writes the extremes of all lanes, and their places where they are wanted.
-fn write_extremes(args: &Args, plan: Plan, out: Option<Tensor>, indices: Option<Tensor>) -> Result<Run, Refusal> {
+fn write_extremes(
+    args: &Args,
+    plan: Plan,
+    out: Option<Tensor>,
+    indices: Option<Tensor>,
+) -> Result<Run, Refusal> {
     let results = plan.results.iter().product::<usize>();
     if plan.count == 0 && results > 0 {
         return Err(args.invalid("self", "has no elements to choose from"));
@@ -190,7 +196,9 @@ fn product(args: &Args) -> Result<Run, Refusal> {
     args.shaped("out", &out, &[])?;
     run(move |memory| match Row::read(&a, out.dtype, memory)? {
         Row::Float(row) => out.write_f64(memory, &[row.iter().product()]),
-        Row::Int(row) => out.write_i64(memory, &[row.iter().fold(1, |product: i64, x| product.wrapping_mul(*x))]),
+        Row::Int(row) => {
+            out.write_i64(memory, &[row.iter().fold(1, |product: i64, x| product.wrapping_mul(*x))])
+        }
     })
 }
 
@@ -282,13 +290,15 @@ mod tests {
         for layout in LAYOUTS {
             let case = base("ReduceSum", layout, &x).ints("dims", &[0, -1]).flag("keepDims", true);
             let got = case.output("out", Dtype::F32, &[1, 3, 1]).done().read("out");
-            let want: Vec<f64> =
-                (0..3).map(|j| (0..2).flat_map(|i| (0..4).map(move |k| (i, k))).map(|(i, k)| x[i * 12 + j * 4 + k]).sum()).collect();
+            let want: Vec<f64> = (0..3)
+                .map(|j| {
+                    (0..2).flat_map(|i| (0..4).map(move |k| (i, k))).map(|(i, k)| x[i * 12 + j * 4 + k]).sum()
+                })
+                .collect();
             close(&got, &want, 1e-6);
             let case = base("Mean", layout, &x).ints("dim", &[1]).output("out", Dtype::F32, &[2, 4]).done();
-            let want: Vec<f64> = (0..8)
-                .map(|r| (0..3).map(|j| x[r / 4 * 12 + j * 4 + r % 4]).sum::<f64>() / 3.0)
-                .collect();
+            let want: Vec<f64> =
+                (0..8).map(|r| (0..3).map(|j| x[r / 4 * 12 + j * 4 + r % 4]).sum::<f64>() / 3.0).collect();
             close(&case.read("out"), &want, 1e-6);
             let all = base("ReduceSum", layout, &x).ints("dims", &[]).output("out", Dtype::F32, &[]).done();
             close(&all.read("out"), &[x.iter().sum()], 1e-6);
@@ -309,7 +319,8 @@ mod tests {
         assert!(case.read("out")[0] == 9.0 && case.read("out")[1].is_nan());
         let case = Case::new(Soc::A2, "ArgMax").input("self", Dtype::I32, &[3], &[1.0, 5.0, 5.0]);
         assert_eq!(case.output("out", Dtype::I32, &[]).done().read("out"), [1.0]);
-        let case = Case::new(Soc::A2, "Amin").input("self", Dtype::F32, &[3], &[1.0, -5.0, 5.0]).ints("dim", &[]);
+        let case =
+            Case::new(Soc::A2, "Amin").input("self", Dtype::F32, &[3], &[1.0, -5.0, 5.0]).ints("dim", &[]);
         assert_eq!(case.output("out", Dtype::F32, &[]).done().read("out"), [-5.0]);
     }
 
@@ -329,7 +340,8 @@ mod tests {
     fn running_sums_run_along_their_dimension() {
         let ones = vec![1.0; 24];
         for layout in LAYOUTS {
-            let case = base("Cumsum", layout, &ones).int("dim", 1).output("out", Dtype::F32, &[2, 3, 4]).done();
+            let case =
+                base("Cumsum", layout, &ones).int("dim", 1).output("out", Dtype::F32, &[2, 3, 4]).done();
             let want: Vec<f64> = (0..24).map(|i| (i / 4 % 3 + 1) as f64).collect();
             assert_eq!(case.read("out"), want);
         }

@@ -29,7 +29,9 @@ fn turn(x: &[f64], cos: &[f64], sin: &[f64], pairs: Pairs) -> Vec<f64> {
     let d = x.len();
     let half = d / 2;
     let gathered: Vec<f64> = match pairs {
-        Pairs::InterleaveHalf => (0..d).map(|i| if i < half { x[2 * i] } else { x[2 * (i - half) + 1] }).collect(),
+        Pairs::InterleaveHalf => {
+            (0..d).map(|i| if i < half { x[2 * i] } else { x[2 * (i - half) + 1] }).collect()
+        }
         _ => x.to_vec(),
     };
     let turned = |i: usize| match pairs {
@@ -130,9 +132,7 @@ fn rotate_both(args: &Args) -> Result<Run, Refusal> {
         let (cos, sin) = angles(args, x)?;
         parts.push((x.clone(), cos, sin));
     }
-    run(move |memory| {
-        parts.iter().try_for_each(|(x, cos, sin)| turn_rows(x, (cos, sin), pairs, x, memory))
-    })
+    run(move |memory| parts.iter().try_for_each(|(x, cos, sin)| turn_rows(x, (cos, sin), pairs, x, memory)))
 }
 
 fn interleave(args: &Args) -> Result<Run, Refusal> {
@@ -196,13 +196,22 @@ mod tests {
                 let (from, to, pair): (Places, Places, fn(usize) -> usize) = match mode {
                     0 => (|p| (p, p + 4), |p| (p, p + 4), |i| i % 4),
                     1 => (|p| (2 * p, 2 * p + 1), |p| (2 * p, 2 * p + 1), |i| i / 2),
-                    2 => (|p| (p / 2 * 4 + p % 2, p / 2 * 4 + p % 2 + 2), |p| (p / 2 * 4 + p % 2, p / 2 * 4 + p % 2 + 2), |i| i / 4 * 2 + i % 2),
+                    2 => (
+                        |p| (p / 2 * 4 + p % 2, p / 2 * 4 + p % 2 + 2),
+                        |p| (p / 2 * 4 + p % 2, p / 2 * 4 + p % 2 + 2),
+                        |i| i / 4 * 2 + i % 2,
+                    ),
                     _ => (|p| (2 * p, 2 * p + 1), |p| (p, p + 4), |i| i % 4),
                 };
                 let (cos, sin) = shared(&angle, pair);
                 let case = Case::new(Soc::Ascend950, "RotaryPositionEmbedding").laid(layout);
                 let case = case.input("x", Dtype::F32, &[2, 3, 1, d], &x).int("mode", mode);
-                let case = case.input("cos", Dtype::F32, &[1, 1, 1, d], &cos).input("sin", Dtype::F32, &[1, 1, 1, d], &sin);
+                let case = case.input("cos", Dtype::F32, &[1, 1, 1, d], &cos).input(
+                    "sin",
+                    Dtype::F32,
+                    &[1, 1, 1, d],
+                    &sin,
+                );
                 let y = case.output("out", Dtype::F32, &[2, 3, 1, d]).done().read("out");
                 for (row, p) in [(0, 0), (3, 1), (5, 3)] {
                     let (a, b) = (x[row * d + from(p).0], x[row * d + from(p).1]);
@@ -218,7 +227,8 @@ mod tests {
     fn modes_are_those_of_the_chip() {
         let refused = |soc, mode| {
             let case = Case::new(soc, "RotaryPositionEmbedding").int("mode", mode);
-            let case = case.input("x", Dtype::F16, &[1, 1, 2], &[0.0; 2]).output("out", Dtype::F16, &[1, 1, 2]);
+            let case =
+                case.input("x", Dtype::F16, &[1, 1, 2], &[0.0; 2]).output("out", Dtype::F16, &[1, 1, 2]);
             case.refused().message
         };
         assert!(refused(Soc::A2, 2).contains("mode = 2"));
@@ -237,9 +247,19 @@ mod tests {
         let case = case.input("sin", Dtype::F16, &[1, 1, 1, 64], &[1.0; 64]).done();
         let want: Vec<f64> = (32..64).map(|i| -f64::from(i)).chain((0..32).map(f64::from)).collect();
         assert_eq!((case.read("queryRef"), case.read("keyRef")), (want.clone(), want));
-        let case = Case::new(Soc::A3, "InplacePartialRotaryMul").input("xRef", Dtype::F32, &[1, 1, 4], &[1.0, 2.0, 3.0, 4.0]);
+        let case = Case::new(Soc::A3, "InplacePartialRotaryMul").input(
+            "xRef",
+            Dtype::F32,
+            &[1, 1, 4],
+            &[1.0, 2.0, 3.0, 4.0],
+        );
         let case = case.int("rotary_mode", 1).ints("partialSlice", &[2, 4]);
-        let case = case.input("cos", Dtype::F32, &[1, 1, 2], &[0.0; 2]).input("sin", Dtype::F32, &[1, 1, 2], &[1.0; 2]);
+        let case = case.input("cos", Dtype::F32, &[1, 1, 2], &[0.0; 2]).input(
+            "sin",
+            Dtype::F32,
+            &[1, 1, 2],
+            &[1.0; 2],
+        );
         assert_eq!(case.done().read("xRef"), [1.0, 2.0, -4.0, 3.0]);
     }
 }

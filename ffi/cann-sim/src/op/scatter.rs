@@ -45,7 +45,8 @@ fn rows_along<'a>(args: &'a Args, target: &Tensor, axis: usize) -> Result<(&'a T
 
 /// out = self, then out[.., index[j], ..] += alpha · source[.., j, ..], in order.
 fn index_add(args: &Args) -> Result<Run, Refusal> {
-    let (from, to, alpha) = (args.tensor("self")?.clone(), args.tensor("out")?.clone(), args.scalar("alpha")?);
+    let (from, to, alpha) =
+        (args.tensor("self")?.clone(), args.tensor("out")?.clone(), args.scalar("alpha")?);
     args.ranked("self", &from, 1, 8)?;
     args.shaped("out", &to, &from.shape)?;
     args.one_of("out", &to, &[from.dtype])?;
@@ -119,7 +120,8 @@ fn index_put(args: &Args) -> Result<Run, Refusal> {
         for (i, place) in leading.places(operator, &target.shape, memory)?.into_iter().enumerate() {
             for j in 0..inner {
                 let (old, new) = (row[place * inner + j], values[i * inner + j]);
-                row[place * inner + j] = if accumulate { combine(target.dtype, old, new, false) } else { new };
+                row[place * inner + j] =
+                    if accumulate { combine(target.dtype, old, new, false) } else { new };
             }
         }
         target.write_bits(memory, &row)
@@ -178,7 +180,9 @@ fn scatter_nd(args: &Args) -> Result<Run, Refusal> {
     args.ranked("indices", &at, 1, 8)?;
     let (lead, depth) = (at.shape[..at.rank() - 1].to_vec(), at.shape[at.rank() - 1]);
     if depth > from.rank() {
-        return Err(args.invalid("indices", format!("has {depth} coordinates for {} dimensions", from.rank())));
+        return Err(
+            args.invalid("indices", format!("has {depth} coordinates for {} dimensions", from.rank()))
+        );
     }
     args.shaped("updates", &updates, &[&lead, &from.shape[depth..]].concat())?;
     let operator = args.operator;
@@ -214,15 +218,17 @@ fn scatter_update(args: &Args) -> Result<Run, Refusal> {
     shape[axis] = updates.shape[axis];
     args.shaped("updates", &updates, &shape)?;
     if shape[0] > target.shape[0] {
-        return Err(args.invalid("indices", format!("has {} entries for {} batches", shape[0], target.shape[0])));
+        return Err(
+            args.invalid("indices", format!("has {} entries for {} batches", shape[0], target.shape[0]))
+        );
     }
     run(move |memory: &dyn Memory| {
         let count = updates.shape[axis];
         for (b, start) in at.read_i64(memory)?.into_iter().enumerate() {
-            let start = usize::try_from(start)
-                .ok()
-                .filter(|start| start + count <= target.shape[axis])
-                .ok_or_else(|| Fault::exception(format!("aclnnInplaceScatterUpdate: rows {start}… are outside")))?;
+            let start =
+                usize::try_from(start).ok().filter(|start| start + count <= target.shape[axis]).ok_or_else(
+                    || Fault::exception(format!("aclnnInplaceScatterUpdate: rows {start}… are outside")),
+                )?;
             let row = updates.narrow(0, b, 1, 1).read_bits(memory)?;
             target.narrow(0, b, 1, 1).narrow(axis, start, count, 1).write_bits(memory, &row)?;
         }
@@ -281,14 +287,17 @@ mod tests {
             .done();
         assert_eq!(case.read("out"), [11.0, 13.0, 9.0, 13.0]);
         let put = |accumulate| {
-            let case = Case::new(Soc::A2, "IndexPutImpl").input("selfRef", Dtype::I32, &[3], &[1.0, 1.0, 1.0]);
+            let case =
+                Case::new(Soc::A2, "IndexPutImpl").input("selfRef", Dtype::I32, &[3], &[1.0, 1.0, 1.0]);
             let case = case.list("indices", &[(Dtype::I64, &[3], &[2.0, 0.0, 2.0])]);
-            let case = case.input("values", Dtype::I32, &[3], &[10.0, 20.0, 30.0]).flag("accumulate", accumulate);
+            let case =
+                case.input("values", Dtype::I32, &[3], &[10.0, 20.0, 30.0]).flag("accumulate", accumulate);
             case.done().read("selfRef")
         };
         assert_eq!((put(true), put(false)), (vec![21.0, 1.0, 41.0], vec![20.0, 1.0, 30.0]));
         let scatter = |reduce: i64| {
-            let case = Case::new(Soc::A2, "Scatter").input("self", Dtype::F32, &[1, 3], &[2.0; 3]).int("dim", 1);
+            let case =
+                Case::new(Soc::A2, "Scatter").input("self", Dtype::F32, &[1, 3], &[2.0; 3]).int("dim", 1);
             let case = case.input("index", Dtype::I64, &[1, 2], &[2.0, 0.0]);
             let case = case.input("src", Dtype::F32, &[1, 2], &[3.0, 4.0]).int("reduce", reduce);
             case.output("out", Dtype::F32, &[1, 3])

@@ -47,7 +47,9 @@ fn cross_entropy(args: &Args) -> Result<Run, Refusal> {
     args.shaped("labels", &labels, &features.shape)?;
     args.shaped("backprop", &backprop, &features.shape)?;
     args.shaped("loss", &loss, &features.shape[..1])?;
-    for (name, tensor) in [("features", &features), ("labels", &labels), ("loss", &loss), ("backprop", &backprop)] {
+    for (name, tensor) in
+        [("features", &features), ("labels", &labels), ("loss", &loss), ("backprop", &backprop)]
+    {
         args.one_of(name, tensor, FLOATS)?;
     }
     let count = features.shape[1];
@@ -89,7 +91,8 @@ mod tests {
                 close(&[p[at(1)], log_p[at(1)]], &[want, want.ln()], 1e-6);
             }
         }
-        let masked = Case::new(Soc::A2, "Softmax").input("self", Dtype::F16, &[3], &[f64::NEG_INFINITY, 1.0, 1.0]);
+        let masked =
+            Case::new(Soc::A2, "Softmax").input("self", Dtype::F16, &[3], &[f64::NEG_INFINITY, 1.0, 1.0]);
         assert_eq!(masked.int("dim", -1).output("out", Dtype::F16, &[3]).done().read("out"), [0.0, 0.5, 0.5]);
     }
 

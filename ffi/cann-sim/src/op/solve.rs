@@ -21,8 +21,9 @@ fn solve(args: &Args) -> Result<Run, Refusal> {
     if a.shape[a.rank() - 2] != n || b.shape[b.rank() - 2] != n {
         return Err(args.invalid("A", format!("{:?} is no square matrix for self {:?}", a.shape, b.shape)));
     }
-    let batch = broadcast_shape(&a.shape[..a.rank() - 2], &b.shape[..b.rank() - 2])
-        .ok_or_else(|| args.invalid("A", format!("{:?} does not broadcast with self {:?}", a.shape, b.shape)))?;
+    let batch = broadcast_shape(&a.shape[..a.rank() - 2], &b.shape[..b.rank() - 2]).ok_or_else(|| {
+        args.invalid("A", format!("{:?} does not broadcast with self {:?}", a.shape, b.shape))
+    })?;
     let a = args.spread("A", a, &[&batch[..], &[n, n]].concat())?;
     let b = args.spread("self", b, &[&batch[..], &[n, k]].concat())?;
     args.shaped("xOut", &x, &b.shape)?;
@@ -65,18 +66,34 @@ mod tests {
         for layout in LAYOUTS {
             for mode in 0..8 {
                 let (upper, transpose, unit) = (mode & 1 != 0, mode & 2 != 0, mode & 4 != 0);
-                let case = Case::new(Soc::A2, "TriangularSolve").laid(layout).input("self", Dtype::F32, &[2, n, k], &b);
-                let case = case.input("A", Dtype::F32, &[2, n, n], &a).flag("upper", upper).flag("transpose", transpose);
+                let case = Case::new(Soc::A2, "TriangularSolve").laid(layout).input(
+                    "self",
+                    Dtype::F32,
+                    &[2, n, k],
+                    &b,
+                );
+                let case = case
+                    .input("A", Dtype::F32, &[2, n, n], &a)
+                    .flag("upper", upper)
+                    .flag("transpose", transpose);
                 let case = case.flag("unitriangular", unit).output("xOut", Dtype::F32, &[2, n, k]);
                 let case = case.output("mOut", Dtype::F32, &[2, n, n]).done();
                 let x = case.read("xOut");
                 let at = |t: usize, i: usize, j: usize| {
                     let (i, j) = if transpose { (j, i) } else { (i, j) };
                     let seen = if upper { j > i } else { j < i };
-                    if i == j { if unit { 1.0 } else { a[t * n * n + i * n + j] } } else if seen { a[t * n * n + i * n + j] } else { 0.0 }
+                    if i == j {
+                        if unit { 1.0 } else { a[t * n * n + i * n + j] }
+                    } else if seen {
+                        a[t * n * n + i * n + j]
+                    } else {
+                        0.0
+                    }
                 };
                 for t in 0..2 {
-                    let product = |i: usize, c: usize| (0..n).map(|j| at(t, i, j) * x[(t * n + j) * k + c]).sum::<f64>();
+                    let product = |i: usize, c: usize| {
+                        (0..n).map(|j| at(t, i, j) * x[(t * n + j) * k + c]).sum::<f64>()
+                    };
                     let got: Vec<f64> = (0..n * k).map(|i| product(i / k, i % k)).collect();
                     close(&got, &b[t * n * k..][..n * k], 1e-5);
                 }

@@ -85,7 +85,9 @@ fn top_k(args: &Args) -> Result<Run, Refusal> {
     let (from, count) = lanes_along(a, axis);
     let keep = usize::try_from(args.int("k")?).unwrap_or(usize::MAX);
     if keep > count {
-        return Err(args.invalid("k", format!("is {}; dimension {axis} has {count} elements", args.int("k")?)));
+        return Err(
+            args.invalid("k", format!("is {}; dimension {axis} has {count} elements", args.int("k")?))
+        );
     }
     let (values, indices) = outputs(args, axis, keep)?;
     let ((values, _), (indices, _)) = (lanes_along(&values, axis), lanes_along(&indices, axis));
@@ -126,7 +128,9 @@ fn search(args: &Args) -> Result<Run, Refusal> {
     if batched {
         let (lead, last) = (&rows.shape[..rows.rank() - 1], values.rank().saturating_sub(1));
         if values.rank() != rows.rank() || &values.shape[..last] != lead {
-            return Err(args.invalid("self", format!("{:?} has other rows than {:?}", values.shape, rows.shape)));
+            return Err(
+                args.invalid("self", format!("{:?} has other rows than {:?}", values.shape, rows.shape))
+            );
         }
     }
     let sorter = args.optional("sorter")?.cloned();
@@ -142,12 +146,15 @@ fn search(args: &Args) -> Result<Run, Refusal> {
         for (i, &x) in wanted.iter().enumerate() {
             let lane = i / width.max(1) * count;
             let at = |j: usize| match &order {
-                Some(order) => usize::try_from(order[lane + j]).ok().filter(|&k| k < count).map(|k| sorted[lane + k]),
+                Some(order) => {
+                    usize::try_from(order[lane + j]).ok().filter(|&k| k < count).map(|k| sorted[lane + k])
+                }
                 None => Some(sorted[lane + j]),
             };
             let mut place = 0;
             for j in 0..count {
-                let y = at(j).ok_or_else(|| Fault::exception("SearchSorted: sorter points outside its row"))?;
+                let y =
+                    at(j).ok_or_else(|| Fault::exception("SearchSorted: sorter points outside its row"))?;
                 let before = ascending(y, x);
                 place += i64::from(before == Ordering::Less || right && before == Ordering::Equal);
             }
@@ -170,7 +177,8 @@ mod tests {
             for descending in [false, true] {
                 let case = Case::new(Soc::A2, "Sort").laid(layout).input("self", Dtype::F16, &[3, 7], &x);
                 let case = case.int("dim", 1).flag("descending", descending);
-                let case = case.output("valuesOut", Dtype::F16, &[3, 7]).output("indicesOut", Dtype::I64, &[3, 7]);
+                let case =
+                    case.output("valuesOut", Dtype::F16, &[3, 7]).output("indicesOut", Dtype::I64, &[3, 7]);
                 let case = case.done();
                 let (values, places) = (case.read("valuesOut"), case.read("indicesOut"));
                 for row in 0..3 {
@@ -190,9 +198,11 @@ mod tests {
     #[test]
     fn the_largest_come_first_and_equals_in_their_order() {
         let x = [1.0, 5.0, 3.0, 5.0, f64::NAN, -2.0];
-        let case = Case::new(Soc::A2, "Topk").input("self", Dtype::F32, &[2, 3], &x).int("k", 2).int("dim", -1);
+        let case =
+            Case::new(Soc::A2, "Topk").input("self", Dtype::F32, &[2, 3], &x).int("k", 2).int("dim", -1);
         let case = case.flag("largest", true).flag("sorted", true);
-        let case = case.output("valuesOut", Dtype::F32, &[2, 2]).output("indicesOut", Dtype::I64, &[2, 2]).done();
+        let case =
+            case.output("valuesOut", Dtype::F32, &[2, 2]).output("indicesOut", Dtype::I64, &[2, 2]).done();
         assert_eq!(case.read("indicesOut"), [1.0, 2.0, 1.0, 0.0]);
         let case = Case::new(Soc::A2, "Argsort").input("self", Dtype::I32, &[4], &[2.0, 1.0, 2.0, 1.0]);
         assert_eq!(case.output("out", Dtype::I64, &[4]).done().read("out"), [1.0, 3.0, 0.0, 2.0]);

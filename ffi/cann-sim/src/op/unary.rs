@@ -295,14 +295,21 @@ mod tests {
             let case = |name: &str| Case::new(Soc::A2, name).laid(layout).input("self", Dtype::F32, &[5], &x);
             let read = |case: Case| case.output("out", Dtype::F32, &[5]).done().read("out");
             assert_eq!(read(case("Relu")), [0.0, 0.0, 0.0, 1.0, 4.0]);
-            assert_eq!(read(case("Hardsigmoid")), [0.0, f64::from((1f32) / 3.0), 0.5, f64::from(2f32 / 3.0), 1.0]);
+            assert_eq!(
+                read(case("Hardsigmoid")),
+                [0.0, f64::from((1f32) / 3.0), 0.5, f64::from(2f32 / 3.0), 1.0]
+            );
             assert_eq!(read(case("LeakyRelu").scalar("negativeSlope", 0.5)), [-2.0, -0.5, 0.0, 1.0, 4.0]);
             let clamp = case("Clamp").scalar("clipValueMin", -2.0).scalar("clipValueMax", 0.5);
             assert_eq!(read(clamp), [-2.0, -1.0, 0.0, 0.5, 0.5]);
             let elu = case("Elu").scalar("alpha", 1.0).scalar("scale", 1.0).scalar("inputScale", 1.0);
             close(&read(elu), &[(-4f64).exp() - 1.0, (-1f64).exp() - 1.0, 0.0, 1.0, 4.0], 1e-7);
             let softplus = case("Softplus").scalar("beta", 1.0).scalar("threshold", 2.0);
-            close(&read(softplus)[1..], &[(1.0 + (-1f64).exp()).ln(), 2f64.ln(), (1.0 + 1f64.exp()).ln(), 4.0], 1e-6);
+            close(
+                &read(softplus)[1..],
+                &[(1.0 + (-1f64).exp()).ln(), 2f64.ln(), (1.0 + 1f64.exp()).ln(), 4.0],
+                1e-6,
+            );
         }
         let case = Case::new(Soc::A2, "InplaceThreshold").input("selfRef", Dtype::F16, &[5], &x);
         let case = case.scalar("threshold", 0.0).scalar("value", 7.0).done();

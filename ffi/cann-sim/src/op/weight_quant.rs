@@ -5,9 +5,9 @@ use super::{Args, Refusal, Run, Soc, run};
 use crate::view::{Dtype, Fault, Format, Memory, Tensor};
 
 operators! {
-    WeightQuantBatchMatmulV2(x: T, weight: T, antiquantScale: T, antiquantOffsetOptional: T, quantScaleOptional: T, quantOffsetOptional: T, biasOptional: T, antiquantGroupSize: INT, y: O) = product;
-    WeightQuantBatchMatmulV3(x: T, weight: T, antiquantScale: T, antiquantOffsetOptional: T, quantScaleOptional: T, quantOffsetOptional: T, biasOptional: T, antiquantGroupSize: INT, innerPrecise: INT, y: O) = product;
-    WeightQuantBatchMatmulNz(x: T, weight: T, antiquantScale: T, antiquantOffsetOptional: T, quantScaleOptional: T, quantOffsetOptional: T, biasOptional: T, antiquantGroupSize: INT, y: O) = product;
+    WeightQuantBatchMatmulV2(x: T, weight: T, antiquantScale: T, antiquantOffsetOptional: T, quantScaleOptional: T, quantOffsetOptional: T, biasOptional: T, antiquantGroupSize: Int, y: O) = product;
+    WeightQuantBatchMatmulV3(x: T, weight: T, antiquantScale: T, antiquantOffsetOptional: T, quantScaleOptional: T, quantOffsetOptional: T, biasOptional: T, antiquantGroupSize: Int, innerPrecise: Int, y: O) = product;
+    WeightQuantBatchMatmulNz(x: T, weight: T, antiquantScale: T, antiquantOffsetOptional: T, quantScaleOptional: T, quantOffsetOptional: T, biasOptional: T, antiquantGroupSize: Int, y: O) = product;
 }
 
 /// A tensor of int32 as the eight int4 of each word: the dimension whose elements are neighbours is eight times as long.
@@ -59,7 +59,10 @@ impl Weight {
             };
             if !fits {
                 let shape = &tensor.shape;
-                return Err(args.invalid(name, format!("has shape {shape:?}; wanted: ({rows}, {n}) for {k} rows in groups of {group}")));
+                return Err(args.invalid(
+                    name,
+                    format!("has shape {shape:?}; wanted: ({rows}, {n}) for {k} rows in groups of {group}"),
+                ));
             }
             args.spread(name, tensor, &[rows, n])
         };
@@ -114,7 +117,10 @@ fn product(args: &Args) -> Result<Run, Refusal> {
     }
     let last = k.saturating_sub(1) as i64;
     if group != 0 && !(group % 32 == 0 && (32..=last).contains(&group)) {
-        return Err(args.invalid("antiquantGroupSize", format!("= {group}; wanted: 0, or a multiple of 32 up to {last}")));
+        return Err(args.invalid(
+            "antiquantGroupSize",
+            format!("= {group}; wanted: 0, or a multiple of 32 up to {last}"),
+        ));
     }
     let offset = args.optional("antiquantOffset")?;
     if let Some(offset) = offset {
@@ -169,11 +175,16 @@ mod tests {
             let w = codes(k * n, 3, size);
             let offset: Vec<f64> = codes(2 * n, 4, 4.0);
             let case = Case::new(Soc::A2, "WeightQuantBatchMatmulV2").input("x", Dtype::F16, &[m, k], &x);
-            let case = case.input("weight", dtype, &[k, n], &w).input("antiquantScale", Dtype::F16, &[2, n], &scale);
-            let case = case.input("antiquantOffsetOptional", Dtype::F16, &[2, n], &offset).int("antiquantGroupSize", 32);
+            let case =
+                case.input("weight", dtype, &[k, n], &w).input("antiquantScale", Dtype::F16, &[2, n], &scale);
+            let case = case
+                .input("antiquantOffsetOptional", Dtype::F16, &[2, n], &offset)
+                .int("antiquantGroupSize", 32);
             let y = case.output("y", Dtype::F16, &[m, n]).done().read("y");
             let at = |i: usize, j: usize| -> f64 {
-                (0..k).map(|p| x[i * k + p] * (w[p * n + j] + offset[p / 32 * n + j]) * scale[p / 32 * n + j]).sum()
+                (0..k)
+                    .map(|p| x[i * k + p] * (w[p * n + j] + offset[p / 32 * n + j]) * scale[p / 32 * n + j])
+                    .sum()
             };
             let want: Vec<f64> = (0..m * n).map(|i| at(i / n, i % n)).collect();
             // Weights are rounded to FLOAT16 before they are multiplied: k half units of up to 131.
@@ -204,8 +215,10 @@ mod tests {
     #[test]
     fn powers_of_two_scale_groups_of_32_on_the_950_only() {
         let case = |soc| {
-            let case = Case::new(soc, "WeightQuantBatchMatmulV2").input("x", Dtype::Bf16, &[1, 64], &[1.0; 64]);
-            let case = case.input("weight", Dtype::F4E2M1, &[64, 2], &[1.5; 128]).int("antiquantGroupSize", 32);
+            let case =
+                Case::new(soc, "WeightQuantBatchMatmulV2").input("x", Dtype::Bf16, &[1, 64], &[1.0; 64]);
+            let case =
+                case.input("weight", Dtype::F4E2M1, &[64, 2], &[1.5; 128]).int("antiquantGroupSize", 32);
             let case = case.input("antiquantScale", Dtype::E8M0, &[2, 2], &[1.0, 2.0, 0.5, 4.0]);
             case.output("y", Dtype::Bf16, &[1, 2])
         };
@@ -216,9 +229,14 @@ mod tests {
     #[test]
     fn sizes_that_do_not_fit_are_refused() {
         let case = |group| {
-            let case = Case::new(Soc::A2, "WeightQuantBatchMatmulV2").input("x", Dtype::F16, &[1, 64], &[0.0; 64]);
-            let case = case.input("weight", Dtype::I8, &[64, 2], &[0.0; 128]).int("antiquantGroupSize", group);
-            case.input("antiquantScale", Dtype::F16, &[2, 2], &[0.0; 4]).output("y", Dtype::F16, &[1, 2]).refused().message
+            let case =
+                Case::new(Soc::A2, "WeightQuantBatchMatmulV2").input("x", Dtype::F16, &[1, 64], &[0.0; 64]);
+            let case =
+                case.input("weight", Dtype::I8, &[64, 2], &[0.0; 128]).int("antiquantGroupSize", group);
+            case.input("antiquantScale", Dtype::F16, &[2, 2], &[0.0; 4])
+                .output("y", Dtype::F16, &[1, 2])
+                .refused()
+                .message
         };
         assert!(case(64).contains("antiquantGroupSize = 64"));
         assert!(case(40).contains("antiquantGroupSize = 40"));
