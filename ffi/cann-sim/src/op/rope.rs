@@ -37,7 +37,7 @@ fn turn(x: &[f64], cos: &[f64], sin: &[f64], pairs: Pairs) -> Vec<f64> {
     let turned = |i: usize| match pairs {
         Pairs::Half | Pairs::InterleaveHalf if i < half => -gathered[i + half],
         Pairs::Half | Pairs::InterleaveHalf => gathered[i - half],
-        Pairs::Interleave if i % 2 == 0 => -gathered[i + 1],
+        Pairs::Interleave if i.is_multiple_of(2) => -gathered[i + 1],
         Pairs::Interleave => gathered[i - 1],
         Pairs::Quarter => match i / (d / 4) {
             0 | 2 => -gathered[i + d / 4],
