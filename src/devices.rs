@@ -13,6 +13,8 @@ pub fn registry() -> Result<Registry> {
     let registry = registry.with(portolan_cpu::CpuBackend::new(portolan_cpu::CpuOptions::default())?);
     #[cfg(feature = "meta")]
     let registry = registry.with(portolan_meta::MetaBackend::new(portolan_meta::MetaOptions::default()));
+    #[cfg(feature = "cann")]
+    let registry = registry.with(portolan_cann::CannBackend::new(portolan_cann::CannOptions::default()));
     Ok(registry)
 }
 

@@ -29,12 +29,16 @@ pub mod nn;
 #[cfg(feature = "meta")]
 pub mod plan;
 mod sentence_encoder;
+#[cfg(feature = "cann")]
+pub mod sim;
 pub mod support;
 mod text_model;
 pub mod tokenizer;
 
 pub use devices::{open, registry};
 pub use error::Error;
+#[cfg(feature = "cann")]
+pub use portolan_cann as cann;
 pub use portolan_core::{
     Backend, Buffer, CommConfig, CommId, Communicator, CustomOp, CustomSpec, Device, DeviceInfo, Event,
     ExpertParallel, Experts, Fallback, Graph, HostBuffer, Lens, OpKind, OpUse, P2p, Pending, QuantTensor,

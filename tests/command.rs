@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-const SUBCOMMANDS: [&str; 10] =
-    ["devices", "ops", "check", "fetch", "inspect", "generate", "chat", "bench", "plan", "diff"];
+const SUBCOMMANDS: [&str; 11] =
+    ["devices", "ops", "check", "fetch", "inspect", "generate", "chat", "bench", "plan", "diff", "explain"];
 
 fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_portolan"));
@@ -145,6 +145,14 @@ fn devices_lists_the_cpu_and_the_device_that_only_counts() {
     let list = succeed(&["devices"]);
     assert!(list.lines().any(|line| line.starts_with("meta:0") && line.contains("keeps no data")), "{list}");
     assert!(list.lines().any(|line| line.starts_with("cpu:0") && line.contains("GiB")), "{list}");
+}
+
+#[test]
+fn explain_says_what_a_code_means_and_what_to_do() {
+    let entry = succeed(&["explain", "507015"]);
+    assert!(entry.starts_with("CANN 507015 RT_AICORE_EXCEPTION\ncause:  "), "{entry}");
+    assert!(entry.contains("\nnext:   "), "{entry}");
+    assert!(fail(&["explain", "1"]).contains("1 is none of"));
 }
 
 #[test]

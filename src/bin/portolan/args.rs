@@ -51,6 +51,15 @@ pub(crate) enum Command {
     /// tolerance, for numbers of their size. Exit code 0 means that all agree, 1 that one differs: it is shown with its
     /// layer, extents and both values.
     Diff(DiffArgs),
+    /// Say what an error code of a driver means, and what to do
+    Explain(ExplainArgs),
+}
+
+#[derive(Args)]
+#[command(after_long_help = "Examples:\n  portolan explain 507015")]
+pub(crate) struct ExplainArgs {
+    /// The code, as in the error: for now those of CANN
+    pub(crate) code: i32,
 }
 
 #[derive(Args)]

@@ -8,6 +8,7 @@ mod chat;
 mod check;
 mod devices;
 mod diff;
+mod explain;
 mod failure;
 mod fetch;
 mod generate;
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::run(args),
         Command::Plan(args) => plan::run(args),
         Command::Diff(args) => diff::run(args),
+        Command::Explain(args) => explain::run(args),
     });
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,0 +1,82 @@
+//! The Ascend backend: the AscendCL runtime behind portolan's contract.
+//!
+//! The driver is opened while the program runs: from a given folder, `$ASCEND_HOME_PATH`, `$ASCEND_TOOLKIT_HOME` or
+//! where the system looks. Without one, [`CannBackend`] has no devices and says what is missing.
+//!
+//! `context.rs` makes a device current for each call, `memory.rs` and `queue/` are the contract's memory, streams and
+//! events, `error.rs` and `catalogue.rs` turn the vendor's codes into errors that say what to do. Operators are answered
+//! with `Unsupported` until their kernels come.
+
+mod catalogue;
+mod context;
+mod driver;
+mod error;
+mod fused;
+mod kernels;
+mod memory;
+mod options;
+mod product;
+mod queue;
+
+pub use catalogue::{CATALOGUE, Entry, explain};
+pub use options::CannOptions;
+pub use product::Product;
+
+use driver::Driver;
+use portolan_core::{Backend, Collectives, DeviceInfo, OpQuery, Ordinal, Support};
+use portolan_ops::{DeviceId, OpError, Result, Unsupported};
+use std::sync::{Arc, OnceLock};
+
+/// The Ascend devices of this machine, `cann:0` and on.
+pub struct CannBackend {
+    options: CannOptions,
+    driver: OnceLock<core::result::Result<Arc<Driver>, OpError>>,
+}
+
+impl CannBackend {
+    /// A backend that opens its driver when a device is first asked for.
+    pub fn new(options: CannOptions) -> Arc<Self> {
+        Arc::new(Self { options, driver: OnceLock::new() })
+    }
+
+    /// The opened driver.
+    fn driver(&self) -> Result<&Arc<Driver>> {
+        let driver = self.driver.get_or_init(|| Driver::open(self.options.folder.as_deref()).map(Arc::new));
+        driver.as_ref().map_err(Clone::clone)
+    }
+
+    /// What the devices are.
+    ///
+    /// # Errors
+    /// `Unavailable` without a driver, or with devices that this library does not know.
+    pub fn product(&self) -> Result<Product> {
+        Ok(self.driver()?.product())
+    }
+}
+
+impl Collectives for CannBackend {}
+
+impl Backend for CannBackend {
+    fn name(&self) -> &'static str {
+        "cann"
+    }
+
+    fn devices(&self) -> Result<Vec<DeviceInfo>> {
+        let driver = self.driver()?;
+        (0..driver.device_count())
+            .map(|ordinal| {
+                Ok(DeviceInfo {
+                    id: DeviceId::new("cann", ordinal),
+                    name: driver.name().to_owned(),
+                    memory_bytes: memory::info(driver, ordinal)?.total,
+                    flushes_denormals: false,
+                    keeps_data: true,
+                })
+            })
+            .collect()
+    }
+
+    fn support(&self, _device: Ordinal, _query: &OpQuery<'_>) -> Support {
+        Support::No(Unsupported::NotImplemented)
+    }
+}

@@ -1,0 +1,113 @@
+//! Device memory as the driver hands it out, pinned host memory, and copies between the two.
+
+use crate::CannBackend;
+use crate::context::OnDevice;
+use crate::driver::{Driver, call, try_call};
+use crate::error;
+use crate::product::Product;
+use crate::queue::CannStream;
+use portolan_cann_sys::bindings::{ACL_DDR_MEM, ACL_HBM_MEM, ACL_MEM_MALLOC_HUGE_FIRST};
+use portolan_core::sync::lock;
+use portolan_core::{Launch, Memory, MemoryInfo, MemoryTraits, Ordinal, RawCopy, Segment};
+use portolan_ops::{DeviceId, OpError, Result};
+use std::sync::Arc;
+
+/// What the driver's addresses are multiples of, and what its own padding is counted from.
+const ALIGNMENT: usize = 64;
+/// Pinned memory comes in powers of two from here, so that few sizes serve many copies.
+const SMALLEST_PINNED: usize = 4 << 10;
+/// More than this is given back at once: a model's weights are uploaded once.
+const LARGEST_KEPT: usize = 32 << 20;
+/// So many pieces are kept on each device.
+const MOST_KEPT: usize = 64;
+
+/// Free and total bytes of a device.
+pub(crate) fn info(driver: &Arc<Driver>, device: Ordinal) -> Result<MemoryInfo> {
+    let on = OnDevice::enter(driver, device)?;
+    // Inference cards have no HBM.
+    let attribute = if driver.product() == Product::P310 { ACL_DDR_MEM } else { ACL_HBM_MEM };
+    let (mut free, mut total) = (0, 0);
+    call!(on.driver, device, aclrtGetMemInfo(attribute, &mut free, &mut total))?;
+    Ok(MemoryInfo { free, total })
+}
+
+impl Memory for CannBackend {
+    fn traits(&self, _device: Ordinal) -> MemoryTraits {
+        // Without a driver there are no devices, and nobody to ask.
+        let padding = self.driver().map_or(0, |driver| driver.product().tail_padding());
+        MemoryTraits { alignment: ALIGNMENT, tail_padding: padding }
+    }
+
+    fn reserve(&self, device: Ordinal, bytes: usize) -> Result<Segment> {
+        let driver = self.driver()?;
+        let on = OnDevice::enter(driver, device)?;
+        let mut address = core::ptr::null_mut();
+        let reserved = try_call!(on.driver, aclrtMalloc(&mut address, bytes, ACL_MEM_MALLOC_HUGE_FIRST));
+        match reserved.map_err(error::unavailable)? {
+            Ok(()) => Ok(Segment { address: address.addr(), bytes, handle: Box::new(()) }),
+            Err(failed) if error::is_out_of_memory(&failed) => {
+                let MemoryInfo { free, total } = info(driver, device)?;
+                let device = DeviceId::new("cann", device);
+                Err(OpError::OutOfMemory { device, requested: bytes, free, total, holders: Vec::new() })
+            }
+            Err(failed) => Err(error::driver(device, failed)),
+        }
+    }
+
+    fn release(&self, device: Ordinal, segment: Segment) -> Result<()> {
+        let on = OnDevice::enter(self.driver()?, device)?;
+        call!(on.driver, device, aclrtFree(core::ptr::without_provenance_mut(segment.address)))
+    }
+
+    fn copy(&self, launch: &Launch<'_>, copy: RawCopy) -> Result<()> {
+        let stream = CannStream::of(launch)?;
+        match copy {
+            RawCopy::Upload { host, address } => stream.upload(launch, &host, address),
+            RawCopy::Download { address, host } => stream.download(launch, address, host),
+        }
+    }
+
+    fn memory_info(&self, device: Ordinal) -> Result<MemoryInfo> {
+        info(self.driver()?, device)
+    }
+}
+
+/// Host memory that the device may read and write by itself.
+pub(crate) struct PinnedBytes {
+    pub(crate) address: *mut u8,
+    bytes: usize,
+}
+
+// SAFETY: plain memory that one owner at a time touches.
+unsafe impl Send for PinnedBytes {}
+// SAFETY: as above.
+unsafe impl Sync for PinnedBytes {}
+
+impl PinnedBytes {
+    /// At least `bytes` bytes: kept ones, or new ones.
+    pub(crate) fn take(on: &OnDevice<'_>, bytes: usize) -> Result<Self> {
+        let size = bytes.max(SMALLEST_PINNED);
+        let size = if size <= LARGEST_KEPT { size.next_power_of_two() } else { size };
+        {
+            let mut kept = lock(&on.driver.device(on.device)?.idle_pinned);
+            if let Some(at) = kept.iter().position(|pinned| pinned.bytes == size) {
+                return Ok(kept.swap_remove(at));
+            }
+        }
+        let mut address = core::ptr::null_mut();
+        call!(on.driver, on.device, aclrtMallocHost(&mut address, size))?;
+        Ok(Self { address: address.cast(), bytes: size })
+    }
+
+    /// Gives memory back that no copy uses any more.
+    pub(crate) fn give_back(self, on: &OnDevice<'_>) -> Result<()> {
+        if self.bytes <= LARGEST_KEPT {
+            let mut kept = lock(&on.driver.device(on.device)?.idle_pinned);
+            if kept.len() < MOST_KEPT {
+                kept.push(self);
+                return Ok(());
+            }
+        }
+        call!(on.driver, on.device, aclrtFreeHost(self.address.cast()))
+    }
+}

@@ -1,0 +1,102 @@
+//! What is known of a stream's work: how far it has come, what it failed at, and which host memory it still uses.
+//!
+//! Positions count what was enqueued on the stream, recordings and waits included, from 1. The driver tells of failures only where one waits; what is
+//! known then is that everything up to the last good position is good, and that something behind it is not.
+
+use crate::memory::PinnedBytes;
+use portolan_core::{Fault, HostBuffer, Launch};
+use portolan_ops::{OpError, OpName};
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// A piece of work that is not known to be done.
+struct Pending {
+    position: u64,
+    seq: u64,
+    op: OpName,
+}
+
+/// Pinned memory of a copy, and where its bytes go when the copy is done.
+pub(crate) struct Staged {
+    position: u64,
+    pub(crate) pinned: PinnedBytes,
+    pub(crate) destination: Option<HostBuffer>,
+}
+
+/// See the module.
+#[derive(Default)]
+pub(crate) struct Progress {
+    enqueued: u64,
+    done: u64,
+    pending: VecDeque<Pending>,
+    staged: VecDeque<Staged>,
+    fault: Option<Fault>,
+}
+
+impl Progress {
+    /// Books work that was enqueued for a submission.
+    pub(crate) fn enqueue(&mut self, launch: &Launch<'_>) {
+        self.enqueued += 1;
+        let (position, seq, op) = (self.enqueued, launch.seq(), launch.op_name());
+        self.pending.push_back(Pending { position, seq, op });
+    }
+
+    /// Books what computes nothing and cannot fail by itself: a recording, a wait. Gives its position.
+    pub(crate) fn enqueue_point(&mut self) -> u64 {
+        self.enqueued += 1;
+        self.enqueued
+    }
+
+    /// Books host memory that the latest work uses.
+    pub(crate) fn stage(&mut self, pinned: PinnedBytes, destination: Option<HostBuffer>) {
+        self.staged.push_back(Staged { position: self.enqueued, pinned, destination });
+    }
+
+    /// The position of the latest work.
+    pub(crate) fn enqueued(&self) -> u64 {
+        self.enqueued
+    }
+
+    /// Whether everything up to a position is known to be done.
+    pub(crate) fn has_passed(&self, position: u64) -> bool {
+        self.done >= position
+    }
+
+    /// The first fault that is known.
+    pub(crate) fn fault(&self) -> Option<&Fault> {
+        self.fault.as_ref()
+    }
+
+    /// Books that everything up to a position is done, well or, with an error, not all of it; gives the host memory
+    /// that is free now.
+    pub(crate) fn pass(&mut self, position: u64, error: Option<OpError>) -> Vec<Staged> {
+        if let Some(error) = error
+            && self.fault.is_none()
+        {
+            let suspects = self.pending.iter().take_while(|work| work.position <= position);
+            let last = suspects.last().map_or(0, |work| work.seq);
+            let (seq, op) = match self.pending.front() {
+                Some(first) => (first.seq, first.op.clone()),
+                None => (last, "an earlier operator".into()),
+            };
+            self.fault = Some(Fault { seq, op, source: Arc::new(between(error, seq, last)) });
+        }
+        self.done = self.done.max(position);
+        while self.pending.front().is_some_and(|work| work.position <= self.done) {
+            self.pending.pop_front();
+        }
+        let free = self.staged.iter().take_while(|staged| staged.position <= self.done).count();
+        self.staged.drain(..free).collect()
+    }
+}
+
+/// The error with the submissions it may have come from, where they are several.
+fn between(error: OpError, first: u64, last: u64) -> OpError {
+    match error {
+        OpError::Driver { device, call, code, name, message } if first < last => {
+            let message = format!("between submissions {first} and {last}: {message}");
+            OpError::Driver { device, call, code, name, message }
+        }
+        other => other,
+    }
+}

@@ -1,0 +1,239 @@
+//! A stream of the driver, which stops at its first error.
+
+use super::event::CannEvent;
+use super::progress::{Progress, Staged};
+use crate::context::OnDevice;
+use crate::driver::{Driver, Event, call, try_call};
+use crate::error;
+use crate::memory::PinnedBytes;
+use portolan_cann_sys::bindings::{
+    ACL_EVENT_SYNC, ACL_EVENT_TIME_LINE, ACL_MEMCPY_DEVICE_TO_HOST, ACL_MEMCPY_HOST_TO_DEVICE,
+    ACL_STOP_ON_FAILURE, ACL_STREAM_STATUS_COMPLETE, aclrtStream,
+};
+use portolan_core::sync::{Mutex, lock};
+use portolan_core::{Fault, HostBuffer, Launch, Ordinal, RawEvent, RawStream, StreamOptions};
+use portolan_ops::{OpError, Result};
+use std::any::Any;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long a stream that says it is done may take to tell how it went.
+const VERDICT: Duration = Duration::from_secs(10);
+
+/// A timeout as the driver takes it: from one millisecond on.
+pub(crate) fn milliseconds(timeout: Duration) -> i32 {
+    i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX).max(1)
+}
+
+/// What a stream and its events share. The stream's handle is not here: events outlive it.
+pub(crate) struct Shared {
+    pub(crate) driver: Arc<Driver>,
+    pub(crate) device: Ordinal,
+    progress: Mutex<Progress>,
+}
+
+impl Shared {
+    /// Makes the device current.
+    pub(crate) fn enter(&self) -> Result<OnDevice<'_>> {
+        OnDevice::enter(&self.driver, self.device)
+    }
+
+    pub(crate) fn name(&self) -> String {
+        format!("a stream of cann:{}", self.device)
+    }
+
+    pub(crate) fn has_passed(&self, position: u64) -> bool {
+        lock(&self.progress).has_passed(position)
+    }
+
+    /// Everything up to a position is done, for better or worse: host memory gets its bytes, and is free.
+    pub(crate) fn passed(&self, on: &OnDevice<'_>, position: u64, error: Option<OpError>) -> Result<()> {
+        // Under the lock until every byte is there: whoever is told that a copy has passed may read at once.
+        let mut progress = lock(&self.progress);
+        let free = progress.pass(position, error);
+        free.into_iter().try_for_each(|Staged { pinned, destination, .. }| {
+            if let Some(host) = destination {
+                // SAFETY: the copy into the pinned memory is done, it is as long as the buffer at least, and nobody
+                // reads the buffer before its event, which is what has just been passed.
+                unsafe { host.address().copy_from_nonoverlapping(pinned.address, host.len()) };
+            }
+            pinned.give_back(on)
+        })
+    }
+
+    /// The driver cannot be asked any more: the stream has failed.
+    pub(crate) fn broke(&self, error: OpError) {
+        let mut progress = lock(&self.progress);
+        let position = progress.enqueued();
+        // The device may still use what was staged; it is not given back.
+        core::mem::forget(progress.pass(position, Some(error)));
+    }
+}
+
+/// A stream.
+pub(crate) struct CannStream {
+    handle: Handle,
+    shared: Arc<Shared>,
+}
+
+#[derive(Clone, Copy)]
+struct Handle(aclrtStream);
+
+// SAFETY: a handle; the driver takes it on any thread whose context is the stream's.
+unsafe impl Send for Handle {}
+// SAFETY: as above.
+unsafe impl Sync for Handle {}
+
+impl CannStream {
+    pub(crate) fn new(driver: &Arc<Driver>, device: Ordinal, _options: &StreamOptions) -> Result<Self> {
+        let on = OnDevice::enter(driver, device)?;
+        let mut handle = core::ptr::null_mut();
+        call!(on.driver, device, aclrtCreateStream(&mut handle))?;
+        let shared =
+            Arc::new(Shared { driver: driver.clone(), device, progress: Mutex::new(Progress::default()) });
+        let stream = Self { handle: Handle(handle), shared };
+        // Left alone, a stream goes on computing with what a failed operator left behind.
+        call!(on.driver, device, aclrtSetStreamFailureMode(handle, u64::from(ACL_STOP_ON_FAILURE)))?;
+        Ok(stream)
+    }
+
+    /// The stream of a launch.
+    pub(crate) fn of<'a>(launch: &'a Launch<'_>) -> Result<&'a Self> {
+        launch
+            .raw()
+            .as_any()
+            .downcast_ref()
+            .ok_or_else(|| OpError::internal(launch.op_name(), "the stream is not one of the cann backend"))
+    }
+
+    /// Copies host memory, which may go at once, to the device.
+    pub(crate) fn upload(&self, launch: &Launch<'_>, host: &HostBuffer, address: usize) -> Result<()> {
+        let on = self.shared.enter()?;
+        let (bytes, to) = (host.len(), core::ptr::without_provenance_mut(address));
+        let pinned = PinnedBytes::take(&on, bytes)?;
+        // SAFETY: the pinned memory is ours alone and as long; uploads are read-only to whoever shares the buffer.
+        unsafe { pinned.address.copy_from_nonoverlapping(host.address(), bytes) };
+        let mut progress = lock(&self.shared.progress);
+        let (from, kind) = (pinned.address.cast_const().cast(), ACL_MEMCPY_HOST_TO_DEVICE);
+        call!(on.driver, on.device, aclrtMemcpyAsync(to, bytes, from, bytes, kind, self.handle.0))
+            .inspect(|()| progress.enqueue(launch))?;
+        progress.stage(pinned, None);
+        Ok(())
+    }
+
+    /// Copies device memory to the host; the bytes are there when the stream is known to have passed.
+    pub(crate) fn download(&self, launch: &Launch<'_>, address: usize, host: HostBuffer) -> Result<()> {
+        let on = self.shared.enter()?;
+        let (bytes, from) = (host.len(), core::ptr::without_provenance(address));
+        let pinned = PinnedBytes::take(&on, bytes)?;
+        let mut progress = lock(&self.shared.progress);
+        let (to, kind) = (pinned.address.cast(), ACL_MEMCPY_DEVICE_TO_HOST);
+        call!(on.driver, on.device, aclrtMemcpyAsync(to, bytes, from, bytes, kind, self.handle.0))
+            .inspect(|()| progress.enqueue(launch))?;
+        progress.stage(pinned, Some(host));
+        Ok(())
+    }
+
+    /// An event's handle, used or new, and whether the driver can record it only once.
+    fn event(&self, on: &OnDevice<'_>) -> Result<(Event, bool)> {
+        if let Some(event) = lock(&on.driver.device(on.device)?.idle_events).pop() {
+            return Ok((event, false));
+        }
+        let (mut handle, flags) = (core::ptr::null_mut(), ACL_EVENT_SYNC | ACL_EVENT_TIME_LINE);
+        // Older drivers have only events that are recorded once.
+        let single = on.driver.libraries.runtime.aclrtCreateEventExWithFlag().is_err();
+        match single {
+            false => call!(on.driver, on.device, aclrtCreateEventExWithFlag(&mut handle, flags))?,
+            true => call!(on.driver, on.device, aclrtCreateEventWithFlag(&mut handle, flags))?,
+        }
+        Ok((Event(handle), single))
+    }
+
+    /// Waits in the driver for everything up to `position`, the present end.
+    fn wait_for_all(&self, on: &OnDevice<'_>, position: u64, timeout: Duration) -> Result<()> {
+        let ms = milliseconds(timeout);
+        let waited = try_call!(on.driver, aclrtSynchronizeStreamWithTimeout(self.handle.0, ms));
+        match waited.map_err(error::unavailable)? {
+            Ok(()) => self.shared.passed(on, position, None),
+            Err(failed) if error::is_timeout(&failed) => Err(error::timeout(self.shared.name(), timeout)),
+            // The wait is over; what it found is the stream's fault.
+            Err(failed) => self.shared.passed(on, position, Some(error::driver(on.device, failed))),
+        }
+    }
+
+    /// Whether the driver says that nothing is left; learns of faults on the way.
+    fn query(&self) -> Result<bool> {
+        let position = lock(&self.shared.progress).enqueued();
+        let on = self.shared.enter()?;
+        let mut status = 0;
+        call!(on.driver, on.device, aclrtStreamQuery(self.handle.0, &mut status))?;
+        if status != ACL_STREAM_STATUS_COMPLETE {
+            return Ok(false);
+        }
+        self.wait_for_all(&on, position, VERDICT)?;
+        Ok(true)
+    }
+}
+
+impl RawStream for CannStream {
+    fn record(&self) -> Result<Arc<dyn RawEvent>> {
+        let on = self.shared.enter()?;
+        let (event, single) = self.event(&on)?;
+        // Under the lock, so that nothing comes between the position and the recording.
+        let mut progress = lock(&self.shared.progress);
+        let recorded = call!(on.driver, on.device, aclrtRecordEvent(event.0, self.handle.0));
+        let position = progress.enqueue_point();
+        drop(progress);
+        // Made before the error is passed on, so that the handle is not lost.
+        let point = CannEvent::new(event, single, self.shared.clone(), position);
+        recorded.map(|()| -> Arc<dyn RawEvent> { Arc::new(point) })
+    }
+
+    fn wait(&self, event: &Arc<dyn RawEvent>, _seq: u64) -> Result<()> {
+        let Some(event) =
+            event.as_any().downcast_ref::<CannEvent>().filter(|event| event.is_on(&self.shared))
+        else {
+            return Err(OpError::internal("wait", "the event is not one of this device"));
+        };
+        let on = self.shared.enter()?;
+        let mut progress = lock(&self.shared.progress);
+        call!(on.driver, on.device, aclrtStreamWaitEvent(self.handle.0, event.handle.0))?;
+        progress.enqueue_point();
+        Ok(())
+    }
+
+    fn is_idle(&self) -> bool {
+        let position = lock(&self.shared.progress).enqueued();
+        self.shared.has_passed(position)
+            || self.query().unwrap_or_else(|error| {
+                self.shared.broke(error);
+                true
+            })
+    }
+
+    fn synchronize(&self, timeout: Duration) -> Result<()> {
+        let position = lock(&self.shared.progress).enqueued();
+        self.wait_for_all(&self.shared.enter()?, position, timeout)
+    }
+
+    fn fault(&self) -> Option<Fault> {
+        lock(&self.shared.progress).fault().cloned()
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+impl Drop for CannStream {
+    fn drop(&mut self) {
+        let Ok(on) = self.shared.enter() else { return };
+        // Nobody is left to be told of what fails here. Work that hangs is not waited for.
+        let idle = self.is_idle();
+        if idle {
+            let _ = call!(on.driver, on.device, aclrtDestroyStream(self.handle.0));
+        } else {
+            let _ = call!(on.driver, on.device, aclrtDestroyStreamForce(self.handle.0));
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! Beginning, end, and what the driver says of itself.
+
+use crate::call::{driver, enter, give, last_error, recent_message};
+use crate::error::{Fail, code};
+use crate::world::world;
+use std::cell::Cell;
+use std::ffi::{CString, c_char};
+use std::sync::OnceLock;
+
+driver! {
+    fn aclInit(config_path: *const c_char) {
+        let mut state = world().state();
+        if let Some(why) = &state.broken {
+            return Err(Fail::new(code::INTERNAL, why.clone()));
+        }
+        state.initialized += 1;
+        if state.initialized > 1 {
+            return Err(Fail::new(code::REPEAT_INITIALIZE, "aclInit was called before"));
+        }
+        Ok(())
+    }
+
+    fn aclFinalize() {
+        let mut state = world().state();
+        if state.initialized == 0 {
+            return Err(Fail::new(code::REPEAT_FINALIZE, "aclInit was not called, or everything was finalised"));
+        }
+        state.initialized = 0;
+        if state.reports {
+            eprintln!("simulated CANN: at aclFinalize: {}", state.report());
+        }
+        Ok(())
+    }
+
+    fn aclFinalizeReference(ref_count: *mut u64) {
+        let mut state = world().state();
+        if state.initialized == 0 {
+            return Err(Fail::new(code::REPEAT_FINALIZE, "aclInit was not called, or everything was finalised"));
+        }
+        state.initialized -= 1;
+        if !ref_count.is_null() {
+            // SAFETY: not NULL, and the caller's place for it.
+            unsafe { ref_count.write(state.initialized) };
+        }
+        Ok(())
+    }
+
+    fn aclnnInit(config_path: *const c_char) {
+        Ok(())
+    }
+
+    fn aclnnFinalize() {
+        Ok(())
+    }
+
+    fn aclrtGetVersion(major: *mut i32, minor: *mut i32, patch: *mut i32) {
+        // SAFETY: the caller's places for the results.
+        unsafe {
+            give(major, 1, "major")?;
+            give(minor, 17, "minor")?;
+            give(patch, 0, "patch")
+        }
+    }
+}
+
+/// The latest message of this thread, once; NULL when there is none.
+#[unsafe(no_mangle)]
+#[allow(non_snake_case)]
+extern "C" fn aclGetRecentErrMsg() -> *const c_char {
+    let message = Cell::new(core::ptr::null());
+    enter("aclGetRecentErrMsg", Vec::new, || {
+        message.set(recent_message());
+        Ok(())
+    });
+    message.get()
+}
+
+/// The name of the first device's chip.
+#[unsafe(no_mangle)]
+#[allow(non_snake_case)]
+extern "C" fn aclrtGetSocName() -> *const c_char {
+    static NAME: OnceLock<Option<CString>> = OnceLock::new();
+    let name = Cell::new(core::ptr::null());
+    enter("aclrtGetSocName", Vec::new, || {
+        let soc = NAME.get_or_init(|| CString::new(world().state().profile.soc).ok());
+        name.set(soc.as_ref().map_or(core::ptr::null(), |soc| soc.as_ptr()));
+        Ok(())
+    });
+    name.get()
+}
+
+/// The latest code of this thread that was not 0; it stays.
+#[unsafe(no_mangle)]
+#[allow(non_snake_case)]
+extern "C" fn aclrtPeekAtLastError(level: i32) -> i32 {
+    let last = last_error(false);
+    enter("aclrtPeekAtLastError", || vec![("level", level.into())], || Ok(()));
+    last
+}
+
+/// The latest code of this thread that was not 0, once.
+#[unsafe(no_mangle)]
+#[allow(non_snake_case)]
+extern "C" fn aclrtGetLastError(level: i32) -> i32 {
+    let last = last_error(true);
+    enter("aclrtGetLastError", || vec![("level", level.into())], || Ok(()));
+    last
+}

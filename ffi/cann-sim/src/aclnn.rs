@@ -1,0 +1,520 @@
+//! The two-phase protocol: how a function from arguments to a checked plan becomes an operator's two symbols.
+//!
+//! # Adding an operator
+//! In the operator's file under `op/`, one row of [`operators!`] names it as the vendor does, without `aclnn`, and
+//! repeats its phase-1 arguments in order, `workspaceSize` and `executor` left out:
+//!
+//! ```text
+//! operators! {
+//!     Add(x: T, other: T, alpha: S, out: T) => add;
+//!     Cat(tensors: TL, dim: i64, out: T) => cat;
+//!     SwiGluQuant(x: T, smooth_scales: Opt<T>, …, quant_mode: Opt<Str>, y: T, scale: T) => swiglu_quant;
+//! }
+//!
+//! fn add(cx: &Context, x: &Tensor, other: &Tensor, alpha: &Scalar, out: &Tensor) -> Result<Plan> {
+//!     // Element types, shapes and formats against `cx.profile`: `Fail::invalid("x is …, expected …")`.
+//!     let alpha = alpha.as_f64();
+//!     Ok(Plan::new(move |run| view::add(&run.operand(0)?.view()?, …)).reads(x).reads(other).writes(out))
+//! }
+//! ```
+//!
+//! | in the row | in C | the plan function gets |
+//! | --- | --- | --- |
+//! | `T`, `S`, `TL` | `aclTensor*`, `aclScalar*`, `aclTensorList*` | `&Tensor`, `&Scalar`, `&[Tensor]` |
+//! | `IA`, `FA`, `BA` | `aclIntArray*`, `aclFloatArray*`, `aclBoolArray*` | `&[i64]`, `&[f32]`, `&[bool]` |
+//! | `Dt` | `aclDataType` | `DataType` |
+//! | `Str` | `char*` | `&str` |
+//! | `i8 i32 i64 u32 u64 f32 f64 bool` | the same; `int` is `i32` | the same |
+//! | `Opt<X>` of a pointer | NULL means absent | `Option<…>` |
+//!
+//! A NULL that is not `Opt` is refused with 161001 before the plan function is called, a destroyed or foreign handle
+//! with 161002. Whether C says `const` makes no difference to the ABI, so a row does not say it.
+//!
+//! # A plan
+//! [`Plan::new`] takes the closure that computes, once per launch, when the stream gets there. Operands are numbered in
+//! the order of the `reads`, `writes` and `updates` calls; a tensor list adds its members in order. The closure sees
+//! them as [`Operand`]s: the tensor's description, and its storage mapped into the host's memory, checked to lie in one
+//! living allocation. It may touch nothing else: what it needs of scalars and arrays it takes along. Data it cannot work
+//! with (an index out of range) is `Fail::kernel(…)`, which surfaces where the vendor's do, at a synchronise.
+//! [`Plan::workspace`] asks for that many bytes; they come as [`Run::workspace`], filled with poison.
+//! [`Plan::single_use`] is for operators that cannot be made repeatable.
+//!
+//! Everything else of the protocol is here, once: NULL outputs, the executor that runs exactly once, the workspace's
+//! address, size and alignment, the alignment of tensors, descriptors destroyed too early, the call log, planned faults.
+
+use crate::call::{Show, enter};
+use crate::error::{Fail, Result, code};
+use crate::executor::Executor;
+use crate::memory::{ALIGNMENT, POISON};
+use crate::profile::Profile;
+use crate::stream::Work;
+use crate::tensor::{DataType, Descriptor, Scalar, Tensor, lookup, register, unregister};
+use crate::world::{World, world};
+use std::ffi::{CStr, c_char, c_void};
+use std::sync::Arc;
+
+/// What a plan function may depend on beside its arguments.
+pub(crate) struct Context {
+    /// The product whose rules hold.
+    pub(crate) profile: Profile,
+}
+
+/// What a launch of an operator will touch and do.
+pub(crate) struct Plan {
+    pub(crate) operands: Vec<(Tensor, Access)>,
+    pub(crate) workspace: usize,
+    pub(crate) repeatable: bool,
+    pub(crate) body: Arc<Body>,
+}
+
+/// What computes.
+pub(crate) type Body = dyn Fn(&Run) -> Result + Send + Sync;
+
+/// How an operator touches a tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    Read,
+    Write,
+    Update,
+}
+
+impl Plan {
+    /// A plan that computes with `body`.
+    pub(crate) fn new(body: impl Fn(&Run) -> Result + Send + Sync + 'static) -> Self {
+        Self { operands: Vec::new(), workspace: 0, repeatable: true, body: Arc::new(body) }
+    }
+
+    /// The next operand is only read.
+    pub(crate) fn reads(mut self, tensor: &Tensor) -> Self {
+        self.operands.push((tensor.clone(), Access::Read));
+        self
+    }
+
+    /// The next operand is only written.
+    pub(crate) fn writes(mut self, tensor: &Tensor) -> Self {
+        self.operands.push((tensor.clone(), Access::Write));
+        self
+    }
+
+    /// The next operand is read and written.
+    pub(crate) fn updates(mut self, tensor: &Tensor) -> Self {
+        self.operands.push((tensor.clone(), Access::Update));
+        self
+    }
+
+    /// Needs so many bytes of device memory while it runs.
+    pub(crate) fn workspace(mut self, bytes: usize) -> Self {
+        self.workspace = bytes;
+        self
+    }
+
+    /// `aclSetAclOpExecutorRepeatable` is refused.
+    pub(crate) fn single_use(mut self) -> Self {
+        self.repeatable = false;
+        self
+    }
+}
+
+/// One launch, when the stream has got there.
+pub(crate) struct Run {
+    pub(crate) operands: Vec<Operand>,
+    pub(crate) workspace: *mut u8,
+    pub(crate) workspace_bytes: usize,
+}
+
+/// A tensor with its storage mapped.
+pub(crate) struct Operand {
+    /// Element type, shape, strides, offset, format.
+    pub(crate) tensor: Tensor,
+    /// Where the storage begins in the host's memory: the tensor's offset counts from here.
+    pub(crate) base: *mut u8,
+    /// Bytes from `base` that belong to the tensor: its storage, and the view where that reaches further.
+    pub(crate) bytes: usize,
+    /// What the plan said.
+    pub(crate) access: Access,
+}
+
+impl Run {
+    /// The operand with this number.
+    pub(crate) fn operand(&self, number: usize) -> Result<&Operand> {
+        self.operands.get(number).ok_or_else(|| {
+            Fail::new(code::INTERNAL, format!("operand {number} of {} asked for", self.operands.len()))
+        })
+    }
+}
+
+/// How an argument's kind reads what C hands over.
+pub(crate) trait Kind {
+    /// As it stands in the C signature.
+    type C: Copy;
+    /// Kept for the duration of the call.
+    type Held;
+    /// As the plan function takes it.
+    type Lent<'a>;
+
+    /// # Safety
+    /// `raw` is what a caller passed as an argument of this kind; pointers to text are NULL or end in a zero byte.
+    unsafe fn hold(raw: Self::C, name: &'static str) -> Result<Self::Held>;
+
+    fn lend(held: &Self::Held) -> Self::Lent<'_>;
+
+    /// For the call log.
+    fn show(raw: Self::C) -> serde_json::Value;
+}
+
+macro_rules! plain_kinds {
+    ($($ty:ty),*) => {$(
+        impl Kind for $ty {
+            type C = $ty;
+            type Held = $ty;
+            type Lent<'a> = $ty;
+            unsafe fn hold(raw: $ty, _name: &'static str) -> Result<$ty> {
+                Ok(raw)
+            }
+            fn lend(held: &$ty) -> $ty {
+                *held
+            }
+            fn show(raw: $ty) -> serde_json::Value {
+                raw.into()
+            }
+        }
+    )*};
+}
+plain_kinds!(i8, i32, i64, u32, u64, f32, f64, bool);
+
+/// `aclDataType`.
+pub(crate) enum Dt {}
+
+impl Kind for Dt {
+    type C = i32;
+    type Held = DataType;
+    type Lent<'a> = DataType;
+    unsafe fn hold(raw: i32, name: &'static str) -> Result<DataType> {
+        DataType::from_raw(raw).ok_or_else(|| Fail::invalid(format!("{name}: aclDataType {raw} is unknown")))
+    }
+    fn lend(held: &DataType) -> DataType {
+        *held
+    }
+    fn show(raw: i32) -> serde_json::Value {
+        DataType::from_raw(raw).map_or_else(|| raw.into(), |dtype| dtype.name().into())
+    }
+}
+
+/// `char *`, text.
+pub(crate) enum Str {}
+
+impl Kind for Str {
+    type C = *const c_char;
+    type Held = String;
+    type Lent<'a> = &'a str;
+    unsafe fn hold(raw: *const c_char, name: &'static str) -> Result<String> {
+        if raw.is_null() {
+            return Err(Fail::null(name));
+        }
+        // SAFETY: not NULL, and the caller vouches for the final zero byte.
+        let text = unsafe { CStr::from_ptr(raw) };
+        text.to_str()
+            .map(str::to_owned)
+            .map_err(|_| Fail::invalid(format!("{name} is {text:?}, which is not UTF-8")))
+    }
+    fn lend(held: &String) -> &str {
+        held
+    }
+    fn show(raw: *const c_char) -> serde_json::Value {
+        // SAFETY: the log shows arguments of this call; they are what `hold` takes.
+        unsafe { Self::hold(raw, "") }.map_or(serde_json::Value::Null, serde_json::Value::String)
+    }
+}
+
+macro_rules! descriptor_kinds {
+    ($( $(#[$doc:meta])* $kind:ident, $variant:ident, $held:ty, $lent:ty, $name:literal; )*) => {$(
+        $(#[$doc])*
+        pub(crate) enum $kind {}
+
+        impl Kind for $kind {
+            type C = *const c_void;
+            type Held = $held;
+            type Lent<'a> = &'a $lent;
+            unsafe fn hold(raw: *const c_void, name: &'static str) -> Result<$held> {
+                if raw.is_null() {
+                    return Err(Fail::null(name));
+                }
+                match lookup(raw).map_err(|fail| Fail::invalid(format!("{name}: {}", fail.text)))? {
+                    Descriptor::$variant(held) => Ok(held.into()),
+                    other => {
+                        Err(Fail::invalid(format!("{name} is an {}, expected an {}", other.type_name(), $name)))
+                    }
+                }
+            }
+            fn lend(held: &$held) -> &$lent {
+                held
+            }
+            fn show(raw: *const c_void) -> serde_json::Value {
+                show_descriptor(raw)
+            }
+        }
+    )*};
+}
+
+descriptor_kinds! {
+    /// `aclTensor *`.
+    T, Tensor, Tensor, Tensor, "aclTensor";
+    /// `aclScalar *`.
+    S, Scalar, Arc<Scalar>, Scalar, "aclScalar";
+    /// `aclIntArray *`.
+    IA, IntArray, Arc<[i64]>, [i64], "aclIntArray";
+    /// `aclFloatArray *`.
+    FA, FloatArray, Arc<[f32]>, [f32], "aclFloatArray";
+    /// `aclBoolArray *`.
+    BA, BoolArray, Arc<[bool]>, [bool], "aclBoolArray";
+    /// `aclTensorList *`.
+    TL, TensorList, Members, [Tensor], "aclTensorList";
+}
+
+/// The tensors of a list.
+pub(crate) struct Members(Vec<Tensor>);
+
+impl From<Arc<[(usize, Tensor)]>> for Members {
+    fn from(list: Arc<[(usize, Tensor)]>) -> Self {
+        Self(list.iter().map(|(_, tensor)| tensor.clone()).collect())
+    }
+}
+
+impl core::ops::Deref for Members {
+    type Target = [Tensor];
+    fn deref(&self) -> &[Tensor] {
+        &self.0
+    }
+}
+
+fn show_descriptor(raw: *const c_void) -> serde_json::Value {
+    if raw.is_null() {
+        return serde_json::Value::Null;
+    }
+    match lookup(raw) {
+        Ok(Descriptor::Tensor(tensor)) => format!("{tensor} at {:#x}", tensor.address()).into(),
+        Ok(Descriptor::Scalar(scalar)) => match scalar.as_f64() {
+            Some(value) => format!("{value} {}", scalar.dtype().name()).into(),
+            None => scalar.dtype().name().into(),
+        },
+        Ok(Descriptor::IntArray(values)) => values.to_vec().into(),
+        Ok(Descriptor::FloatArray(values)) => values.to_vec().into(),
+        Ok(Descriptor::BoolArray(values)) => values.to_vec().into(),
+        Ok(Descriptor::TensorList(list)) => {
+            list.iter().map(|(_, tensor)| tensor.to_string()).collect::<Vec<_>>().into()
+        }
+        Ok(other) => other.type_name().into(),
+        Err(fail) => fail.text.into(),
+    }
+}
+
+/// A pointer that may be NULL.
+pub(crate) struct Opt<K>(core::convert::Infallible, core::marker::PhantomData<K>);
+
+impl<K: Kind<C = *const P>, P> Kind for Opt<K> {
+    type C = *const P;
+    type Held = Option<K::Held>;
+    type Lent<'a> = Option<K::Lent<'a>>;
+    unsafe fn hold(raw: *const P, name: &'static str) -> Result<Self::Held> {
+        // SAFETY: the same argument, under the same promise.
+        (!raw.is_null()).then(|| unsafe { K::hold(raw, name) }).transpose()
+    }
+    fn lend(held: &Self::Held) -> Self::Lent<'_> {
+        held.as_ref().map(K::lend)
+    }
+    fn show(raw: *const P) -> serde_json::Value {
+        K::show(raw)
+    }
+}
+
+/// Exports operators: see the module.
+macro_rules! operators {
+    ($( $name:ident ( $( $arg:ident : $kind:ty ),* $(,)? ) => $plan:expr; )*) => {$(
+        const _: () = {
+            const NAME: &str = concat!("aclnn", stringify!($name));
+
+            #[allow(clippy::too_many_arguments)]
+            #[unsafe(export_name = concat!("aclnn", stringify!($name), "GetWorkspaceSize"))]
+            unsafe extern "C" fn get_workspace_size(
+                $( $arg: <$kind as $crate::aclnn::Kind>::C, )*
+                workspace_size: *mut u64,
+                executor: *mut *mut core::ffi::c_void,
+            ) -> i32 {
+                let arguments =
+                    || vec![$( (stringify!($arg), <$kind as $crate::aclnn::Kind>::show($arg)) ),*];
+                let plan = |context: &$crate::aclnn::Context| {
+                    let _ = context;
+                    $(
+                        // SAFETY: the caller passed it as what the row says it is.
+                        let $arg = unsafe {
+                            <$kind as $crate::aclnn::Kind>::hold($arg, stringify!($arg))
+                        }?;
+                    )*
+                    ($plan)(context, $( <$kind as $crate::aclnn::Kind>::lend(&$arg) ),*)
+                };
+                // SAFETY: the last two arguments are the caller's places for the results.
+                unsafe {
+                    $crate::aclnn::phase_one(
+                        NAME,
+                        concat!("aclnn", stringify!($name), "GetWorkspaceSize"),
+                        arguments,
+                        plan,
+                        workspace_size,
+                        executor,
+                    )
+                }
+            }
+
+            #[unsafe(export_name = concat!("aclnn", stringify!($name)))]
+            unsafe extern "C" fn launch(
+                workspace: *mut core::ffi::c_void,
+                workspace_size: u64,
+                executor: *mut core::ffi::c_void,
+                stream: *mut core::ffi::c_void,
+            ) -> i32 {
+                $crate::aclnn::phase_two(NAME, workspace, workspace_size, executor, stream)
+            }
+        };
+    )*};
+}
+pub(crate) use operators;
+
+/// Phase 1: checks, plans, and hands out an executor.
+///
+/// # Safety
+/// `workspace_size` and `executor` are NULL or may be written.
+pub(crate) unsafe fn phase_one(
+    name: &'static str,
+    symbol: &'static str,
+    arguments: impl FnOnce() -> Vec<(&'static str, serde_json::Value)>,
+    plan: impl FnOnce(&Context) -> Result<Plan>,
+    workspace_size: *mut u64,
+    executor: *mut *mut c_void,
+) -> i32 {
+    enter(symbol, arguments, || {
+        if workspace_size.is_null() {
+            return Err(Fail::null("workspaceSize"));
+        }
+        if executor.is_null() {
+            return Err(Fail::null("executor"));
+        }
+        let profile = world().state().profile;
+        let plan = plan(&Context { profile })?;
+        let bytes = plan.workspace as u64;
+        let handle = register(Descriptor::Executor(Arc::new(Executor::new(name, plan))));
+        // SAFETY: neither is NULL, and the caller vouches for the rest.
+        unsafe {
+            workspace_size.write(bytes);
+            executor.write(handle);
+        }
+        Ok(())
+    })
+}
+
+/// Phase 2: enqueues what was planned, once.
+pub(crate) fn phase_two(
+    name: &'static str,
+    workspace: *mut c_void,
+    workspace_size: u64,
+    executor: *mut c_void,
+    stream: *mut c_void,
+) -> i32 {
+    let arguments = || {
+        vec![
+            ("workspace", workspace.show()),
+            ("workspaceSize", workspace_size.show()),
+            ("executor", executor.show()),
+            ("stream", stream.show()),
+        ]
+    };
+    enter(name, arguments, || {
+        if executor.is_null() {
+            return Err(Fail::null("executor"));
+        }
+        let Descriptor::Executor(planned) = lookup(executor.cast_const())? else {
+            return Err(Fail::invalid("executor is a descriptor of another type"));
+        };
+        if planned.name != name {
+            return Err(Fail::invalid(format!("the executor was planned for {}, not {name}", planned.name)));
+        }
+        enqueue(&planned, workspace.addr(), workspace_size, stream)?;
+        if !planned.is_repeatable() {
+            unregister(executor.cast_const())?;
+        }
+        Ok(())
+    })
+}
+
+/// Puts a planned operator on a stream.
+fn enqueue(planned: &Arc<Executor>, workspace: usize, size: u64, stream: *mut c_void) -> Result {
+    let name = planned.name;
+    let state = world().state();
+    let id = state.stream_of(stream)?;
+    let needed = planned.plan.workspace;
+    if size < needed as u64 {
+        return Err(Fail::invalid(format!("a workspace of {size} bytes, {name} needs {needed}")));
+    }
+    if needed > 0 {
+        if !workspace.is_multiple_of(ALIGNMENT) {
+            let text = format!("the workspace at {workspace:#x} is not aligned to {ALIGNMENT} bytes");
+            return Err(Fail::new(code::RT_ADDR_UNALIGNED, text));
+        }
+        state
+            .memory
+            .map(workspace, needed)
+            .map_err(|fail| Fail::invalid(format!("workspace: {}", fail.text)))?;
+    }
+    let addresses = planned.launch()?;
+    for ((tensor, _), &address) in planned.plan.operands.iter().zip(&addresses) {
+        // Nothing is at the address of a tensor without elements.
+        if tensor.numel() == 0 {
+            continue;
+        }
+        if !address.is_multiple_of(TENSOR_ALIGNMENT) {
+            let text = format!("{tensor} at {address:#x} is not aligned to {TENSOR_ALIGNMENT} bytes");
+            return Err(Fail::new(code::RT_ADDR_UNALIGNED, text));
+        }
+        let bytes = tensor.span_bytes()?;
+        let mapped = state.memory.map(address, bytes);
+        mapped.map_err(|fail| Fail::invalid(format!("{tensor}, an operand of {name}: {}", fail.text)))?;
+    }
+    let planned = planned.clone();
+    let action = move |world: &'static World| {
+        let run = {
+            let state = world.state();
+            let operands =
+                planned.plan.operands.iter().zip(&addresses).map(|((tensor, access), &address)| {
+                    let bytes = if tensor.numel() == 0 { 0 } else { tensor.span_bytes()? };
+                    let base = match bytes {
+                        0 => core::ptr::dangling_mut::<u128>().cast(),
+                        _ => state
+                            .memory
+                            .map(address, bytes)
+                            .map_err(|fail| Fail::kernel(format!("{tensor}: {}", fail.text)))?,
+                    };
+                    Ok(Operand { tensor: tensor.clone(), base, bytes, access: *access })
+                });
+            let operands = operands.collect::<Result<Vec<_>>>()?;
+            let workspace = match needed {
+                0 => core::ptr::null_mut(),
+                _ => state
+                    .memory
+                    .map(workspace, needed)
+                    .map_err(|fail| Fail::kernel(format!("workspace: {}", fail.text)))?,
+            };
+            Run { operands, workspace, workspace_bytes: needed }
+        };
+        if needed > 0 {
+            // SAFETY: so many bytes of one living allocation.
+            unsafe { run.workspace.write_bytes(POISON, needed) };
+        }
+        (planned.plan.body)(&run)
+    };
+    world().submit(state, id, name, Work::Kernel(Box::new(action))).map(drop)
+}
+
+/// What addresses of tensors are multiples of.
+const TENSOR_ALIGNMENT: usize = 32;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,309 @@
+//! Products of matrices in floating point.
+//!
+//! Sixteen-bit factors are multiplied exactly and summed in f32, as the cube unit does, and the sum is rounded once.
+
+use super::promote::promote;
+use super::{Args, FLOATS, Refusal, Run, Soc, run};
+use crate::view::{Dtype, Fault, Format, Memory, Tensor, broadcast_shape, volume};
+use core::ops::{AddAssign, Mul};
+
+operators! {
+    Mm(self: T, mat2: T, out: O, cubeMathType: I8) = product;
+    Matmul(self: T, mat2: T, out: O, cubeMathType: I8) = product;
+    BatchMatMul(self: T, mat2: T, out: O, cubeMathType: I8) = product;
+    MatmulWeightNz(self: T, mat2: T, out: O, cubeMathType: I8) = product;
+    BatchMatMulWeightNz(self: T, mat2: T, out: O, cubeMathType: I8) = product;
+    Addmm(self: T, mat1: T, mat2: T, beta: S, alpha: S, out: O, cubeMathType: I8) = add_product;
+    Baddbmm(self: T, batch1: T, batch2: T, beta: S, alpha: S, out: O, cubeMathType: I8) = add_product;
+    Mv(self: T, vec: T, out: O, cubeMathType: I8) = vector_product;
+}
+
+/// What the cube unit rounds its factors to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cube {
+    /// The factors' common type.
+    Exact,
+    /// Eight bits of exponent and eleven of mantissa.
+    Hf32,
+    /// Half precision, the result too.
+    Fp16,
+}
+
+impl Cube {
+    /// What `cubeMathType` means for factors of a common type on a chip.
+    pub(super) fn of(args: &Args, common: Dtype) -> Result<Cube, Refusal> {
+        let mode = args.int("cubeMathType")?;
+        let single = common == Dtype::F32;
+        let old = args.soc == Soc::Ascend310P;
+        match mode {
+            0 | 4 if single && old => Err(args.invalid(
+                "cubeMathType",
+                format!("= {mode} keeps FLOAT, which Ascend310P does not multiply"),
+            )),
+            0 | 4 => Ok(Cube::Exact),
+            1 if !single => Ok(Cube::Exact),
+            1 if old => Ok(Cube::Fp16),
+            1 => Ok(Cube::Hf32),
+            2 if common == Dtype::Bf16 => {
+                Err(args.invalid("cubeMathType", "= 2 (USE_FP16) does not take BF16"))
+            }
+            2 if single => Ok(Cube::Fp16),
+            2 => Ok(Cube::Exact),
+            3 if old => Err(args.invalid("cubeMathType", "= 3 (USE_HF32) does not exist on Ascend310P")),
+            3 if single => Ok(Cube::Hf32),
+            3 => Ok(Cube::Exact),
+            mode => Err(args.unknown_mode("cubeMathType", mode)),
+        }
+    }
+
+    fn round(self, row: &mut [f32]) {
+        match self {
+            Cube::Exact => {}
+            // Twelve bits of the mantissa go, to nearest, ties to even.
+            Cube::Hf32 => row.iter_mut().filter(|x| x.is_finite()).for_each(|x| {
+                let bits = x.to_bits();
+                *x = f32::from_bits((bits + 0x7ff + (bits >> 12 & 1)) & !0xfff);
+            }),
+            Cube::Fp16 => row.iter_mut().for_each(|x| *x = Dtype::F16.round(f64::from(*x)) as f32),
+        }
+    }
+
+    /// Factors as the unit sees them.
+    pub(super) fn factors(self, view: &Tensor, memory: &dyn Memory) -> Result<Vec<f32>, Fault> {
+        let mut row = view.read_f32(memory)?;
+        self.round(&mut row);
+        Ok(row)
+    }
+
+    /// Results as the unit hands them over.
+    pub(super) fn results(self, row: &mut [f32]) {
+        if self == Cube::Fp16 {
+            self.round(row);
+        }
+    }
+}
+
+/// `out[m][n] += a[m][k] · b[k][n]`, summed in the numbers' own type in order of k.
+pub(super) fn multiply<F: Copy + Mul<Output = F> + AddAssign>(
+    a: &[F],
+    b: &[F],
+    (m, k, n): (usize, usize, usize),
+    out: &mut [F],
+) {
+    for (a, out) in a.chunks(k.max(1)).zip(out.chunks_mut(n.max(1))).take(m) {
+        for (&x, b) in a.iter().zip(b.chunks(n.max(1))) {
+            out.iter_mut().zip(b).for_each(|(sum, &y)| *sum += x * y);
+        }
+    }
+}
+
+/// Factors and result as batches of matrices of one shape.
+struct Product {
+    a: Tensor,
+    b: Tensor,
+    out: Tensor,
+    batch: Vec<usize>,
+    sizes: (usize, usize, usize),
+    cube: Cube,
+}
+
+/// Views as matrices: vectors get the dimension that `matmul` gives them, and the result loses it.
+fn prepare(args: &Args, names: [&str; 2], ranks: (usize, usize)) -> Result<Product, Refusal> {
+    let (a, b, out) = (args.tensor(names[0])?, args.tensor(names[1])?, args.tensor("out")?);
+    for (name, tensor) in [(names[0], a), (names[1], b), ("out", out)] {
+        args.one_of(name, tensor, FLOATS)?;
+    }
+    args.ranked(names[0], a, ranks.0, ranks.1)?;
+    args.ranked(names[1], b, ranks.0, ranks.1)?;
+    if a.format != Format::Nd || out.format != Format::Nd {
+        return Err(args.invalid(names[0], "and out must be ND; only mat2 may be FRACTAL_NZ"));
+    }
+    if args.operator.ends_with("WeightNz") && b.format != Format::FractalNz {
+        return Err(args.invalid(names[1], "must be FRACTAL_NZ"));
+    }
+    if !out.is_contiguous() {
+        return Err(args.invalid("out", format!("must be contiguous; it has strides {:?}", out.strides)));
+    }
+    let common = promote(a.dtype, b.dtype);
+    let cube = Cube::of(args, common)?;
+    let left = if a.rank() == 1 { a.unsqueeze(0) } else { a.clone() };
+    let right = if b.rank() == 1 { b.unsqueeze(1) } else { b.clone() };
+    let (la, lb) = (left.rank() - 2, right.rank() - 2);
+    let (m, k, n) = (left.shape[la], left.shape[la + 1], right.shape[lb + 1]);
+    if right.shape[lb] != k {
+        let shapes = (&a.shape, &b.shape);
+        return Err(
+            args.invalid(names[1], format!("has {} rows for {k} columns: {shapes:?}", right.shape[lb]))
+        );
+    }
+    let batch = broadcast_shape(&left.shape[..la], &right.shape[..lb]).ok_or_else(|| {
+        args.invalid(names[1], format!("{:?} does not broadcast with {} {:?}", b.shape, names[0], a.shape))
+    })?;
+    let mut shape = batch.clone();
+    shape.extend((a.rank() > 1).then_some(m));
+    shape.extend((b.rank() > 1).then_some(n));
+    args.shaped("out", out, &shape)?;
+    Ok(Product { a: left, b: right, out: out.clone(), batch, sizes: (m, k, n), cube })
+}
+
+impl Product {
+    fn compute(&self, memory: &dyn Memory) -> Result<Vec<f32>, Fault> {
+        let (m, k, n) = self.sizes;
+        let (a, b) = (self.cube.factors(&self.a, memory)?, self.cube.factors(&self.b, memory)?);
+        let mut out = vec![0f32; volume(&self.batch) * m * n];
+        for i in 0..volume(&self.batch) {
+            let at = |shape: &[usize]| batch_place(i, &self.batch, &shape[..shape.len() - 2]);
+            let (x, y) = (at(&self.a.shape) * m * k, at(&self.b.shape) * k * n);
+            multiply(&a[x..][..m * k], &b[y..][..k * n], self.sizes, &mut out[i * m * n..][..m * n]);
+        }
+        self.cube.results(&mut out);
+        Ok(out)
+    }
+}
+
+/// Which of its own batches a factor gives to batch `flat` of the result.
+fn batch_place(flat: usize, batch: &[usize], own: &[usize]) -> usize {
+    let (mut rest, mut step, mut place) = (flat, 1, 0);
+    for axis in (0..batch.len()).rev() {
+        let index = rest % batch[axis];
+        rest /= batch[axis];
+        if let Some(own_axis) = (axis + own.len()).checked_sub(batch.len()) {
+            place += if own[own_axis] == 1 { 0 } else { index } * step;
+            step *= own[own_axis];
+        }
+    }
+    place
+}
+
+fn product(args: &Args) -> Result<Run, Refusal> {
+    let ranks = match args.operator {
+        "Mm" => (2, 2),
+        "BatchMatMul" | "BatchMatMulWeightNz" => (3, 3),
+        _ => (1, 6),
+    };
+    let product = prepare(args, ["self", "mat2"], ranks)?;
+    run(move |memory| product.out.write_f32(memory, &product.compute(memory)?))
+}
+
+/// beta · self + alpha · product; a beta of 0 keeps whatever self holds out of the result.
+fn add_product(args: &Args) -> Result<Run, Refusal> {
+    let batched = args.operator == "Baddbmm";
+    let names = if batched { ["batch1", "batch2"] } else { ["mat1", "mat2"] };
+    let product = prepare(args, names, if batched { (3, 3) } else { (2, 2) })?;
+    let addend = args.tensor("self")?;
+    args.one_of("self", addend, FLOATS)?;
+    let addend = args.spread("self", addend, &product.out.shape)?;
+    let (beta, alpha) = (args.scalar("beta")?.float as f32, args.scalar("alpha")?.float as f32);
+    run(move |memory| {
+        let mut row = product.compute(memory)?;
+        let addend = addend.read_f32(memory)?;
+        for (x, y) in row.iter_mut().zip(addend) {
+            *x = alpha * *x + if beta == 0.0 { 0.0 } else { beta * y };
+        }
+        product.out.write_f32(memory, &row)
+    })
+}
+
+fn vector_product(args: &Args) -> Result<Run, Refusal> {
+    args.ranked("self", args.tensor("self")?, 2, 2)?;
+    args.ranked("vec", args.tensor("vec")?, 1, 1)?;
+    let product = prepare(args, ["self", "vec"], (1, 2))?;
+    run(move |memory| product.out.write_f32(memory, &product.compute(memory)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Case, LAYOUTS, Layout, close, noise_of};
+    use super::*;
+
+    /// The formula, in f64, with batches of both factors equal.
+    fn direct(a: &[f64], b: &[f64], batch: usize, (m, k, n): (usize, usize, usize)) -> Vec<f64> {
+        let mut out = Vec::new();
+        for t in 0..batch {
+            for i in 0..m {
+                for j in 0..n {
+                    out.push((0..k).map(|p| a[(t * m + i) * k + p] * b[(t * k + p) * n + j]).sum());
+                }
+            }
+        }
+        out
+    }
+
+    #[test]
+    fn products_agree_with_the_formula_in_any_layout() {
+        for (dtype, tolerance) in [(Dtype::F32, 1e-5), (Dtype::F16, 1e-3), (Dtype::Bf16, 8e-3)] {
+            let (m, k, n) = (3, 17, 5);
+            let (a, b) = (noise_of(dtype, 2 * m * k, 1), noise_of(dtype, 2 * k * n, 2));
+            for layout in LAYOUTS {
+                let mut case = Case::new(Soc::A2, "BatchMatMul").laid(layout);
+                case = case.input("self", dtype, &[2, m, k], &a).input("mat2", dtype, &[2, k, n], &b);
+                case.layout = Layout::Contiguous;
+                let got = case.output("out", dtype, &[2, m, n]).done().read("out");
+                close(&got, &direct(&a, &b, 2, (m, k, n)), tolerance);
+            }
+        }
+    }
+
+    #[test]
+    fn batches_broadcast_and_vectors_lose_their_dimension() {
+        let (a, b) = (noise_of(Dtype::F32, 24, 3), noise_of(Dtype::F32, 12, 4));
+        let case = Case::new(Soc::A2, "Matmul").input("self", Dtype::F32, &[2, 1, 3, 4], &a);
+        let case =
+            case.input("mat2", Dtype::F32, &[4, 3], &b).output("out", Dtype::F32, &[2, 1, 3, 3]).done();
+        close(&case.read("out"), &direct(&a, &b, 1, (6, 4, 3)), 1e-5);
+        let case = Case::new(Soc::A2, "Matmul").input("self", Dtype::F32, &[4], &a[..4]);
+        let case = case.input("mat2", Dtype::F32, &[4, 3], &b).output("out", Dtype::F32, &[3]).done();
+        close(&case.read("out"), &direct(&a[..4], &b, 1, (1, 4, 3)), 1e-5);
+        let case = Case::new(Soc::A2, "Mv").input("self", Dtype::F32, &[3, 4], &b);
+        let case = case.input("vec", Dtype::F32, &[4], &a[..4]).output("out", Dtype::F32, &[3]).done();
+        close(&case.read("out"), &direct(&b, &a[..4], 1, (3, 4, 1)), 1e-5);
+        let empty = Case::new(Soc::A2, "Mm").input("self", Dtype::F32, &[2, 0], &[]);
+        let empty = empty.input("mat2", Dtype::F32, &[0, 3], &[]).output("out", Dtype::F32, &[2, 3]).done();
+        assert_eq!(empty.read("out"), [0.0; 6]);
+    }
+
+    #[test]
+    fn the_cube_rounds_its_factors_as_its_mode_says() {
+        // 1 + 2⁻¹⁰ survives every rounding, 1 + 2⁻¹³ neither of the narrow ones, 1 + 2⁻¹¹ only HF32's.
+        let value = |soc, mode, x: f64| {
+            let case =
+                Case::new(soc, "Mm").input("self", Dtype::F32, &[1, 1], &[x]).int("cubeMathType", mode);
+            let case = case.input("mat2", Dtype::F32, &[1, 1], &[1.0]).output("out", Dtype::F32, &[1, 1]);
+            case.done().read("out")[0] - 1.0
+        };
+        let (tenth, eleventh, thirteenth) = (2f64.powi(-10), 2f64.powi(-11), 2f64.powi(-13));
+        for (soc, mode, want) in [
+            (Soc::A2, 0, [tenth, eleventh, thirteenth]),
+            (Soc::A2, 1, [tenth, eleventh, 0.0]),
+            (Soc::Ascend950, 3, [tenth, eleventh, 0.0]),
+            (Soc::A3, 2, [tenth, 0.0, 0.0]),
+            (Soc::Ascend310P, 1, [tenth, 0.0, 0.0]),
+        ] {
+            assert_eq!(
+                [tenth, eleventh, thirteenth].map(|x| value(soc, mode, 1.0 + x)),
+                want,
+                "{soc:?} {mode}"
+            );
+        }
+        let refused = |soc, dtype, mode| {
+            let case = Case::new(soc, "Mm").input("self", dtype, &[1, 1], &[1.0]).int("cubeMathType", mode);
+            case.input("mat2", dtype, &[1, 1], &[1.0]).output("out", dtype, &[1, 1]).refused().message
+        };
+        assert!(refused(Soc::A2, Dtype::Bf16, 2).contains("USE_FP16"));
+        assert!(refused(Soc::Ascend310P, Dtype::F32, 0).contains("Ascend310P"));
+        assert!(refused(Soc::A2, Dtype::F16, 9).contains("cubeMathType = 9"));
+    }
+
+    #[test]
+    fn sums_with_a_product_scale_both() {
+        let case = Case::new(Soc::A2, "Addmm")
+            .input("self", Dtype::F32, &[2], &[1.0, f64::NAN])
+            .input("mat1", Dtype::F32, &[1, 2], &[1.0, 2.0])
+            .input("mat2", Dtype::F32, &[2, 2], &[1.0, 0.0, 0.0, 1.0])
+            .output("out", Dtype::F32, &[1, 2]);
+        let none = case.scalar("beta", 0.0).scalar("alpha", 3.0).done();
+        assert_eq!(none.read("out"), [3.0, 6.0]);
+        let some = none.scalar("beta", 2.0).done().read("out");
+        assert!(some[0] == 5.0 && some[1].is_nan());
+    }
+}

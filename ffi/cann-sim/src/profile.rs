@@ -1,0 +1,66 @@
+//! What a product is: its name, its limits, the element types its kernels take.
+
+/// A product family whose rules the simulator follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Family {
+    /// Inference cards: 16-bit floats are fp16 only.
+    P310,
+    /// 910B.
+    A2,
+    /// 910_93: two dies, each a device; the instruction set of A2.
+    A3,
+    /// 950: 8-bit and 4-bit floats, no padding behind allocations.
+    A5,
+}
+
+/// A product.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Profile {
+    /// What a configuration calls it.
+    pub(crate) key: &'static str,
+    /// What `aclrtGetSocName` answers.
+    pub(crate) soc: &'static str,
+    pub(crate) family: Family,
+    /// Streams that may exist at a time, on one device.
+    pub(crate) streams: usize,
+    /// Events that may exist at a time, on one device.
+    pub(crate) events: usize,
+}
+
+const PROFILES: [Profile; 4] = [
+    Profile { key: "310P", soc: "Ascend310P3", family: Family::P310, streams: 1024, events: 1023 },
+    Profile { key: "A2", soc: "Ascend910B3", family: Family::A2, streams: 1984, events: 65536 },
+    Profile { key: "A3", soc: "Ascend910_9391", family: Family::A3, streams: 1984, events: 65536 },
+    Profile { key: "950", soc: "Ascend950", family: Family::A5, streams: 1984, events: 65536 },
+];
+
+impl Profile {
+    /// The profile a configuration names, by its key or by the name of its chip.
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        PROFILES.into_iter().find(|profile| profile.key == name || profile.soc == name)
+    }
+
+    /// Bytes behind `ALIGN_UP(size, 32)` that vector units may read.
+    pub(crate) fn padding(self) -> usize {
+        match self.family {
+            Family::P310 | Family::A2 | Family::A3 => 32,
+            Family::A5 => 0,
+        }
+    }
+
+    /// Whether kernels compute in bf16.
+    pub(crate) fn has_bf16(self) -> bool {
+        self.family != Family::P310
+    }
+
+    /// Whether kernels take fp8, fp4 and hifloat8 as more than opaque bytes.
+    pub(crate) fn has_small_floats(self) -> bool {
+        self.family == Family::A5
+    }
+}
+
+impl Default for Profile {
+    fn default() -> Self {
+        PROFILES[2]
+    }
+}

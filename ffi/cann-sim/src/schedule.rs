@@ -1,0 +1,356 @@
+//! When queued work runs: at a legal moment that a seed chooses, as unpleasant as possible.
+//!
+//! One thread runs all work, one piece at a time. What a waiting host needs is run first, and nothing more: the heads
+//! of the queues its goals depend on, in an order that the seed picks. Beside that, *late* runs nothing, *early* runs
+//! whatever is ready as soon as it is enqueued, and *seeded* a few pieces that depend on (seed, submission number). The
+//! host waits inside the enqueuing call until those have run, so a schedule depends on nothing but calls and seed.
+//!
+//! Two things keep a program going that only ever asks: a question that was answered *not yet* a few times is a goal,
+//! and functions of the program that a stream is to call are run after a short while.
+
+use crate::error::{Fail, Result, code};
+use crate::fault::KernelFault;
+use crate::stream::{Point, Task, Work};
+use crate::world::{State, World};
+use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::MutexGuard;
+use std::time::{Duration, Instant};
+
+/// How long a function of the program waits at most until its stream gets to it, when nobody asks.
+const LIVELY: Duration = Duration::from_millis(20);
+
+/// Who picks the moments that nobody waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Adversary {
+    Late,
+    Early,
+    Seeded,
+}
+
+impl Adversary {
+    /// By the name a configuration uses.
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        match name {
+            "late" => Some(Self::Late),
+            "early" => Some(Self::Early),
+            "seeded" => Some(Self::Seeded),
+            _ => None,
+        }
+    }
+}
+
+/// The state of the schedule.
+pub(crate) struct Schedule {
+    pub(crate) adversary: Adversary,
+    pub(crate) seed: u64,
+    /// Pieces of work enqueued, and run, on all streams.
+    submitted: u64,
+    executed: u64,
+    /// Pieces that may run although nobody waits for them.
+    credit: u64,
+    /// What hosts wait for.
+    goals: Vec<Point>,
+    /// Whether a piece of work is being run outside the lock.
+    running: bool,
+    /// Whether a function of the program is being called.
+    calling: bool,
+    /// Device time in microseconds: never the same twice.
+    clock: u64,
+    started: Instant,
+}
+
+thread_local! {
+    static IS_SCHEDULER: Cell<bool> = const { Cell::new(false) };
+}
+
+/// SplitMix64 (Steele, Lea and Flood 2014): spreads neighbouring seeds.
+pub(crate) fn mix(seed: u64, n: u64) -> u64 {
+    let mut x = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(n).wrapping_add(0x9e37_79b9_7f4a_7c15);
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
+impl Schedule {
+    pub(crate) fn new(adversary: Adversary, seed: u64) -> Self {
+        Self {
+            adversary,
+            seed,
+            submitted: 0,
+            executed: 0,
+            credit: 0,
+            goals: Vec::new(),
+            running: false,
+            calling: false,
+            clock: 0,
+            started: Instant::now(),
+        }
+    }
+
+    fn tick(&mut self) -> u64 {
+        let now = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.clock = now.max(self.clock + 1);
+        self.clock
+    }
+}
+
+impl State {
+    /// Whether a point has been passed. Streams that are gone have passed all of theirs.
+    pub(crate) fn reached(&self, point: Point) -> bool {
+        self.streams.get(&point.stream).is_none_or(|stream| stream.done >= point.seq)
+    }
+
+    /// What a wait at the head of a queue is for; `None` when it has nothing to wait for any more.
+    fn awaited(&self, work: &Work) -> Option<Option<Point>> {
+        let Work::Wait { event, point } = work else { return None };
+        match point.or_else(|| self.events.get(event).and_then(|event| event.latest)) {
+            Some(point) => (!self.reached(point)).then_some(Some(point)),
+            // Its event was destroyed: nothing will ever come.
+            None => self.events.contains_key(event).then_some(None),
+        }
+    }
+
+    /// Whether the head of a stream could run now.
+    fn head_is_ready(&self, id: u64) -> bool {
+        let Some(stream) = self.streams.get(&id) else { return false };
+        let head = stream.queue.front().filter(|_| !stream.hung);
+        head.is_some_and(|task| self.awaited(&task.work).is_none())
+    }
+
+    /// The heads that a point depends on and that could run now.
+    fn heads_for(&self, goals: &[Point]) -> Vec<u64> {
+        let (mut open, mut seen, mut ready) = (goals.to_vec(), Vec::new(), Vec::new());
+        while let Some(point) = open.pop() {
+            if self.reached(point) || seen.contains(&point.stream) {
+                continue;
+            }
+            seen.push(point.stream);
+            let Some(stream) = self.streams.get(&point.stream) else { continue };
+            let Some(task) = stream.queue.front().filter(|_| !stream.hung) else { continue };
+            match self.awaited(&task.work) {
+                None => ready.push(point.stream),
+                Some(Some(point)) => open.push(point),
+                Some(None) => {}
+            }
+        }
+        ready.sort_unstable();
+        ready
+    }
+
+    /// The stream whose head runs next, if any may.
+    fn pick(&mut self, lively: bool) -> Option<u64> {
+        let mut ready = self.heads_for(&self.schedule.goals);
+        if ready.is_empty() && self.schedule.credit > 0 {
+            ready = self.streams.keys().copied().filter(|&id| self.head_is_ready(id)).collect();
+            // A function of the program may wait for whoever enqueues just now.
+            ready
+                .retain(|id| !matches!(self.streams[id].queue.front().map(|t| &t.work), Some(Work::Host(_))));
+            self.schedule.credit = if ready.is_empty() { 0 } else { self.schedule.credit - 1 };
+        }
+        if ready.is_empty() && lively {
+            let calls = self.streams.iter().filter_map(|(&id, stream)| {
+                let at = stream.queue.iter().rposition(|task| matches!(task.work, Work::Host(_)))?;
+                Some(Point { stream: id, seq: stream.done + 1 + at as u64 })
+            });
+            ready = self.heads_for(&calls.collect::<Vec<_>>());
+        }
+        let index = mix(self.schedule.seed, self.schedule.executed) % ready.len().max(1) as u64;
+        ready.get(index as usize).copied()
+    }
+
+    fn has_host_calls(&self) -> bool {
+        self.streams.values().any(|stream| stream.queue.iter().any(|task| matches!(task.work, Work::Host(_))))
+    }
+
+    /// Books that the head of a stream is done.
+    fn finish(&mut self, id: u64, outcome: Result) {
+        if let Some(stream) = self.streams.get_mut(&id) {
+            stream.done += 1;
+            if let Err(fail) = outcome {
+                stream.fail(fail);
+            }
+        }
+        self.schedule.executed += 1;
+    }
+}
+
+/// What the scheduler does outside the lock.
+enum Step {
+    Action(crate::stream::Action),
+    Host(crate::stream::HostCall),
+    Nothing(Result),
+    Hang(Task),
+}
+
+impl World {
+    /// The scheduler's thread.
+    pub(crate) fn run_schedule(&'static self) {
+        IS_SCHEDULER.set(true);
+        let mut state = self.state();
+        let mut lively = false;
+        loop {
+            let Some(id) = state.pick(lively) else {
+                self.changed.notify_all();
+                if state.has_host_calls() {
+                    let waited = self.changed.wait_timeout(state, LIVELY);
+                    let (again, timeout) = waited.unwrap_or_else(std::sync::PoisonError::into_inner);
+                    (state, lively) = (again, timeout.timed_out());
+                } else {
+                    state = self.changed.wait(state).unwrap_or_else(std::sync::PoisonError::into_inner);
+                    lively = false;
+                }
+                continue;
+            };
+            lively = false;
+            let Some(task) = state.streams.get_mut(&id).and_then(|stream| stream.queue.pop_front()) else {
+                continue;
+            };
+            let (name, call) = (task.name, task.call);
+            let step = begin(&mut state, id, task);
+            let outcome = match step {
+                Step::Hang(task) => {
+                    if let Some(stream) = state.streams.get_mut(&id) {
+                        stream.hung = true;
+                        stream.queue.push_front(task);
+                    }
+                    continue;
+                }
+                Step::Nothing(outcome) => outcome,
+                Step::Action(action) => {
+                    state.schedule.running = true;
+                    drop(state);
+                    let outcome = catch_unwind(AssertUnwindSafe(|| action(self))).unwrap_or_else(|_| {
+                        Err(Fail::new(code::INTERNAL, "the simulator panicked while it ran this"))
+                    });
+                    state = self.state();
+                    outcome
+                }
+                Step::Host(host) => {
+                    state.schedule.calling = true;
+                    self.changed.notify_all();
+                    drop(state);
+                    // SAFETY: the program enqueued this function with this argument for exactly this.
+                    unsafe { (host.function)(host.argument) };
+                    state = self.state();
+                    Ok(())
+                }
+            };
+            (state.schedule.running, state.schedule.calling) = (false, false);
+            state.schedule.tick();
+            let named =
+                outcome.map_err(|fail| Fail::new(fail.code, format!("{name} (call {call}): {}", fail.text)));
+            state.finish(id, named);
+            self.changed.notify_all();
+        }
+    }
+
+    /// Enqueues work on a stream; it runs now as far as the adversary likes.
+    pub(crate) fn submit(
+        &'static self,
+        mut state: MutexGuard<'static, State>,
+        id: u64,
+        name: &'static str,
+        work: Work,
+    ) -> Result<Point> {
+        refuse_on_scheduler()?;
+        let call = state.log.last();
+        let stream = state.streams.get_mut(&id).ok_or_else(|| Fail::parameter("the stream is gone"))?;
+        stream.queue.push_back(Task { call, name, work });
+        stream.submitted += 1;
+        stream.polls = 0;
+        let point = Point { stream: id, seq: stream.submitted };
+        let schedule = &mut state.schedule;
+        schedule.submitted += 1;
+        schedule.credit = match schedule.adversary {
+            Adversary::Late => 0,
+            Adversary::Early => u64::MAX,
+            Adversary::Seeded => mix(schedule.seed ^ 0xad5e, schedule.submitted) % 4,
+        };
+        self.changed.notify_all();
+        // Who enqueues while a function of the program runs may be who that function waits for.
+        while (state.schedule.credit > 0 || state.schedule.running) && !state.schedule.calling {
+            state = self.changed.wait(state).unwrap_or_else(std::sync::PoisonError::into_inner);
+        }
+        Ok(point)
+    }
+
+    /// Runs what points depend on, until they are reached or time is up; whether they were.
+    pub(crate) fn reach(
+        &'static self,
+        mut state: MutexGuard<'static, State>,
+        goals: &[Point],
+        timeout: Option<Duration>,
+    ) -> Result<(MutexGuard<'static, State>, bool)> {
+        refuse_on_scheduler()?;
+        state.schedule.goals.extend_from_slice(goals);
+        self.changed.notify_all();
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let reached = loop {
+            if goals.iter().all(|&goal| state.reached(goal)) {
+                break true;
+            }
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            state = match left {
+                None => self.changed.wait(state).unwrap_or_else(std::sync::PoisonError::into_inner),
+                Some(Duration::ZERO) => break false,
+                Some(left) => {
+                    let waited = self.changed.wait_timeout(state, left);
+                    waited.unwrap_or_else(std::sync::PoisonError::into_inner).0
+                }
+            };
+        };
+        for goal in goals {
+            if let Some(at) = state.schedule.goals.iter().position(|other| other == goal) {
+                state.schedule.goals.swap_remove(at);
+            }
+        }
+        Ok((state, reached))
+    }
+}
+
+/// Takes a piece of work as far as the lock is needed.
+fn begin(state: &mut State, id: u64, task: Task) -> Step {
+    let Some(stream) = state.streams.get(&id) else { return Step::Nothing(Ok(())) };
+    // After the first error nothing computes any more; events are still reached, or whoever waits would hang.
+    let skip = stream.stop_on_error && stream.error.is_some();
+    match task.work {
+        Work::Kernel(_) | Work::Copy(_) if skip => Step::Nothing(Ok(())),
+        Work::Kernel(action) => {
+            match state.faults.lost().map(KernelFault::Fails).or_else(|| state.faults.at_kernel()) {
+                None => Step::Action(action),
+                Some(KernelFault::Fails(fail)) => Step::Nothing(Err(fail)),
+                Some(KernelFault::Hangs) => Step::Hang(Task { work: Work::Kernel(action), ..task }),
+            }
+        }
+        Work::Copy(action) => match state.faults.lost() {
+            None => Step::Action(action),
+            Some(fail) => Step::Nothing(Err(fail)),
+        },
+        Work::Record { event, recording } => {
+            let now = state.schedule.tick();
+            if let Some(event) = state.events.get_mut(&event)
+                && event.recordings == recording
+            {
+                event.reached = Some(now);
+            }
+            Step::Nothing(Ok(()))
+        }
+        Work::Wait { .. } => Step::Nothing(Ok(())),
+        Work::Reset { event } => {
+            if let Some(event) = state.events.get_mut(&event) {
+                (event.latest, event.reached) = (None, None);
+            }
+            Step::Nothing(Ok(()))
+        }
+        Work::Host(host) => Step::Host(host),
+    }
+}
+
+/// Functions that streams call run on the scheduler's own thread and may not use the driver.
+fn refuse_on_scheduler() -> Result {
+    match IS_SCHEDULER.get() {
+        false => Ok(()),
+        true => Err(Fail::parameter("a function that a stream calls must not call the driver")),
+    }
+}

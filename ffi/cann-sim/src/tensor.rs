@@ -1,0 +1,396 @@
+//! Descriptors: what a program tells operators about its data.
+//!
+//! A handle is a number that no process maps and that is never given out twice, so using a destroyed descriptor is
+//! always seen and named.
+
+use crate::error::{Fail, Result};
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+macro_rules! data_types {
+    ($( $variant:ident = $number:literal, $bits:literal, $name:literal; )*) => {
+        /// `aclDataType`, as far as an element has a size.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub(crate) enum DataType { $( $variant = $number, )* }
+
+        impl DataType {
+            /// The type with an `aclDataType`'s number.
+            pub(crate) fn from_raw(number: i32) -> Option<Self> {
+                match number { $( $number => Some(Self::$variant), )* _ => None }
+            }
+
+            /// Bits of one element.
+            pub(crate) fn bits(self) -> usize {
+                match self { $( Self::$variant => $bits, )* }
+            }
+
+            /// As messages call it.
+            pub(crate) fn name(self) -> &'static str {
+                match self { $( Self::$variant => $name, )* }
+            }
+        }
+    };
+}
+
+data_types! {
+    Float = 0, 32, "FLOAT";
+    Float16 = 1, 16, "FLOAT16";
+    Int8 = 2, 8, "INT8";
+    Int32 = 3, 32, "INT32";
+    UInt8 = 4, 8, "UINT8";
+    Int16 = 6, 16, "INT16";
+    UInt16 = 7, 16, "UINT16";
+    UInt32 = 8, 32, "UINT32";
+    Int64 = 9, 64, "INT64";
+    UInt64 = 10, 64, "UINT64";
+    Double = 11, 64, "DOUBLE";
+    Bool = 12, 8, "BOOL";
+    Complex64 = 16, 64, "COMPLEX64";
+    Complex128 = 17, 128, "COMPLEX128";
+    BFloat16 = 27, 16, "BFLOAT16";
+    Int4 = 29, 4, "INT4";
+    UInt1 = 30, 1, "UINT1";
+    Complex32 = 33, 32, "COMPLEX32";
+    HiFloat8 = 34, 8, "HIFLOAT8";
+    Float8E5M2 = 35, 8, "FLOAT8_E5M2";
+    Float8E4M3 = 36, 8, "FLOAT8_E4M3FN";
+    Float8E8M0 = 37, 8, "FLOAT8_E8M0";
+    Float6E3M2 = 38, 6, "FLOAT6_E3M2";
+    Float6E2M3 = 39, 6, "FLOAT6_E2M3";
+    Float4E2M1 = 40, 4, "FLOAT4_E2M1";
+    Float4E1M2 = 41, 4, "FLOAT4_E1M2";
+}
+
+/// `aclFormat`: ND.
+pub(crate) const ND: i32 = 2;
+/// `aclFormat`: FRACTAL_NZ.
+pub(crate) const FRACTAL_NZ: i32 = 29;
+
+/// A tensor's descriptor. Clones are the same tensor.
+#[derive(Clone, Debug)]
+pub(crate) struct Tensor(Arc<TensorInner>);
+
+#[derive(Debug)]
+struct TensorInner {
+    dtype: DataType,
+    format: i32,
+    shape: Vec<i64>,
+    strides: Vec<i64>,
+    offset: i64,
+    storage: Vec<i64>,
+    address: AtomicUsize,
+    destroyed: AtomicBool,
+}
+
+/// The row-major strides of a shape, in elements.
+fn row_major(shape: &[i64]) -> Vec<i64> {
+    let mut strides = vec![1i64; shape.len()];
+    for i in (1..shape.len()).rev() {
+        strides[i - 1] = strides[i].saturating_mul(shape[i].max(1));
+    }
+    strides
+}
+
+impl Tensor {
+    /// A descriptor, checked as far as that needs no operator.
+    pub(crate) fn new(
+        dtype: i32,
+        format: i32,
+        shape: &[i64],
+        strides: Option<&[i64]>,
+        offset: i64,
+        storage: &[i64],
+        address: usize,
+    ) -> Result<Self> {
+        let dtype = DataType::from_raw(dtype)
+            .ok_or_else(|| Fail::invalid(format!("aclDataType {dtype} is not one of a tensor's")))?;
+        let strides = strides.map_or_else(|| row_major(shape), <[i64]>::to_vec);
+        if let Some(bad) = shape.iter().chain(storage).chain(&strides).chain([&offset]).find(|&&n| n < 0) {
+            return Err(Fail::invalid(format!(
+                "a tensor of shape {shape:?}, strides {strides:?}, offset {offset}, storage {storage:?}: {bad} is negative"
+            )));
+        }
+        if strides.len() != shape.len() {
+            return Err(Fail::invalid(format!("strides {strides:?} do not fit a shape {shape:?}")));
+        }
+        let (shape, storage) = (shape.to_vec(), storage.to_vec());
+        let (address, destroyed) = (AtomicUsize::new(address), AtomicBool::new(false));
+        Ok(Self(Arc::new(TensorInner { dtype, format, shape, strides, offset, storage, address, destroyed })))
+    }
+
+    pub(crate) fn dtype(&self) -> DataType {
+        self.0.dtype
+    }
+    /// `aclFormat`.
+    pub(crate) fn format(&self) -> i32 {
+        self.0.format
+    }
+    /// Extents of the view, outermost first.
+    pub(crate) fn shape(&self) -> &[i64] {
+        &self.0.shape
+    }
+    /// Elements from one index to the next, for each extent.
+    pub(crate) fn strides(&self) -> &[i64] {
+        &self.0.strides
+    }
+    /// Elements from the storage's first to the view's first.
+    pub(crate) fn offset(&self) -> i64 {
+        self.0.offset
+    }
+    /// Extents of the allocation behind the view.
+    pub(crate) fn storage_shape(&self) -> &[i64] {
+        &self.0.storage
+    }
+    /// Elements of the view.
+    pub(crate) fn numel(&self) -> i64 {
+        self.shape().iter().product()
+    }
+    /// Whether the view's elements lie one behind the other, in order.
+    pub(crate) fn is_contiguous(&self) -> bool {
+        let dense = row_major(self.shape());
+        self.numel() == 0
+            || (0..self.shape().len()).all(|i| self.shape()[i] == 1 || self.strides()[i] == dense[i])
+    }
+    /// Where the storage begins on the device; 0 while nobody has said.
+    pub(crate) fn address(&self) -> usize {
+        self.0.address.load(Ordering::Relaxed)
+    }
+    pub(crate) fn set_address(&self, address: usize) {
+        self.0.address.store(address, Ordering::Relaxed);
+    }
+    /// Whether its handle is gone; an executor may have kept the tensor.
+    pub(crate) fn is_destroyed(&self) -> bool {
+        self.0.destroyed.load(Ordering::Relaxed)
+    }
+    /// Whether both are one descriptor.
+    pub(crate) fn same(&self, other: &Tensor) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// Elements of the view's matrices in whole blocks of 16 rows by 32 bytes; the blocks are those of the transpose
+    /// where the view is one.
+    fn fractal_elements(&self) -> i128 {
+        let [batches @ .., rows, cols] = self.shape() else { return 0 };
+        let turned = matches!(self.strides(), [.., 1, lower] if *lower != 1);
+        let (rows, cols) = if turned { (*cols, *rows) } else { (*rows, *cols) };
+        let whole = |n: i64, of: i64| i128::from(n + of - 1) / i128::from(of) * i128::from(of);
+        let width = 256 / self.dtype().bits() as i64;
+        batches.iter().map(|&n| i128::from(n)).product::<i128>() * whole(rows, 16) * whole(cols, width)
+    }
+
+    /// The same memory as fractal blocks, for operators that rewrite it so.
+    pub(crate) fn in_blocks(&self) -> Self {
+        let inner = TensorInner {
+            dtype: self.0.dtype,
+            format: FRACTAL_NZ,
+            shape: self.0.shape.clone(),
+            strides: self.0.strides.clone(),
+            offset: self.0.offset,
+            storage: self.0.storage.clone(),
+            address: AtomicUsize::new(self.address()),
+            destroyed: AtomicBool::new(false),
+        };
+        Self(Arc::new(inner))
+    }
+
+    /// Bytes from the storage's first element to behind the last one that the view or the storage has.
+    pub(crate) fn span_bytes(&self) -> Result<usize> {
+        let storage: i128 = self.storage_shape().iter().map(|&n| i128::from(n)).product();
+        let reach = self.shape().iter().zip(self.strides()).map(|(&n, &s)| i128::from(n - 1) * i128::from(s));
+        let view = match self.numel() {
+            0 => 0,
+            _ if self.format() == FRACTAL_NZ => i128::from(self.offset()) + self.fractal_elements(),
+            _ => i128::from(self.offset()) + reach.sum::<i128>() + 1,
+        };
+        let bits = storage.max(view) * self.dtype().bits() as i128;
+        usize::try_from((bits + 7) / 8)
+            .map_err(|_| Fail::invalid(format!("{self} has more bytes than memory has addresses")))
+    }
+}
+
+impl core::fmt::Display for Tensor {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "{} {:?}", self.dtype().name(), self.shape())?;
+        if !self.is_contiguous() || self.offset() != 0 {
+            write!(f, " strides {:?} offset {}", self.strides(), self.offset())?;
+        }
+        if self.format() != ND {
+            write!(f, " format {}", self.format())?;
+        }
+        Ok(())
+    }
+}
+
+/// A host value with a type.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Scalar {
+    dtype: DataType,
+    bytes: [u8; 16],
+}
+
+impl Scalar {
+    pub(crate) fn new(dtype: i32, bytes: [u8; 16]) -> Result<Self> {
+        match DataType::from_raw(dtype) {
+            Some(dtype) if dtype.bits() >= 8 => Ok(Self { dtype, bytes }),
+            _ => Err(Fail::invalid(format!("aclDataType {dtype} is not one of a scalar's"))),
+        }
+    }
+
+    pub(crate) fn dtype(&self) -> DataType {
+        self.dtype
+    }
+
+    /// The value's own bytes, as many as its type has.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.dtype.bits() / 8]
+    }
+
+    fn low<const N: usize>(&self) -> [u8; N] {
+        core::array::from_fn(|i| self.bytes[i])
+    }
+
+    /// The value of a real number; `None` for types that are none.
+    pub(crate) fn as_f64(&self) -> Option<f64> {
+        Some(match self.dtype {
+            DataType::Float => f64::from(f32::from_le_bytes(self.low())),
+            DataType::Double => f64::from_le_bytes(self.low()),
+            DataType::BFloat16 => f64::from(f32::from_bits(u32::from(u16::from_le_bytes(self.low())) << 16)),
+            DataType::Float16 => half_value(u16::from_le_bytes(self.low())),
+            _ => self.as_i64()? as f64,
+        })
+    }
+
+    /// The value of an integer or a bool; `None` for types that are neither.
+    pub(crate) fn as_i64(&self) -> Option<i64> {
+        Some(match self.dtype {
+            DataType::Int8 => i64::from(i8::from_le_bytes(self.low())),
+            DataType::UInt8 | DataType::Bool => i64::from(self.bytes[0]),
+            DataType::Int16 => i64::from(i16::from_le_bytes(self.low())),
+            DataType::UInt16 => i64::from(u16::from_le_bytes(self.low())),
+            DataType::Int32 => i64::from(i32::from_le_bytes(self.low())),
+            DataType::UInt32 => i64::from(u32::from_le_bytes(self.low())),
+            DataType::Int64 => i64::from_le_bytes(self.low()),
+            DataType::UInt64 => i64::try_from(u64::from_le_bytes(self.low())).ok()?,
+            _ => return None,
+        })
+    }
+}
+
+/// The value of an IEEE binary16 pattern.
+fn half_value(bits: u16) -> f64 {
+    let sign = if bits >> 15 == 1 { -1.0 } else { 1.0 };
+    let (exponent, fraction) = (i32::from(bits >> 10 & 31), f64::from(bits & 1023));
+    sign * match exponent {
+        0 => fraction * 2f64.powi(-24),
+        31 if fraction == 0.0 => f64::INFINITY,
+        31 => f64::NAN,
+        _ => (1.0 + fraction / 1024.0) * 2f64.powi(exponent - 15),
+    }
+}
+
+/// Anything with a handle.
+#[derive(Clone, Debug)]
+pub(crate) enum Descriptor {
+    Tensor(Tensor),
+    Scalar(Arc<Scalar>),
+    IntArray(Arc<[i64]>),
+    FloatArray(Arc<[f32]>),
+    BoolArray(Arc<[bool]>),
+    TensorList(Arc<[(usize, Tensor)]>),
+    ScalarList(Arc<[(usize, Arc<Scalar>)]>),
+    Executor(Arc<crate::executor::Executor>),
+}
+
+impl Descriptor {
+    /// As the vendor's headers call it.
+    pub(crate) fn type_name(&self) -> &'static str {
+        match self {
+            Self::Tensor(_) => "aclTensor",
+            Self::Scalar(_) => "aclScalar",
+            Self::IntArray(_) => "aclIntArray",
+            Self::FloatArray(_) => "aclFloatArray",
+            Self::BoolArray(_) => "aclBoolArray",
+            Self::TensorList(_) => "aclTensorList",
+            Self::ScalarList(_) => "aclScalarList",
+            Self::Executor(_) => "aclOpExecutor",
+        }
+    }
+}
+
+/// Every descriptor that is alive.
+#[derive(Default)]
+struct Table {
+    alive: HashMap<usize, Descriptor>,
+    made: usize,
+}
+
+static TABLE: Mutex<Option<Table>> = Mutex::new(None);
+
+/// Handles are odd multiples of 8 in a range that user space never has: following one faults at once.
+const FIRST_HANDLE: usize = 0x5ca1_0000_0000_0008;
+
+fn with_table<R>(f: impl FnOnce(&mut Table) -> R) -> R {
+    f(TABLE.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_default())
+}
+
+/// Gives a descriptor a handle.
+pub(crate) fn register(descriptor: Descriptor) -> *mut c_void {
+    with_table(|table| {
+        let handle = FIRST_HANDLE + table.made * 16;
+        table.made += 1;
+        table.alive.insert(handle, descriptor);
+        core::ptr::without_provenance_mut(handle)
+    })
+}
+
+/// The descriptor with a handle.
+pub(crate) fn lookup<T>(handle: *const T) -> Result<Descriptor> {
+    with_table(|table| match table.alive.get(&handle.addr()) {
+        Some(descriptor) => Ok(descriptor.clone()),
+        None => Err(table.explain(handle.addr())),
+    })
+}
+
+impl Table {
+    fn explain(&self, handle: usize) -> Fail {
+        let made = handle.checked_sub(FIRST_HANDLE).filter(|n| n % 16 == 0 && n / 16 < self.made);
+        Fail::invalid(match made {
+            Some(n) => format!("descriptor {handle:#x} (number {}) was destroyed before this call", n / 16),
+            None => format!("{handle:#x} is no descriptor that this driver made"),
+        })
+    }
+}
+
+/// Takes a descriptor out of the table.
+pub(crate) fn unregister<T>(handle: *const T) -> Result<Descriptor> {
+    let gone =
+        with_table(|table| table.alive.remove(&handle.addr()).ok_or_else(|| table.explain(handle.addr())))?;
+    if let Descriptor::Tensor(tensor) = &gone {
+        tensor.0.destroyed.store(true, Ordering::Relaxed);
+    }
+    Ok(gone)
+}
+
+/// Puts another descriptor behind a living handle.
+pub(crate) fn replace<T>(handle: *const T, descriptor: Descriptor) -> Result {
+    with_table(|table| match table.alive.get_mut(&handle.addr()) {
+        Some(old) => {
+            *old = descriptor;
+            Ok(())
+        }
+        None => Err(table.explain(handle.addr())),
+    })
+}
+
+/// How many descriptors of each type are alive, in order of type names.
+pub(crate) fn census() -> Vec<(&'static str, usize)> {
+    let mut counts = std::collections::BTreeMap::new();
+    with_table(|table| {
+        for descriptor in table.alive.values() {
+            *counts.entry(descriptor.type_name()).or_insert(0) += 1;
+        }
+    });
+    counts.into_iter().collect()
+}

@@ -1,0 +1,235 @@
+//! The one world of a loaded copy of the library: its devices, memory, streams, faults and log.
+
+use crate::context::Context;
+use crate::error::{Fail, Result, code};
+use crate::fault::Faults;
+use crate::log::Log;
+use crate::memory::Memory;
+use crate::profile::Profile;
+use crate::schedule::{Adversary, Schedule};
+use crate::stream::{Event, Stream};
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::c_void;
+use std::sync::{Condvar, Mutex, MutexGuard, Once, OnceLock, PoisonError};
+
+/// What a world is made of.
+pub(crate) struct Options {
+    pub(crate) profile: Profile,
+    pub(crate) devices: usize,
+    /// Bytes each device has.
+    pub(crate) memory_bytes: usize,
+    pub(crate) adversary: Adversary,
+    pub(crate) seed: u64,
+    pub(crate) faults: Faults,
+    /// Whether leaks are reported on standard error when the program finalises.
+    pub(crate) reports: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            profile: Profile::default(),
+            devices: 2,
+            memory_bytes: 4 << 30,
+            adversary: Adversary::Late,
+            seed: 0,
+            faults: Faults::default(),
+            reports: false,
+        }
+    }
+}
+
+impl Options {
+    /// The options that an object describes; what it does not say is as in the default.
+    pub(crate) fn parse(config: &Value) -> core::result::Result<Self, String> {
+        let mut options = Self::default();
+        let number = |key: &str| match &config[key] {
+            Value::Null => Ok(None),
+            value => value.as_u64().map(Some).ok_or_else(|| format!("`{key}` is {value}, expected a number")),
+        };
+        if let Some(name) = config["soc"].as_str() {
+            options.profile = Profile::named(name).ok_or_else(|| {
+                format!("`soc` is {name}, expected 310P, A2, A3 or 950, or the name of a chip")
+            })?;
+        }
+        if let Some(devices) = number("devices")? {
+            options.devices = usize::try_from(devices).unwrap_or(usize::MAX).clamp(1, 64);
+        }
+        if let Some(bytes) = number("memory_bytes")? {
+            options.memory_bytes = usize::try_from(bytes).map_err(|error| error.to_string())?;
+        }
+        if let Some(name) = config["adversary"].as_str() {
+            options.adversary = Adversary::named(name)
+                .ok_or_else(|| format!("`adversary` is {name}, expected late, early or seeded"))?;
+        }
+        options.seed = number("seed")?.unwrap_or(0);
+        if !config["faults"].is_null() {
+            options.faults = Faults::parse(&config["faults"])?;
+        }
+        Ok(options)
+    }
+}
+
+/// Everything behind one lock.
+pub(crate) struct State {
+    pub(crate) profile: Profile,
+    pub(crate) devices: usize,
+    pub(crate) log: Log,
+    pub(crate) faults: Faults,
+    pub(crate) memory: Memory,
+    pub(crate) schedule: Schedule,
+    pub(crate) contexts: BTreeMap<u64, Context>,
+    pub(crate) streams: BTreeMap<u64, Stream>,
+    pub(crate) events: BTreeMap<u64, Event>,
+    /// (from, to): devices that may read each other.
+    pub(crate) peers: BTreeSet<(usize, usize)>,
+    /// Calls of `aclInit` that were not taken back.
+    pub(crate) initialized: u64,
+    /// What the program did that hardware would not have told it.
+    pub(crate) violations: Vec<String>,
+    pub(crate) reports: bool,
+    /// Why there are no devices.
+    pub(crate) broken: Option<String>,
+    numbers: u64,
+}
+
+impl State {
+    /// A number that nothing else has.
+    pub(crate) fn number(&mut self) -> u64 {
+        self.numbers += 1;
+        self.numbers
+    }
+
+    /// Books what hardware would have let pass.
+    pub(crate) fn violate(&mut self, what: String) {
+        let call = self.log.last();
+        let name = self.log.name(call).unwrap_or("a call");
+        self.violations.push(format!("{name} (call {call}): {what}"));
+    }
+}
+
+/// The world.
+pub(crate) struct World {
+    state: Mutex<State>,
+    /// Told whenever work was enqueued or has run.
+    pub(crate) changed: Condvar,
+}
+
+static WORLD: OnceLock<World> = OnceLock::new();
+
+/// The world, made by whatever comes first: a configuration, or a call, which reads `PORTOLAN_SIM_CONFIG`.
+pub(crate) fn world() -> &'static World {
+    found(|| match from_environment() {
+        Ok(options) => options,
+        Err(why) => {
+            // Nobody else is there to be told.
+            eprintln!("simulated CANN: PORTOLAN_SIM_CONFIG: {why}; the defaults are used");
+            Options::default()
+        }
+    })
+}
+
+/// Makes the world as configured; too late when it exists.
+pub(crate) fn configure(options: Options) -> core::result::Result<(), String> {
+    let mut options = Some(options);
+    found(|| options.take().unwrap_or_default());
+    match options {
+        None => Ok(()),
+        Some(_) => Err("the world exists already; configure it before the first call".into()),
+    }
+}
+
+fn found(options: impl FnOnce() -> Options) -> &'static World {
+    static SCHEDULER: Once = Once::new();
+    let world = WORLD.get_or_init(|| World::new(options()));
+    SCHEDULER.call_once(|| {
+        let spawned = std::thread::Builder::new().name("cann-sim".into()).spawn(move || world.run_schedule());
+        if let Err(error) = spawned {
+            let mut state = world.state();
+            state.devices = 0;
+            state.broken = Some(format!("no thread to run work on: {error}"));
+        }
+    });
+    world
+}
+
+fn from_environment() -> core::result::Result<Options, String> {
+    let Some(path) = std::env::var_os("PORTOLAN_SIM_CONFIG") else { return Ok(Options::default()) };
+    let text = std::fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+    let config: Value = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+    let options = Options::parse(&config)?;
+    eprintln!("simulated CANN: {config}");
+    Ok(Options { reports: true, ..options })
+}
+
+impl World {
+    fn new(options: Options) -> Self {
+        let Options { profile, memory_bytes, adversary, seed, faults, reports, .. } = options;
+        let memory = Memory::new(options.devices, memory_bytes, profile.padding());
+        let (memory, broken) = match memory {
+            Ok(memory) => (memory, None),
+            Err(why) => (Memory::none(), Some(format!("device memory cannot be mapped: {why}"))),
+        };
+        let devices = if broken.is_some() { 0 } else { options.devices };
+        let state = State {
+            profile,
+            devices,
+            log: Log::default(),
+            faults,
+            memory,
+            schedule: Schedule::new(adversary, seed),
+            contexts: BTreeMap::new(),
+            streams: BTreeMap::new(),
+            events: BTreeMap::new(),
+            peers: BTreeSet::new(),
+            initialized: 0,
+            violations: Vec::new(),
+            reports,
+            broken,
+            numbers: 0,
+        };
+        Self { state: Mutex::new(state), changed: Condvar::new() }
+    }
+
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Says what a device address is, from a signal handler: takes no memory, and does not wait.
+pub(crate) fn explain_fault(address: usize, out: &mut impl core::fmt::Write) {
+    let Some(world) = WORLD.get() else { return };
+    if let Ok(state) = world.state.try_lock() {
+        state.memory.explain(address, out);
+        let last = state.log.last();
+        let _ = write!(out, "; the last call was {} (call {last})", state.log.name(last).unwrap_or("none"));
+    }
+}
+
+/// What a handle stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Context = 1,
+    Stream = 2,
+    Event = 3,
+}
+
+/// Handles are numbers that no process maps: following one faults at once.
+const HANDLES: u64 = 0x5cb0_0000_0000_0000;
+
+/// The handle of something with a number.
+pub(crate) fn handle(kind: Kind, number: u64) -> *mut c_void {
+    let value = HANDLES | (kind as u64) << 48 | number << 4;
+    core::ptr::without_provenance_mut(value as usize)
+}
+
+/// The number behind a handle.
+pub(crate) fn number_of(kind: Kind, handle: *mut c_void) -> Result<u64> {
+    let value = handle.addr() as u64;
+    let number = value & 0xffff_ffff_ffff;
+    if value & !0xffff_ffff_ffff == HANDLES | (kind as u64) << 48 && number.is_multiple_of(16) {
+        return Ok(number >> 4);
+    }
+    Err(Fail::new(code::RT_INVALID_HANDLE, format!("{handle:p} is no {kind:?} that this driver made")))
+}
