@@ -4,7 +4,7 @@ use crate::Error;
 use crate::load::WeightSource;
 use crate::load::config::Family;
 use crate::models::{Llama, Mixtral, QwenMoe};
-use crate::nn::{Batch, KvCache, Precision, Progress};
+use crate::nn::{Batch, Cache, Precision, Progress};
 use portolan_core::{Stream, Tensor};
 
 /// What a program has to know of a model to talk to it.
@@ -27,13 +27,13 @@ pub trait LanguageModel: Send + Sync + core::fmt::Debug {
     ///
     /// # Errors
     /// `OutOfMemory`.
-    fn cache(&self, stream: &Stream, batch: usize, max_len: usize) -> Result<KvCache, Error>;
+    fn cache(&self, stream: &Stream, batch: usize, max_len: usize) -> Result<Cache, Error>;
 
-    /// Runs the batch's tokens and extends the cache: logits `[rows, vocab]` in f32.
+    /// Runs the batch's tokens and extends the cache, one that this model made: logits `[rows, vocab]` in f32.
     ///
     /// # Errors
-    /// As [`Stream::run`].
-    fn forward(&self, stream: &Stream, batch: &Batch, cache: &mut KvCache) -> Result<Tensor, Error>;
+    /// As [`Stream::run`]; `Attribute` for a cache of another kind of model.
+    fn forward(&self, stream: &Stream, batch: &Batch, cache: &mut Cache) -> Result<Tensor, Error>;
 }
 
 /// Loads the model that an open file or folder holds, of any family.

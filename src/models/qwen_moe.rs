@@ -6,7 +6,7 @@ use crate::Error;
 use crate::load::WeightSource;
 use crate::load::config::MoeConfig;
 use crate::load::names::QWEN_MOE;
-use crate::nn::{Batch, Decoder, Ffn, KvCache, Linear, Loader, MoeFfn, Precision, Progress};
+use crate::nn::{Batch, Cache, Decoder, Ffn, Linear, Loader, MoeFfn, Precision, Progress};
 use portolan_core::{Stream, Tensor, call, ops};
 use portolan_ops::kernel::{BinaryKind, UnaryKind};
 
@@ -104,11 +104,11 @@ impl LanguageModel for QwenMoe {
         self.decoder.info()
     }
 
-    fn cache(&self, stream: &Stream, batch: usize, max_len: usize) -> Result<KvCache, Error> {
+    fn cache(&self, stream: &Stream, batch: usize, max_len: usize) -> Result<Cache, Error> {
         self.decoder.cache(stream, batch, max_len)
     }
 
-    fn forward(&self, stream: &Stream, batch: &Batch, cache: &mut KvCache) -> Result<Tensor, Error> {
+    fn forward(&self, stream: &Stream, batch: &Batch, cache: &mut Cache) -> Result<Tensor, Error> {
         self.decoder.forward(stream, batch, cache, &|layer, x| self.ffn[layer].forward(stream, x))
     }
 }

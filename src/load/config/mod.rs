@@ -16,6 +16,8 @@ pub use sentence::SentenceConfig;
 use super::error::{LoadError, Result};
 use super::names::{LLAMA, NameMap, TensorName};
 use super::weights::{SourceMetadata, WeightSource};
+use crate::models::ModelInfo;
+use crate::nn::BackboneConfig;
 use portolan_ops::rope::{RopeScaling, RopeStyle};
 use std::path::Path;
 
@@ -152,6 +154,17 @@ impl LlamaConfig {
     /// As [`LlamaConfig::from_source`].
     pub fn from_json(path: &Path, json: &serde_json::Value) -> Result<Self> {
         from_json::read(path, json)
+    }
+
+    /// Extents of embedding, norms and output.
+    pub fn backbone(&self) -> BackboneConfig {
+        let Self { hidden, layers, vocab, rms_eps, tied, .. } = *self;
+        BackboneConfig { hidden, layers, vocab, rms_eps, tied }
+    }
+
+    /// What a program has to know of the model.
+    pub fn info(&self) -> ModelInfo<'_> {
+        ModelInfo { vocab: self.vocab, max_context: self.max_context, eos: &self.eos }
     }
 
     /// Width of all query heads together.
