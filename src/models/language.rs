@@ -3,7 +3,7 @@
 use crate::Error;
 use crate::load::WeightSource;
 use crate::load::config::Family;
-use crate::models::{Llama, Mixtral, QwenMoe};
+use crate::models::{Llama, Mamba, Mamba2, Mixtral, QwenMoe};
 use crate::nn::{Batch, Cache, Precision, Progress};
 use portolan_core::{Stream, Tensor};
 
@@ -50,5 +50,7 @@ pub fn load(
         Family::Llama => Box::new(Llama::load(stream, source, precision, progress)?),
         Family::Mixtral => Box::new(Mixtral::load(stream, source, precision, progress)?),
         Family::QwenMoe => Box::new(QwenMoe::load(stream, source, precision, progress)?),
+        Family::Mamba => Box::new(Mamba::load(stream, source, precision, progress)?),
+        Family::Mamba2 => Box::new(Mamba2::load(stream, source, precision, progress)?),
     })
 }

@@ -64,6 +64,10 @@ const ARCHITECTURES: &[Architecture] = &[
     Architecture { name: "Qwen3MoeForCausalLM", family: Family::QwenMoe, qk_norm: true, ..LLAMA },
 ];
 
+/// Architectures that are no decoders like these.
+const OTHERS: &[(&str, Family)] =
+    &[("MambaForCausalLM", Family::Mamba), ("Mamba2ForCausalLM", Family::Mamba2)];
+
 /// An object of the file, and where it is for messages.
 #[derive(Clone, Copy)]
 pub(super) struct Object<'a> {
@@ -114,6 +118,31 @@ impl<'a> Object<'a> {
         Ok(self.optional(key, "true or false", Value::as_bool)?.unwrap_or(default))
     }
 
+    /// The file, for messages.
+    pub(super) fn path(self) -> &'a Path {
+        self.path
+    }
+
+    /// Fails for weights that are stored as codes by a scheme of the file's own.
+    pub(super) fn expect_plain_weights(self) -> Result<()> {
+        match self.get("quantization_config") {
+            Some(seen) => {
+                let wanted =
+                    "none: quantized safetensors are not read; use the model's f32, f16 or bf16 weights";
+                Err(self.wrong("quantization_config", seen, wanted))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Fails for an activation that is not SiLU, under either of its names.
+    pub(super) fn expect_silu(self) -> Result<()> {
+        match self.text_if("hidden_act")?.filter(|&act| act != "silu" && act != "swish") {
+            Some(act) => Err(LoadError::key(self.path, "hidden_act", printable(act), "silu")),
+            None => Ok(()),
+        }
+    }
+
     pub(super) fn text_if(self, key: &str) -> Result<Option<&'a str>> {
         self.optional(key, "a text", Value::as_str)
     }
@@ -128,7 +157,23 @@ pub(super) fn root<'a>(path: &'a Path, json: &'a Value) -> Result<Object<'a>> {
 }
 
 pub(super) fn family(path: &Path, json: &Value) -> Result<Family> {
-    Ok(architecture(root(path, json)?, |_| true)?.family)
+    let decoders = ARCHITECTURES.iter().map(|architecture| (architecture.name, architecture.family));
+    let known: Vec<_> = decoders.chain(OTHERS.iter().copied()).collect();
+    Ok(known[architecture_of(root(path, json)?, known.iter().map(|(name, _)| *name))?].1)
+}
+
+/// Which of the known names the file's architecture has.
+pub(super) fn architecture_of<'a>(root: Object<'_>, known: impl Iterator<Item = &'a str>) -> Result<usize> {
+    let known: Vec<&str> = known.collect();
+    let wanted = known.join(", ");
+    let Some(seen) = root.get("architectures") else {
+        return Err(LoadError::missing_key(root.path, "architectures", wanted));
+    };
+    let first = seen.as_array().and_then(|a| a.first()).and_then(Value::as_str);
+    known
+        .iter()
+        .position(|name| Some(*name) == first)
+        .ok_or_else(|| root.wrong("architectures", seen, &format!("one of {wanted}")))
 }
 
 pub(super) fn read(path: &Path, json: &Value) -> Result<LlamaConfig> {
@@ -165,9 +210,8 @@ pub(super) fn read_moe(path: &Path, json: &Value) -> Result<MoeConfig> {
 /// What a decoder is made of, whatever its feed-forward layers are.
 fn decoder(root: Object<'_>, architecture: Architecture) -> Result<LlamaConfig> {
     let path = root.path;
-    if let Some(act) = root.text_if("hidden_act")?.filter(|&a| a != "silu" && a != "swish") {
-        return Err(LoadError::key(path, "hidden_act", printable(act), "silu"));
-    }
+    root.expect_silu()?;
+    root.expect_plain_weights()?;
     let hidden = root.size("hidden_size")?;
     let num_heads = root.size("num_attention_heads")?;
     let head_dim = match root.size_if("head_dim")? {
@@ -217,20 +261,12 @@ fn decoder(root: Object<'_>, architecture: Architecture) -> Result<LlamaConfig> 
 
 /// The file's architecture, which must be of a family that is `read`.
 fn architecture(root: Object<'_>, read: impl Fn(Family) -> bool) -> Result<Architecture> {
-    let known = || ARCHITECTURES.iter().filter(|architecture| read(architecture.family));
-    let wanted = known().map(|architecture| architecture.name).collect::<Vec<_>>().join(", ");
-    let Some(seen) = root.get("architectures") else {
-        return Err(LoadError::missing_key(root.path, "architectures", wanted));
-    };
-    let first = seen.as_array().and_then(|a| a.first()).and_then(Value::as_str);
-    known()
-        .find(|architecture| Some(architecture.name) == first)
-        .copied()
-        .ok_or_else(|| root.wrong("architectures", seen, &format!("one of {wanted}")))
+    let known: Vec<_> = ARCHITECTURES.iter().filter(|architecture| read(architecture.family)).collect();
+    Ok(*known[architecture_of(root, known.iter().map(|architecture| architecture.name))?])
 }
 
 /// One token or a list of them.
-fn tokens(root: Object<'_>, key: &str) -> Result<Vec<u32>> {
+pub(super) fn tokens(root: Object<'_>, key: &str) -> Result<Vec<u32>> {
     let one = |v: &Value| u32::try_from(v.as_u64()?).ok();
     let read = root.optional(key, "a token number or a list of them", |v| match v.as_array() {
         Some(list) => list.iter().map(one).collect(),

@@ -1,15 +1,18 @@
 //! The shape of a Llama-family model, from GGUF metadata or from `config.json`, checked for plausibility.
 //!
 //! The two readers are in `from_gguf.rs` and `from_json.rs`; here are the values they agree on and the checks both must pass.
-//! What models with experts have besides is in `moe.rs`; encoders are apart, in `bert.rs` and `sentence.rs`.
+//! What models with experts have besides is in `moe.rs`; state-space models and encoders are apart, in `mamba.rs`, `bert.rs`
+//! and `sentence.rs`.
 
 mod bert;
 mod from_gguf;
 mod from_json;
+mod mamba;
 mod moe;
 mod sentence;
 
 pub use bert::BertConfig;
+pub use mamba::{Mamba2Config, MambaConfig, StateSpaceConfig};
 pub use moe::MoeConfig;
 pub use sentence::SentenceConfig;
 
@@ -36,6 +39,10 @@ pub enum Family {
     Mixtral,
     /// Qwen2-MoE, Qwen3-MoE.
     QwenMoe,
+    /// Mamba.
+    Mamba,
+    /// Mamba-2.
+    Mamba2,
 }
 
 impl Family {
