@@ -46,6 +46,14 @@ fn a_perturbed_weight_is_noticed() {
 }
 
 #[test]
+fn a_changed_switch_is_noticed() {
+    rig::expect_changed_switches_to_be_noticed(&[
+        ("mamba", "layer_norm_epsilon", json!(0.01)),
+        ("mamba2", "layer_norm_epsilon", json!(0.01)),
+    ]);
+}
+
+#[test]
 fn weights_and_configurations_that_do_not_fit_are_refused_by_name() {
     let infinity = || json!({"__float__": "Infinity"});
     rig::expect_refusals(&[

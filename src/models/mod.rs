@@ -1,6 +1,7 @@
 //! Models: one file each, written against the contract, no device names.
 
 mod bert;
+mod deepseek;
 mod embedded;
 mod language;
 mod llama;
@@ -11,6 +12,7 @@ mod oracle;
 mod qwen_moe;
 
 pub use bert::Bert;
+pub use deepseek::DeepseekV3;
 pub use embedded::{embedded, embedded_file};
 pub use language::{LanguageModel, ModelInfo, load};
 pub use llama::Llama;

@@ -6,30 +6,15 @@ use crate::Error;
 use crate::load::WeightSource;
 use crate::load::config::MoeConfig;
 use crate::load::names::QWEN_MOE;
-use crate::nn::{Batch, Cache, Decoder, Ffn, Linear, Loader, MoeFfn, Precision, Progress};
-use portolan_core::{Stream, Tensor, call, ops};
-use portolan_ops::kernel::{BinaryKind, UnaryKind};
+use crate::nn::{Batch, Cache, Decoder, Loader, MoeLayer, Precision, Progress};
+use portolan_core::{Stream, Tensor};
 
 /// A model's weights on a device.
 #[derive(Clone, Debug)]
 pub struct QwenMoe {
     config: MoeConfig,
     decoder: Decoder,
-    ffn: Vec<Layer>,
-}
-
-/// A feed-forward layer.
-#[derive(Clone, Debug)]
-enum Layer {
-    Dense(Box<Ffn>),
-    Sparse(Box<(MoeFfn, Option<SharedExpert>)>),
-}
-
-/// The expert of every token, which counts as much as its own router says.
-#[derive(Clone, Debug)]
-struct SharedExpert {
-    router: Linear,
-    ffn: Ffn,
+    ffn: Vec<MoeLayer>,
 }
 
 impl QwenMoe {
@@ -48,7 +33,7 @@ impl QwenMoe {
         let decoder = Decoder::load(&mut loader, &config.decoder)?;
         let mut ffn = Vec::new();
         for i in 0..config.decoder.layers {
-            ffn.push(Layer::load(&mut loader, &config, i)?);
+            ffn.push(MoeLayer::load(&mut loader, &config, i)?);
         }
         stream.synchronize()?;
         Ok(Self { config, decoder, ffn })
@@ -57,45 +42,6 @@ impl QwenMoe {
     /// What the model is made of.
     pub fn config(&self) -> &MoeConfig {
         &self.config
-    }
-}
-
-impl Layer {
-    fn load(loader: &mut Loader<'_>, config: &MoeConfig, i: usize) -> Result<Self, Error> {
-        let hidden = config.decoder.hidden;
-        if !config.is_sparse(i) {
-            let ffn = Ffn::load(loader, "layers.{i}", i, hidden, config.decoder.ffn, false)?;
-            return Ok(Layer::Dense(Box::new(ffn)));
-        }
-        let shared = match config.shared_ffn {
-            None => None,
-            Some(width) => Some(SharedExpert {
-                router: Linear::load(loader, &[("layers.{i}.shared.router", 1)], i, hidden, false)?,
-                ffn: Ffn::load(loader, "layers.{i}.shared", i, hidden, width, false)?,
-            }),
-        };
-        Ok(Layer::Sparse(Box::new((MoeFfn::load(loader, config, i)?, shared))))
-    }
-
-    fn forward(&self, stream: &Stream, x: &Tensor) -> Result<Tensor, Error> {
-        let (moe, shared) = match self {
-            Layer::Dense(ffn) => return ffn.forward(stream, x),
-            Layer::Sparse(sparse) => sparse.as_ref(),
-        };
-        let routed = moe.forward(stream, x)?;
-        if let Some(shared) = shared {
-            let shared = shared.forward(stream, x)?;
-            stream.run(call::Binary::add(&routed, &shared, &mut routed.clone())?)?;
-        }
-        Ok(routed)
-    }
-}
-
-impl SharedExpert {
-    /// `σ(router(x)) · ffn(x)`.
-    fn forward(&self, stream: &Stream, x: &Tensor) -> Result<Tensor, Error> {
-        let weight = ops::unary(stream, UnaryKind::Sigmoid, &self.router.forward(stream, x)?)?;
-        Ok(ops::binary(stream, BinaryKind::Mul, &self.ffn.forward(stream, x)?, &weight)?)
     }
 }
 

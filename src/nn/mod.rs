@@ -21,5 +21,5 @@ pub use decoder::Decoder;
 pub use ffn::Ffn;
 pub use linear::{Embedding, Linear};
 pub use loader::{Loader, Precision, Progress};
-pub use moe::MoeFfn;
+pub use moe::{MoeFfn, MoeLayer, SharedExpert};
 pub use norm::{LayerNorm, RmsNorm};

@@ -245,6 +245,32 @@ pub fn expect_changed_weights_to_be_noticed(weights: &[(&str, &str)]) {
     }
 }
 
+/// Sets another value in a configuration and expects an answer to differ by it.
+pub fn expect_changed_switches_to_be_noticed(switches: &[(&str, &str, Value)]) {
+    let stream = stream();
+    for (name, key, value) in switches {
+        let copy = configured(name, key, value.clone());
+        let model = load_model(&stream, copy.path()).unwrap();
+        let (sequences, want) = &goldens(name)[1];
+        let distance = distance(&logits(&stream, model.as_ref(), sequences, LEN), want);
+        assert!(distance > 1e-3, "{name}: {key} = {value} went unnoticed: {distance:e}");
+    }
+}
+
+/// Runs models with what they keep in f16: answers differ, by roundings to 11 bits.
+pub fn expect_half_width_caches_to_answer_alike(names: &[&str]) {
+    let stream = stream();
+    for name in names {
+        let source = load::open(&folder(name)).unwrap();
+        let model = models::load(&stream, source.as_ref(), Precision::Fast, &mut |_, _| {}).unwrap();
+        let (sequences, want) = &goldens(name)[1];
+        for step in [LEN, 5, 1] {
+            let distance = distance(&logits(&stream, model.as_ref(), sequences, step), want);
+            assert!(distance > 1e-6 && distance < 1e-2, "{name}, {step} at a time: {distance:e}");
+        }
+    }
+}
+
 /// A copy of a model's folder with another entry in its configuration.
 pub fn configured(name: &str, key: &str, value: serde_json::Value) -> tempfile::TempDir {
     let copy = copied(name);
