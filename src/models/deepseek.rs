@@ -134,16 +134,14 @@ impl LatentAttention {
             stream.run(rope.scaling(decoder.rope_scaling)?)?;
         }
         let entries = cache.append(stream, layer, &entry, batch)?;
-        let out = stream.empty(&TensorSpec::of(DType::F32, &[tokens, heads, config.v_head_dim])?)?;
-        match longest(batch)? {
-            Some(kv_lens) => self.naive(stream, config, &q, &entries, batch, &kv_lens, &out)?,
-            None => self.absorbed(stream, config, &q, &entries, batch, &out)?,
-        }
+        let out = match longest(batch)? {
+            Some(kv_lens) => self.naive(stream, config, &q, &entries, batch, &kv_lens)?,
+            None => self.absorbed(stream, config, &q, &entries, batch)?,
+        };
         self.output.forward(stream, &out.reshape(&[tokens, heads * config.v_head_dim])?)
     }
 
     /// Keys and values of every head are made from the entries: the fewest operations where many queries share them.
-    #[allow(clippy::too_many_arguments)]
     fn naive(
         &self,
         stream: &Stream,
@@ -152,8 +150,7 @@ impl LatentAttention {
         entries: &Tensor,
         batch: &Batch,
         kv_lens: &Lens,
-        out: &Tensor,
-    ) -> Result<(), Error> {
+    ) -> Result<Tensor, Error> {
         let (sequences, width) = (entries.dims()[0], config.entry_width());
         let (heads, nope, rank) = (config.moe.decoder.num_heads, config.nope_dim(), config.kv_rank);
         let len = kv_lens.spec("deepseek", "kv_lens")?.max() as usize;
@@ -171,8 +168,10 @@ impl LatentAttention {
         stream.run(call::Copy::new(&rotated.broadcast_to(into.dims())?, &mut into)?)?;
         let by_sequence = |x: &Tensor| x.reshape(&[sequences, len, heads, x.dims()[2]]);
         let (keys, values) = (by_sequence(&keys)?, by_sequence(&values)?);
-        let attention = call::Attention::new(q, &keys, &values, &batch.q_lens, kv_lens, &mut out.clone())?;
-        Ok(stream.run(attention.scale(config.scale)?)?)
+        let mut out = stream.empty(&TensorSpec::of(DType::F32, &[q.dims()[0], heads, config.v_head_dim])?)?;
+        let attention = call::Attention::new(q, &keys, &values, &batch.q_lens, kv_lens, &mut out)?;
+        stream.run(attention.scale(config.scale)?)?;
+        Ok(out)
     }
 
     /// Queries are taken into the latent space and results brought out of it: entries are read once for all heads.
@@ -183,20 +182,19 @@ impl LatentAttention {
         q: &Tensor,
         entries: &Tensor,
         batch: &Batch,
-        out: &Tensor,
-    ) -> Result<(), Error> {
+    ) -> Result<Tensor, Error> {
         let (tokens, heads) = (q.dims()[0], config.moe.decoder.num_heads);
         let (nope, rope, rank) = (config.nope_dim(), config.rope_dim(), config.kv_rank);
         let made = |width| stream.empty(&TensorSpec::of(DType::F32, &[tokens, heads, width])?);
-        let (latent_q, mut latent) = (made(rank + rope)?, made(rank)?);
+        let (latent_q, mut latent, out) = (made(rank + rope)?, made(rank)?, made(config.v_head_dim)?);
         let mut into = latent_q.narrow(2, 0, rank)?.transpose(0, 1)?;
         stream.run(call::Gemm::nn(&q.narrow(2, 0, nope)?.transpose(0, 1)?, &self.key, &mut into)?)?;
         stream.run(call::Copy::new(&q.narrow(2, nope, rope)?, &mut latent_q.narrow(2, rank, rope)?)?)?;
         let (q_lens, kv_lens) = (&batch.q_lens, &batch.kv_lens);
         let decode = call::MlaDecode::new(&latent_q, entries, q_lens, kv_lens, config.scale, &mut latent)?;
         stream.run(decode)?;
-        let mut into = out.transpose(0, 1)?;
-        Ok(stream.run(call::Gemm::nt(&latent.transpose(0, 1)?, &self.value, &mut into)?)?)
+        stream.run(call::Gemm::nt(&latent.transpose(0, 1)?, &self.value, &mut out.transpose(0, 1)?)?)?;
+        Ok(out)
     }
 }
 

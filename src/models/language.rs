@@ -3,7 +3,7 @@
 use crate::Error;
 use crate::load::WeightSource;
 use crate::load::config::Family;
-use crate::models::{DeepseekV3, Llama, Mamba, Mamba2, Mixtral, QwenMoe};
+use crate::models::{DeepseekV3, Llama, Mamba, Mamba2, Mixtral};
 use crate::nn::{Batch, Cache, Precision, Progress};
 use portolan_core::{Stream, Tensor};
 
@@ -48,8 +48,7 @@ pub fn load(
 ) -> Result<Box<dyn LanguageModel>, Error> {
     Ok(match Family::from_source(source)? {
         Family::Llama => Box::new(Llama::load(stream, source, precision, progress)?),
-        Family::Mixtral => Box::new(Mixtral::load(stream, source, precision, progress)?),
-        Family::QwenMoe => Box::new(QwenMoe::load(stream, source, precision, progress)?),
+        Family::Mixtral | Family::QwenMoe => Box::new(Mixtral::load(stream, source, precision, progress)?),
         Family::DeepseekV3 => Box::new(DeepseekV3::load(stream, source, precision, progress)?),
         Family::Mamba => Box::new(Mamba::load(stream, source, precision, progress)?),
         Family::Mamba2 => Box::new(Mamba2::load(stream, source, precision, progress)?),

@@ -9,7 +9,6 @@ mod mamba;
 mod mamba2;
 mod mixtral;
 mod oracle;
-mod qwen_moe;
 
 pub use bert::Bert;
 pub use deepseek::DeepseekV3;
@@ -20,4 +19,3 @@ pub use mamba::Mamba;
 pub use mamba2::Mamba2;
 pub use mixtral::Mixtral;
 pub use oracle::{Int8Logits, OracleLlama};
-pub use qwen_moe::QwenMoe;
