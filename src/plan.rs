@@ -54,7 +54,7 @@ pub struct Plan {
     pub total: Cost,
     /// Bytes of the weights on the device.
     pub weight_bytes: usize,
-    /// Bytes of the key-value cache, with room for this pass.
+    /// Bytes of what is kept of tokens, with room for this pass: keys and values, or a recurrence's state.
     pub kv_bytes: usize,
     /// The most bytes alive at one time: weights, cache, activations, scratch.
     pub peak_bytes: usize,
@@ -91,10 +91,10 @@ pub fn plan(source: &dyn WeightSource, options: &PlanOptions) -> Result<Plan, Er
     if options.tokens == 0 || len > max {
         return Err(Error::Prompt { tokens: if options.tokens == 0 { 0 } else { len }, max });
     }
-    let stream = device.stream(StreamOptions::default())?;
-    let mut cache = model.cache(&stream, options.batch, len)?;
+    let mut cache = model.cache(&loading, options.batch, len)?;
     let kv_bytes = alive()? - weight_bytes;
 
+    let stream = device.stream(StreamOptions::default())?;
     model.forward(&stream, &batch(&stream, options, len)?, &mut cache)?;
     let report = stream.report();
     let (rows, total) = match options.count {

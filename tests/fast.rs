@@ -7,7 +7,7 @@
 
 use portolan::cpu::{CpuBackend, CpuOptions, Isa};
 use portolan::models::{Int8Logits, LanguageModel, Llama, OracleLlama, embedded};
-use portolan::nn::{Batch, KvCache, Precision};
+use portolan::nn::{Batch, Cache, KvCache, Precision};
 use portolan::{DType, Registry, Stream, StreamOptions};
 
 /// Sequences, tokens run at once and tokens run one by one behind them.
@@ -40,13 +40,15 @@ fn load(stream: &Stream, precision: Precision) -> Llama {
     Llama::load(stream, &embedded().unwrap(), precision, &mut |_, _| {}).unwrap()
 }
 
-fn cache(stream: &Stream, model: &Llama, batch: usize, dtype: DType) -> KvCache {
+fn cache(stream: &Stream, model: &Llama, batch: usize, dtype: DType) -> Cache {
     let config = model.config();
-    KvCache::new(stream, config.layers, batch, LEN, config.num_kv_heads, config.head_dim, dtype).unwrap()
+    KvCache::new(stream, config.layers, batch, LEN, config.num_kv_heads, config.head_dim, dtype)
+        .unwrap()
+        .into()
 }
 
 /// Logits `[sequences · LEN, vocab]`: all sequences in every pass, their first tokens at once, the others one by one.
-fn answer(stream: &Stream, model: &Llama, sequences: &[Vec<u32>], mut cache: KvCache) -> Vec<f64> {
+fn answer(stream: &Stream, model: &Llama, sequences: &[Vec<u32>], mut cache: Cache) -> Vec<f64> {
     let vocab = model.config().vocab;
     let mut logits = vec![f64::NAN; sequences.len() * LEN * vocab];
     let mut start = 0;

@@ -6,7 +6,7 @@
 use crate::Error;
 use crate::generate::{Finish, GenerateOptions, Generated, Timing};
 use crate::models::LanguageModel;
-use crate::nn::{Batch, KvCache};
+use crate::nn::{Batch, Cache};
 use portolan_core::{Graph, Lens, Scope, Stream, Tensor, call};
 use portolan_ops::kernel::{BinaryKind, RandomKind, ReduceKind, ReduceSpec, ScatterMode};
 use portolan_ops::{DType, Shape, TensorSpec};
@@ -20,8 +20,8 @@ const PREFILL_CHUNK: usize = 512;
 pub struct Session<'m> {
     model: &'m dyn LanguageModel,
     stream: Stream,
-    cache: KvCache,
-    /// Tokens whose keys and values are in the cache.
+    cache: Cache,
+    /// Tokens that the cache has seen.
     cached: Vec<u32>,
 }
 
@@ -75,6 +75,7 @@ impl<'m> Session<'m> {
         let started = Instant::now();
         // The last token always runs: its logits are what the first new token is drawn from.
         let shared = self.cached.iter().zip(prompt).take_while(|(a, b)| a == b).count().min(prompt.len() - 1);
+        let shared = self.cache.resumes_at(shared, self.cached.len());
         self.cached.truncate(shared);
         let mut generated =
             Generated { tokens: Vec::new(), finish: Finish::Length, timing: Timing::default() };
@@ -90,14 +91,17 @@ impl<'m> Session<'m> {
         let mut decode_started = None;
         loop {
             let pending = self.stream.download::<i32>(&step.ids)?;
-            // Look-ahead: the next step is enqueued before this one's token is read. Its only lasting effect
-            // is in the cache behind what `cached` names, which the next prompt overwrites.
+            // Look-ahead: the next step is enqueued before this one's token is read, and runs it even if it is the
+            // last: the next prompt may well have it too, and where not its entry is dropped.
             let room = self.cached.len() < max_len;
             let more = room && generated.tokens.len() + 1 < options.max_tokens;
             if more {
                 graph.replay(&self.stream)?;
             }
             let token = pending.wait()?.first().map_or(0, |&id| id as u32);
+            if more {
+                self.cached.push(token);
+            }
             if decode_started.is_none() {
                 generated.timing.prefill = started.elapsed();
                 decode_started = Some(Instant::now());
@@ -119,7 +123,6 @@ impl<'m> Session<'m> {
                 };
                 break;
             }
-            self.cached.push(token);
         }
         generated.timing.decode = decode_started.map_or_else(Default::default, |at| at.elapsed());
         generated.timing.decoded_tokens = generated.tokens.len().saturating_sub(1);

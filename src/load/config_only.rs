@@ -2,8 +2,8 @@
 
 use super::error::{LoadError, Result, printable};
 use super::form::WeightForm;
+use super::json::read_json;
 use super::names::Naming;
-use super::safetensors::read_json;
 use super::weights::{HostWeight, SourceMetadata, WeightSource};
 use portolan_ops::{DType, Shape, TensorSpec};
 use std::path::{Path, PathBuf};

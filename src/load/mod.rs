@@ -8,6 +8,7 @@ mod config_only;
 mod error;
 mod form;
 pub mod gguf;
+mod json;
 pub mod names;
 pub mod safetensors;
 mod source;

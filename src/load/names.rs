@@ -42,8 +42,8 @@ const fn optional(canonical: &'static str, gguf: &'static str, hugging_face: &'s
     TensorName { canonical, gguf, hugging_face, optional: true }
 }
 
-/// Embedding, output, norms and attention of all families here.
-const DECODER: &[TensorName] = &[
+/// Embedding, output and norms of decoders.
+const BACKBONE: &[TensorName] = &[
     required("embedding.weight", "token_embd.weight", "model.embed_tokens.weight"),
     required("norm.weight", "output_norm.weight", "model.norm.weight"),
     optional("output.weight", "output.weight", "lm_head.weight"),
@@ -52,18 +52,57 @@ const DECODER: &[TensorName] = &[
         "blk.{i}.attn_norm.weight",
         "model.layers.{i}.input_layernorm.weight",
     ),
-    required("layers.{i}.q.weight", "blk.{i}.attn_q.weight", "model.layers.{i}.self_attn.q_proj.weight"),
-    required("layers.{i}.k.weight", "blk.{i}.attn_k.weight", "model.layers.{i}.self_attn.k_proj.weight"),
-    required("layers.{i}.v.weight", "blk.{i}.attn_v.weight", "model.layers.{i}.self_attn.v_proj.weight"),
     required("layers.{i}.o.weight", "blk.{i}.attn_output.weight", "model.layers.{i}.self_attn.o_proj.weight"),
-    optional("layers.{i}.q.bias", "blk.{i}.attn_q.bias", "model.layers.{i}.self_attn.q_proj.bias"),
-    optional("layers.{i}.k.bias", "blk.{i}.attn_k.bias", "model.layers.{i}.self_attn.k_proj.bias"),
-    optional("layers.{i}.v.bias", "blk.{i}.attn_v.bias", "model.layers.{i}.self_attn.v_proj.bias"),
-    optional("layers.{i}.o.bias", "blk.{i}.attn_output.bias", "model.layers.{i}.self_attn.o_proj.bias"),
     required(
         "layers.{i}.ffn_norm.weight",
         "blk.{i}.ffn_norm.weight",
         "model.layers.{i}.post_attention_layernorm.weight",
+    ),
+];
+
+/// Attention with keys and values of its own.
+const ATTENTION: &[TensorName] = &[
+    required("layers.{i}.q.weight", "blk.{i}.attn_q.weight", "model.layers.{i}.self_attn.q_proj.weight"),
+    required("layers.{i}.k.weight", "blk.{i}.attn_k.weight", "model.layers.{i}.self_attn.k_proj.weight"),
+    required("layers.{i}.v.weight", "blk.{i}.attn_v.weight", "model.layers.{i}.self_attn.v_proj.weight"),
+    optional("layers.{i}.q.bias", "blk.{i}.attn_q.bias", "model.layers.{i}.self_attn.q_proj.bias"),
+    optional("layers.{i}.k.bias", "blk.{i}.attn_k.bias", "model.layers.{i}.self_attn.k_proj.bias"),
+    optional("layers.{i}.v.bias", "blk.{i}.attn_v.bias", "model.layers.{i}.self_attn.v_proj.bias"),
+    optional("layers.{i}.o.bias", "blk.{i}.attn_output.bias", "model.layers.{i}.self_attn.o_proj.bias"),
+];
+
+/// Attention over latent entries.
+const LATENT_ATTENTION: &[TensorName] = &[
+    optional("layers.{i}.q.weight", "blk.{i}.attn_q.weight", "model.layers.{i}.self_attn.q_proj.weight"),
+    optional(
+        "layers.{i}.q_a.weight",
+        "blk.{i}.attn_q_a.weight",
+        "model.layers.{i}.self_attn.q_a_proj.weight",
+    ),
+    optional(
+        "layers.{i}.q_a_norm.weight",
+        "blk.{i}.attn_q_a_norm.weight",
+        "model.layers.{i}.self_attn.q_a_layernorm.weight",
+    ),
+    optional(
+        "layers.{i}.q_b.weight",
+        "blk.{i}.attn_q_b.weight",
+        "model.layers.{i}.self_attn.q_b_proj.weight",
+    ),
+    required(
+        "layers.{i}.kv_a.weight",
+        "blk.{i}.attn_kv_a_mqa.weight",
+        "model.layers.{i}.self_attn.kv_a_proj_with_mqa.weight",
+    ),
+    required(
+        "layers.{i}.kv_a_norm.weight",
+        "blk.{i}.attn_kv_a_norm.weight",
+        "model.layers.{i}.self_attn.kv_a_layernorm.weight",
+    ),
+    required(
+        "layers.{i}.kv_b.weight",
+        "blk.{i}.attn_kv_b.weight",
+        "model.layers.{i}.self_attn.kv_b_proj.weight",
     ),
 ];
 
@@ -115,7 +154,7 @@ const MIXTRAL_EXPERTS: &[TensorName] = &[
     ),
 ];
 
-/// Experts as Qwen's checkpoints call them.
+/// Experts as Qwen's and DeepSeek's checkpoints call them.
 const QWEN_EXPERTS: &[TensorName] = &[
     required("layers.{i}.router.weight", "blk.{i}.ffn_gate_inp.weight", "model.layers.{i}.mlp.gate.weight"),
     required(
@@ -159,6 +198,67 @@ const SHARED_EXPERT: &[TensorName] = &[
     ),
 ];
 
+/// What the choice of experts is corrected by, and the expert that every token goes to, as DeepSeek's checkpoints call them.
+const DEEPSEEK_EXPERTS: &[TensorName] = &[
+    required(
+        "layers.{i}.router.bias",
+        "blk.{i}.exp_probs_b.bias",
+        "model.layers.{i}.mlp.gate.e_score_correction_bias",
+    ),
+    optional(
+        "layers.{i}.shared.gate.weight",
+        "blk.{i}.ffn_gate_shexp.weight",
+        "model.layers.{i}.mlp.shared_experts.gate_proj.weight",
+    ),
+    optional(
+        "layers.{i}.shared.up.weight",
+        "blk.{i}.ffn_up_shexp.weight",
+        "model.layers.{i}.mlp.shared_experts.up_proj.weight",
+    ),
+    optional(
+        "layers.{i}.shared.down.weight",
+        "blk.{i}.ffn_down_shexp.weight",
+        "model.layers.{i}.mlp.shared_experts.down_proj.weight",
+    ),
+];
+
+/// What Mamba's two generations share.
+const STATE_SPACE: &[TensorName] = &[
+    required("embedding.weight", "token_embd.weight", "backbone.embeddings.weight"),
+    required("norm.weight", "output_norm.weight", "backbone.norm_f.weight"),
+    optional("output.weight", "output.weight", "lm_head.weight"),
+    required("layers.{i}.norm.weight", "blk.{i}.attn_norm.weight", "backbone.layers.{i}.norm.weight"),
+    required("layers.{i}.in.weight", "blk.{i}.ssm_in.weight", "backbone.layers.{i}.mixer.in_proj.weight"),
+    optional("layers.{i}.in.bias", "blk.{i}.ssm_in.bias", "backbone.layers.{i}.mixer.in_proj.bias"),
+    required(
+        "layers.{i}.conv.weight",
+        "blk.{i}.ssm_conv1d.weight",
+        "backbone.layers.{i}.mixer.conv1d.weight",
+    ),
+    optional("layers.{i}.conv.bias", "blk.{i}.ssm_conv1d.bias", "backbone.layers.{i}.mixer.conv1d.bias"),
+    required("layers.{i}.a_log", "blk.{i}.ssm_a", "backbone.layers.{i}.mixer.A_log"),
+    required("layers.{i}.d", "blk.{i}.ssm_d", "backbone.layers.{i}.mixer.D"),
+    required("layers.{i}.out.weight", "blk.{i}.ssm_out.weight", "backbone.layers.{i}.mixer.out_proj.weight"),
+    optional("layers.{i}.out.bias", "blk.{i}.ssm_out.bias", "backbone.layers.{i}.mixer.out_proj.bias"),
+];
+
+/// Where Mamba's steps and factors come from.
+const SELECTION: &[TensorName] = &[
+    required("layers.{i}.x.weight", "blk.{i}.ssm_x.weight", "backbone.layers.{i}.mixer.x_proj.weight"),
+    required("layers.{i}.dt.weight", "blk.{i}.ssm_dt.weight", "backbone.layers.{i}.mixer.dt_proj.weight"),
+    required("layers.{i}.dt.bias", "blk.{i}.ssm_dt.bias", "backbone.layers.{i}.mixer.dt_proj.bias"),
+];
+
+/// Mamba-2's step bias and the norm behind its gate.
+const GATED_NORM: &[TensorName] = &[
+    required("layers.{i}.dt.bias", "blk.{i}.ssm_dt.bias", "backbone.layers.{i}.mixer.dt_bias"),
+    required(
+        "layers.{i}.gate_norm.weight",
+        "blk.{i}.ssm_norm.weight",
+        "backbone.layers.{i}.mixer.norm.weight",
+    ),
+];
+
 /// Lists behind each other; `N` is their length.
 const fn joined<const N: usize>(lists: &[&[TensorName]]) -> [TensorName; N] {
     let mut all = [required("", "", ""); N];
@@ -175,6 +275,9 @@ const fn joined<const N: usize>(lists: &[&[TensorName]]) -> [TensorName; N] {
     all
 }
 
+/// Embedding, output, norms and attention of the Llama family and its kin.
+const DECODER: &[TensorName] = &joined::<{ BACKBONE.len() + ATTENTION.len() }>(&[BACKBONE, ATTENTION]);
+
 /// Llama and what is built like it: Mistral, Qwen2, SmolLM2.
 pub const LLAMA: NameMap = NameMap { tensors: &joined::<{ DECODER.len() + FFN.len() }>(&[DECODER, FFN]) };
 
@@ -188,6 +291,21 @@ pub const QWEN_MOE: NameMap = NameMap {
         { DECODER.len() + QK_NORMS.len() + FFN.len() + QWEN_EXPERTS.len() + SHARED_EXPERT.len() },
     >(&[DECODER, QK_NORMS, FFN, QWEN_EXPERTS, SHARED_EXPERT]),
 };
+
+/// DeepSeek-V3: latent attention; layers without experts first.
+pub const DEEPSEEK: NameMap = NameMap {
+    tensors: &joined::<
+        { BACKBONE.len() + LATENT_ATTENTION.len() + FFN.len() + QWEN_EXPERTS.len() + DEEPSEEK_EXPERTS.len() },
+    >(&[BACKBONE, LATENT_ATTENTION, FFN, QWEN_EXPERTS, DEEPSEEK_EXPERTS]),
+};
+
+/// Mamba: a recurrence for every channel.
+pub const MAMBA: NameMap =
+    NameMap { tensors: &joined::<{ STATE_SPACE.len() + SELECTION.len() }>(&[STATE_SPACE, SELECTION]) };
+
+/// Mamba-2: a recurrence for every head.
+pub const MAMBA2: NameMap =
+    NameMap { tensors: &joined::<{ STATE_SPACE.len() + GATED_NORM.len() }>(&[STATE_SPACE, GATED_NORM]) };
 
 /// BERT and sentence encoders built like it, as a bare encoder (`BertModel`) is stored.
 pub const BERT: NameMap = NameMap {
@@ -353,7 +471,7 @@ mod tests {
 
     #[test]
     fn every_name_is_found_again_under_both_namings() {
-        for family in [LLAMA, MIXTRAL, QWEN_MOE, BERT] {
+        for family in [LLAMA, MIXTRAL, QWEN_MOE, DEEPSEEK, MAMBA, MAMBA2, BERT] {
             for naming in [Naming::Gguf, Naming::HuggingFace] {
                 for tensor in family.tensors {
                     let name = family.expert_name(naming, tensor.canonical, 12, 3).unwrap();

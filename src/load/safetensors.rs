@@ -5,6 +5,7 @@
 
 use super::error::{LoadError, Result, printable};
 use super::form::WeightForm;
+use super::json::read_json;
 use super::names::Naming;
 use super::source::{FileSource, Source, expect_range, read_vec};
 use super::weights::{HostWeight, SourceMetadata, WeightSource};
@@ -16,8 +17,6 @@ use std::path::{Component, Path, PathBuf};
 
 /// The longest header: 200 000 tensors fit, and a sparse file of any claimed length cannot ask for more.
 const MAX_HEADER: u64 = 1 << 25;
-/// The longest JSON file read whole (`config.json`, the index).
-const MAX_JSON: u64 = 1 << 25;
 /// The types whose tensors can be loaded, for messages.
 const SUPPORTED: &str = "F64, F32, F16, BF16, I64, I32, I8, U8, BOOL";
 
@@ -268,20 +267,6 @@ impl SafetensorsModel {
             hint: format!("the model lists {} tensors", self.tensors.len()),
         })
     }
-}
-
-/// Reads a JSON file of bounded length.
-pub(crate) fn read_json(path: &Path) -> Result<serde_json::Value> {
-    let source = FileSource::open(path)?;
-    if source.len() > MAX_JSON {
-        return Err(LoadError::corrupt(
-            path,
-            format!("{} bytes of json, at most {MAX_JSON} are read", source.len()),
-        ));
-    }
-    let text = read_vec(&source, "the file", 0, source.len())?;
-    serde_json::from_slice(&text)
-        .map_err(|e| LoadError::corrupt(path, format!("not valid json: {}", printable(&e.to_string()))))
 }
 
 /// The index's map from tensor to file, every file name a plain one.

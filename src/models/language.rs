@@ -3,8 +3,8 @@
 use crate::Error;
 use crate::load::WeightSource;
 use crate::load::config::Family;
-use crate::models::{Llama, Mixtral, QwenMoe};
-use crate::nn::{Batch, KvCache, Precision, Progress};
+use crate::models::{DeepseekV3, Llama, Mamba, Mamba2, Mixtral};
+use crate::nn::{Batch, Cache, Precision, Progress};
 use portolan_core::{Stream, Tensor};
 
 /// What a program has to know of a model to talk to it.
@@ -27,13 +27,13 @@ pub trait LanguageModel: Send + Sync + core::fmt::Debug {
     ///
     /// # Errors
     /// `OutOfMemory`.
-    fn cache(&self, stream: &Stream, batch: usize, max_len: usize) -> Result<KvCache, Error>;
+    fn cache(&self, stream: &Stream, batch: usize, max_len: usize) -> Result<Cache, Error>;
 
-    /// Runs the batch's tokens and extends the cache: logits `[rows, vocab]` in f32.
+    /// Runs the batch's tokens and extends the cache, one that this model made: logits `[rows, vocab]` in f32.
     ///
     /// # Errors
-    /// As [`Stream::run`].
-    fn forward(&self, stream: &Stream, batch: &Batch, cache: &mut KvCache) -> Result<Tensor, Error>;
+    /// As [`Stream::run`]; `Attribute` for a cache of another kind of model.
+    fn forward(&self, stream: &Stream, batch: &Batch, cache: &mut Cache) -> Result<Tensor, Error>;
 }
 
 /// Loads the model that an open file or folder holds, of any family.
@@ -48,7 +48,9 @@ pub fn load(
 ) -> Result<Box<dyn LanguageModel>, Error> {
     Ok(match Family::from_source(source)? {
         Family::Llama => Box::new(Llama::load(stream, source, precision, progress)?),
-        Family::Mixtral => Box::new(Mixtral::load(stream, source, precision, progress)?),
-        Family::QwenMoe => Box::new(QwenMoe::load(stream, source, precision, progress)?),
+        Family::Mixtral | Family::QwenMoe => Box::new(Mixtral::load(stream, source, precision, progress)?),
+        Family::DeepseekV3 => Box::new(DeepseekV3::load(stream, source, precision, progress)?),
+        Family::Mamba => Box::new(Mamba::load(stream, source, precision, progress)?),
+        Family::Mamba2 => Box::new(Mamba2::load(stream, source, precision, progress)?),
     })
 }

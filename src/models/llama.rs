@@ -6,7 +6,7 @@ use crate::Error;
 use crate::load::WeightSource;
 use crate::load::config::LlamaConfig;
 use crate::load::names::LLAMA;
-use crate::nn::{Batch, Decoder, Ffn, KvCache, Loader, Precision, Progress};
+use crate::nn::{Batch, Cache, Decoder, Ffn, Loader, Precision, Progress};
 use portolan_core::{Stream, Tensor};
 
 /// A model's weights on a device.
@@ -49,11 +49,11 @@ impl LanguageModel for Llama {
         self.decoder.info()
     }
 
-    fn cache(&self, stream: &Stream, batch: usize, max_len: usize) -> Result<KvCache, Error> {
+    fn cache(&self, stream: &Stream, batch: usize, max_len: usize) -> Result<Cache, Error> {
         self.decoder.cache(stream, batch, max_len)
     }
 
-    fn forward(&self, stream: &Stream, batch: &Batch, cache: &mut KvCache) -> Result<Tensor, Error> {
+    fn forward(&self, stream: &Stream, batch: &Batch, cache: &mut Cache) -> Result<Tensor, Error> {
         self.decoder.forward(stream, batch, cache, &|layer, x| self.ffn[layer].forward(stream, x))
     }
 }

@@ -1,11 +1,13 @@
-//! Mixtral: Mistral's decoder with experts in every feed-forward layer (Jiang et al. 2024).
+//! Mixtral, Qwen2-MoE and Qwen3-MoE: Llama's decoder with experts in its feed-forward layers (Jiang et al. 2024, Yang et
+//! al. 2024, 2025). They differ in what their configurations say: which layers have experts, whether one expert is
+//! every token's, biases on q, k and v, norms of q and k.
 
 use super::{LanguageModel, ModelInfo};
 use crate::Error;
 use crate::load::WeightSource;
-use crate::load::config::MoeConfig;
-use crate::load::names::MIXTRAL;
-use crate::nn::{Batch, Decoder, KvCache, Loader, MoeFfn, Precision, Progress};
+use crate::load::config::{Family, MoeConfig};
+use crate::load::names::{MIXTRAL, QWEN_MOE};
+use crate::nn::{Batch, Cache, Decoder, Loader, MoeLayer, Precision, Progress};
 use portolan_core::{Stream, Tensor};
 
 /// A model's weights on a device.
@@ -13,7 +15,7 @@ use portolan_core::{Stream, Tensor};
 pub struct Mixtral {
     config: MoeConfig,
     decoder: Decoder,
-    ffn: Vec<MoeFfn>,
+    ffn: Vec<MoeLayer>,
 }
 
 impl Mixtral {
@@ -27,13 +29,12 @@ impl Mixtral {
         precision: Precision,
         progress: Progress<'_>,
     ) -> Result<Self, Error> {
-        let config = MoeConfig::from_source(source, MIXTRAL)?;
-        let mut loader = Loader::new(stream, source, MIXTRAL, precision, progress);
+        let names = if Family::from_source(source)? == Family::Mixtral { MIXTRAL } else { QWEN_MOE };
+        let config = MoeConfig::from_source(source, names)?;
+        let mut loader = Loader::new(stream, source, names, precision, progress);
         let decoder = Decoder::load(&mut loader, &config.decoder)?;
-        let mut ffn = Vec::new();
-        for i in 0..config.decoder.layers {
-            ffn.push(MoeFfn::load(&mut loader, &config, i)?);
-        }
+        let ffn = (0..config.decoder.layers).map(|i| MoeLayer::load(&mut loader, &config, i));
+        let ffn = ffn.collect::<Result<_, Error>>()?;
         stream.synchronize()?;
         Ok(Self { config, decoder, ffn })
     }
@@ -49,11 +50,11 @@ impl LanguageModel for Mixtral {
         self.decoder.info()
     }
 
-    fn cache(&self, stream: &Stream, batch: usize, max_len: usize) -> Result<KvCache, Error> {
+    fn cache(&self, stream: &Stream, batch: usize, max_len: usize) -> Result<Cache, Error> {
         self.decoder.cache(stream, batch, max_len)
     }
 
-    fn forward(&self, stream: &Stream, batch: &Batch, cache: &mut KvCache) -> Result<Tensor, Error> {
+    fn forward(&self, stream: &Stream, batch: &Batch, cache: &mut Cache) -> Result<Tensor, Error> {
         self.decoder.forward(stream, batch, cache, &|layer, x| self.ffn[layer].forward(stream, x))
     }
 }

@@ -1,17 +1,21 @@
 //! Models: one file each, written against the contract, no device names.
 
 mod bert;
+mod deepseek;
 mod embedded;
 mod language;
 mod llama;
+mod mamba;
+mod mamba2;
 mod mixtral;
 mod oracle;
-mod qwen_moe;
 
 pub use bert::Bert;
+pub use deepseek::DeepseekV3;
 pub use embedded::{embedded, embedded_file};
 pub use language::{LanguageModel, ModelInfo, load};
 pub use llama::Llama;
+pub use mamba::Mamba;
+pub use mamba2::Mamba2;
 pub use mixtral::Mixtral;
 pub use oracle::{Int8Logits, OracleLlama};
-pub use qwen_moe::QwenMoe;

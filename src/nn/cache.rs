@@ -1,8 +1,107 @@
-//! Key-value caches, and the tokens of one forward pass.
+//! What models keep of the tokens they have run, for a fixed number of sequences: keys and values, one latent entry for
+//! all heads, or the state of a recurrence.
 
 use crate::Error;
-use portolan_core::{Lens, Stream, Tensor, call};
-use portolan_ops::{DType, Shape, TensorSpec};
+use crate::nn::Batch;
+use portolan_core::{Stream, Tensor, call, ops};
+use portolan_ops::{DType, OpError, Shape, TensorSpec};
+
+/// What a model keeps, of the kind that it needs.
+#[derive(Clone, Debug)]
+pub enum Cache {
+    /// Keys and values of every head.
+    KeyValue(KvCache),
+    /// One entry a token, from which the keys and values of all heads are made.
+    Latent(LatentCache),
+    /// Sums that every token changes.
+    Recurrent(Recurrence),
+}
+
+impl Cache {
+    /// Positions a sequence can have.
+    pub fn max_len(&self) -> usize {
+        match self {
+            Cache::KeyValue(cache) => cache.max_len(),
+            Cache::Latent(cache) => cache.max_len,
+            Cache::Recurrent(recurrence) => recurrence.max_len,
+        }
+    }
+
+    /// Sequences.
+    pub fn batch(&self) -> usize {
+        match self {
+            Cache::KeyValue(cache) => cache.batch(),
+            Cache::Latent(cache) => cache.batch,
+            Cache::Recurrent(recurrence) => recurrence.batch,
+        }
+    }
+
+    /// Behind how many of its first `keep` tokens a sequence that ran `ran` can go on. Entries may be dropped from any
+    /// token on; a recurrence has no way back, and begins anew unless all is kept.
+    pub fn resumes_at(&self, keep: usize, ran: usize) -> usize {
+        match self {
+            Cache::Recurrent(_) if keep != ran => 0,
+            _ => keep,
+        }
+    }
+
+    fn kind(&self) -> &'static str {
+        match self {
+            Cache::KeyValue(_) => "keys and values",
+            Cache::Latent(_) => "latent entries",
+            Cache::Recurrent(_) => "a recurrence",
+        }
+    }
+
+    fn wrong(&self, wanted: &str) -> Error {
+        let what = format!("is of {}, the model keeps {wanted}: use the cache that it makes", self.kind());
+        OpError::attribute("model", "cache", what).into()
+    }
+
+    /// Keys and values.
+    ///
+    /// # Errors
+    /// `Attribute` for a cache of another kind of model.
+    pub fn key_value(&mut self) -> Result<&mut KvCache, Error> {
+        match self {
+            Cache::KeyValue(cache) => Ok(cache),
+            other => Err(other.wrong("keys and values")),
+        }
+    }
+
+    /// Latent entries.
+    ///
+    /// # Errors
+    /// `Attribute` for a cache of another kind of model.
+    pub fn latent(&mut self) -> Result<&mut LatentCache, Error> {
+        match self {
+            Cache::Latent(cache) => Ok(cache),
+            other => Err(other.wrong("latent entries")),
+        }
+    }
+
+    /// States of a recurrence.
+    ///
+    /// # Errors
+    /// `Attribute` for a cache of another kind of model.
+    pub fn recurrent(&mut self) -> Result<&mut Recurrence, Error> {
+        match self {
+            Cache::Recurrent(recurrence) => Ok(recurrence),
+            other => Err(other.wrong("a recurrence")),
+        }
+    }
+}
+
+impl From<KvCache> for Cache {
+    fn from(cache: KvCache) -> Self {
+        Cache::KeyValue(cache)
+    }
+}
+
+/// A layer's part of a cache.
+fn layer_of<'a, T>(op: &'static str, layers: &'a mut [T], layer: usize) -> Result<&'a mut T, Error> {
+    layers.get_mut(layer).ok_or_else(|| OpError::shape(op, format!("no layer {layer}")).into())
+}
 
 /// Keys and values of every layer, for a fixed number of sequences and positions.
 #[derive(Clone, Debug)]
@@ -54,98 +153,124 @@ impl KvCache {
         v: &Tensor,
         batch: &Batch,
     ) -> Result<(Tensor, Tensor), Error> {
-        let Some((keys, values)) = self.layers.get_mut(layer) else {
-            return Err(portolan_ops::OpError::shape("kv_cache", format!("no layer {layer}")).into());
-        };
+        let (keys, values) = layer_of("kv_cache", &mut self.layers, layer)?;
         stream.run(call::KvCacheWrite::new(k, keys, &batch.q_lens, &batch.kv_lens)?)?;
         stream.run(call::KvCacheWrite::new(v, values, &batch.q_lens, &batch.kv_lens)?)?;
         Ok((keys.clone(), values.clone()))
     }
 }
 
-/// The tokens of one forward pass: of every sequence some, one sequence after the other.
+/// One entry a token and layer, which all heads share (DeepSeek-AI 2024).
 #[derive(Clone, Debug)]
-pub struct Batch {
-    /// Token ids, i32 `[tokens]`.
-    pub ids: Tensor,
-    /// Their positions, i32 `[tokens]`.
-    pub positions: Tensor,
-    /// Tokens of each sequence in this pass.
-    pub q_lens: Lens,
-    /// Tokens of each sequence so far, this pass included.
-    pub kv_lens: Lens,
-    /// Rows whose logits are wanted, i32; all when `None`.
-    pub logit_rows: Option<Tensor>,
+pub struct LatentCache {
+    layers: Vec<Tensor>,
+    batch: usize,
+    max_len: usize,
 }
 
-impl Batch {
-    /// Tokens that follow `cached` earlier ones, per sequence; logits of every row.
+impl LatentCache {
+    /// An empty cache: `batch` sequences of at most `max_len` entries `[width]`.
     ///
     /// # Errors
-    /// `Attribute` when ids or positions exceed i32, `OutOfMemory`, `Poisoned`.
+    /// `OutOfMemory`, which names the cache among the holders.
     pub fn new(
         stream: &Stream,
-        sequences: &[&[u32]],
-        cached: &[usize],
+        layers: usize,
+        batch: usize,
         max_len: usize,
+        width: usize,
+        dtype: DType,
     ) -> Result<Self, Error> {
-        let wrong = |what: String| Error::from(portolan_ops::OpError::shape("batch", what));
-        if sequences.len() != cached.len() {
-            return Err(wrong(format!("{} sequences and {} cached lengths", sequences.len(), cached.len())));
-        }
-        let (mut ids, mut positions, mut q_lens, mut kv_lens) =
-            (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        for (tokens, &start) in sequences.iter().zip(cached) {
-            let end = start.saturating_add(tokens.len());
-            if end > max_len || end > i32::MAX as usize {
-                return Err(wrong(format!("a sequence of {end} tokens, the cache holds {max_len}")));
-            }
-            for (i, &token) in tokens.iter().enumerate() {
-                ids.push(i32::try_from(token).map_err(|_| wrong(format!("token id {token} is above i32")))?);
-                positions.push((start + i) as i32);
-            }
-            q_lens.push(tokens.len() as u32);
-            kv_lens.push(end as u32);
-        }
-        let shape = Shape::new(&[ids.len()])?;
-        let longest = q_lens.iter().copied().max().unwrap_or(0);
-        Ok(Self {
-            ids: stream.upload(&ids, &shape)?,
-            positions: stream.upload(&positions, &shape)?,
-            q_lens: Lens::upload(stream, &q_lens, longest)?,
-            kv_lens: Lens::upload(stream, &kv_lens, max_len.min(u32::MAX as usize) as u32)?,
-            logit_rows: None,
-        })
+        let spec = TensorSpec::of(dtype, &[batch, max_len, 1, width])?;
+        let label = "latent cache".into();
+        let layers = (0..layers).map(|_| Ok(stream.empty_labelled(&spec, &label)?));
+        Ok(Self { layers: layers.collect::<Result<_, Error>>()?, batch, max_len })
     }
 
-    /// Asks for the logits of each sequence's last token only.
+    /// Writes a layer's new entries `[tokens, width]` behind those it has, and gives them all: `[batch, max_len, width]`.
     ///
     /// # Errors
-    /// `OutOfMemory`, `Poisoned`; `Shape` when a sequence has no token in this pass.
-    pub fn last_rows_only(mut self, stream: &Stream, sequences: &[&[u32]]) -> Result<Self, Error> {
-        let mut rows = Vec::new();
-        let mut end = 0;
-        for tokens in sequences {
-            end += tokens.len();
-            if tokens.is_empty() {
-                return Err(portolan_ops::OpError::shape(
-                    "batch",
-                    "a sequence without tokens has no last row",
-                )
-                .into());
-            }
-            rows.push((end - 1) as i32);
-        }
-        self.logit_rows = Some(stream.upload(&rows, &Shape::new(&[rows.len()])?)?);
-        Ok(self)
+    /// As [`Stream::run`].
+    pub fn append(
+        &mut self,
+        stream: &Stream,
+        layer: usize,
+        entries: &Tensor,
+        batch: &Batch,
+    ) -> Result<Tensor, Error> {
+        let cache = layer_of("latent_cache", &mut self.layers, layer)?;
+        let width = cache.shape().last();
+        let entries = entries.reshape(&[entries.dims()[0], 1, width])?;
+        stream.run(call::KvCacheWrite::new(&entries, cache, &batch.q_lens, &batch.kv_lens)?)?;
+        Ok(cache.reshape(&[self.batch, self.max_len, width])?)
+    }
+}
+
+/// What a layer's convolution and recurrence go on from, in f32.
+#[derive(Clone, Debug)]
+pub struct LayerState {
+    /// The rows that the next token's filter covers, `[batch, width − 1, channels]`.
+    pub window: Tensor,
+    /// The recurrence's state, `[batch, ..]`.
+    pub state: Tensor,
+}
+
+/// States of every layer: as large for one token as for any number of them.
+#[derive(Clone, Debug)]
+pub struct Recurrence {
+    layers: Vec<LayerState>,
+    batch: usize,
+    max_len: usize,
+}
+
+impl Recurrence {
+    /// States of 0 for `batch` sequences, which their owner wants to be of at most `max_len` tokens; `window` and
+    /// `state` are a sequence's extents.
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub fn new(
+        stream: &Stream,
+        layers: usize,
+        batch: usize,
+        max_len: usize,
+        window: &[usize],
+        state: &[usize],
+    ) -> Result<Self, Error> {
+        let zeros =
+            |dims: &[usize]| ops::full(stream, DType::F32, &Shape::new(&[&[batch], dims].concat())?, 0.0);
+        let layer = |_| Ok(LayerState { window: zeros(window)?, state: zeros(state)? });
+        Ok(Self { layers: (0..layers).map(layer).collect::<Result<_, Error>>()?, batch, max_len })
     }
 
-    /// Asks for no logits: the pass only extends the cache.
+    /// A layer's states. They are those behind the last pass: of a sequence that is new in a pass they are not read.
     ///
     /// # Errors
-    /// `OutOfMemory`, `Poisoned`.
-    pub fn without_logits(mut self, stream: &Stream) -> Result<Self, Error> {
-        self.logit_rows = Some(stream.upload::<i32>(&[], &Shape::new(&[0])?)?);
-        Ok(self)
+    /// `Shape` when there is no such layer.
+    pub fn layer(&mut self, layer: usize) -> Result<&mut LayerState, Error> {
+        layer_of("recurrence", &mut self.layers, layer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use portolan_core::StreamOptions;
+
+    #[test]
+    fn only_a_recurrence_begins_anew() {
+        let stream = crate::open("cpu:0").unwrap().stream(StreamOptions::default()).unwrap();
+        let mut caches = [
+            Cache::from(KvCache::new(&stream, 1, 2, 8, 1, 4, DType::F32).unwrap()),
+            Cache::Latent(LatentCache::new(&stream, 1, 2, 8, 4, DType::F32).unwrap()),
+            Cache::Recurrent(Recurrence::new(&stream, 1, 2, 8, &[3, 5], &[5, 4]).unwrap()),
+        ];
+        let resumes = |keep| caches.each_ref().map(|cache| cache.resumes_at(keep, 5));
+        assert_eq!((resumes(5), resumes(3), resumes(0)), ([5; 3], [3, 3, 0], [0; 3]));
+        assert!(caches.iter().all(|cache| (cache.batch(), cache.max_len()) == (2, 8)));
+        assert!(caches[0].latent().is_err() && caches[1].recurrent().is_err());
+        let error = caches[2].key_value().map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains("is of a recurrence, the model keeps keys and values"), "{error}");
+        assert!(caches[2].recurrent().unwrap().layer(1).is_err());
     }
 }

@@ -20,6 +20,16 @@ pub enum Precision {
     Fast,
 }
 
+impl Precision {
+    /// The element type that keys and values are kept in.
+    pub fn cache_dtype(self) -> DType {
+        match self {
+            Precision::Exact => DType::F32,
+            Precision::Fast => DType::F16,
+        }
+    }
+}
+
 /// Receives the bytes loaded so far and in all.
 pub type Progress<'a> = &'a mut dyn FnMut(u64, u64);
 
@@ -116,6 +126,13 @@ impl<'a> Loader<'a> {
         self.vectors(&[(canonical, len)], layer)
     }
 
+    /// Parameters of any extents that are no weight of a product, in f32.
+    pub fn parameters(&mut self, canonical: &str, layer: usize, dims: &[usize]) -> Result<Tensor, Error> {
+        let form = self.form(canonical, layer, dims)?;
+        let host = self.read(canonical, layer, &form)?;
+        self.floats(host.iter().flat_map(HostWeight::to_f32).collect(), dims)
+    }
+
     /// Several vectors behind each other, in f32.
     pub fn vectors(&mut self, parts: &[(&str, usize)], layer: usize) -> Result<Tensor, Error> {
         let (mut values, mut numel) = (Vec::new(), 0);
@@ -125,7 +142,12 @@ impl<'a> Loader<'a> {
             values.extend(host.iter().flat_map(HostWeight::to_f32));
             numel += len;
         }
-        let shape = Shape::new(&[numel])?;
+        self.floats(values, &[numel])
+    }
+
+    /// Numbers on the device, or memory alone where they would not be kept.
+    fn floats(&self, values: Vec<f32>, dims: &[usize]) -> Result<Tensor, Error> {
+        let shape = Shape::new(dims)?;
         Ok(match self.keeps_data() {
             true => self.stream.upload(&values, &shape)?,
             false => self.stream.empty(&TensorSpec::new(DType::F32, shape))?,
@@ -137,6 +159,17 @@ impl<'a> Loader<'a> {
         let form = self.form(canonical, layer, &[n, k])?;
         let host = self.read(canonical, layer, &form)?;
         self.upload(&form, host.as_slice(), canonical)
+    }
+
+    /// A weight `[n, k]` in the float type that the file has it in, for products with parts of it.
+    pub fn dense(&mut self, canonical: &str, layer: usize, n: usize, k: usize) -> Result<Tensor, Error> {
+        match self.weight(canonical, layer, n, k)? {
+            Weight::Dense(weight) => Ok(weight),
+            _ => {
+                let what = "is quantized; it is read in float types only";
+                Err(LoadError::tensor(self.source.path(), canonical, what).into())
+            }
+        }
     }
 
     /// The rows of several weights as one, packed for products; `None` when their formats differ.

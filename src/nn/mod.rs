@@ -1,7 +1,10 @@
 //! The few layers that models share: weights on a device and what they compute.
 
 mod attention;
+mod backbone;
+mod batch;
 mod cache;
+mod conv;
 mod decoder;
 mod ffn;
 mod linear;
@@ -10,10 +13,13 @@ mod moe;
 mod norm;
 
 pub use attention::Attention;
-pub use cache::{Batch, KvCache};
+pub use backbone::{Backbone, BackboneConfig};
+pub use batch::{Batch, Run};
+pub use cache::{Cache, KvCache, LatentCache, LayerState, Recurrence};
+pub use conv::CausalConv;
 pub use decoder::Decoder;
 pub use ffn::Ffn;
 pub use linear::{Embedding, Linear};
 pub use loader::{Loader, Precision, Progress};
-pub use moe::MoeFfn;
+pub use moe::{MoeFfn, MoeLayer, SharedExpert};
 pub use norm::{LayerNorm, RmsNorm};

@@ -2,18 +2,93 @@
 
 use crate::Error;
 use crate::load::config::MoeConfig;
-use crate::nn::{Linear, Loader};
+use crate::nn::{Ffn, Linear, Loader};
 use portolan_core::{Experts, Stream, Tensor, call, ops};
-use portolan_ops::moe::{GateScore, MoeGateSpec};
+use portolan_ops::kernel::{BinaryKind, UnaryKind};
+use portolan_ops::moe::{GateScore, GroupScore, MoeGateSpec};
 
-/// A router and its experts: `Σ weight_e · down_e(silu(gate_e(x)) · up_e(x))` over the best experts by softmax.
+/// A feed-forward layer of a model of which some layers have experts.
+#[derive(Clone, Debug)]
+pub enum MoeLayer {
+    /// One network for every token.
+    Dense(Box<Ffn>),
+    /// Experts, and the one that every token goes to.
+    Sparse(Box<(MoeFfn, Option<SharedExpert>)>),
+}
+
+/// The expert that every token goes to.
+#[derive(Clone, Debug)]
+pub struct SharedExpert {
+    /// Says how much it counts, where it does not count whole.
+    router: Option<Linear>,
+    ffn: Ffn,
+}
+
+impl MoeLayer {
+    /// Loads what the configuration has in a layer.
+    ///
+    /// # Errors
+    /// Those of the file and of the device.
+    pub fn load(loader: &mut Loader<'_>, config: &MoeConfig, i: usize) -> Result<Self, Error> {
+        let hidden = config.decoder.hidden;
+        if !config.is_sparse(i) {
+            let ffn = Ffn::load(loader, "layers.{i}", i, hidden, config.decoder.ffn, false)?;
+            return Ok(MoeLayer::Dense(Box::new(ffn)));
+        }
+        let shared = match config.shared_ffn {
+            None => None,
+            Some(width) => Some(SharedExpert {
+                router: match config.shared_router {
+                    true => Some(Linear::load(loader, &[("layers.{i}.shared.router", 1)], i, hidden, false)?),
+                    false => None,
+                },
+                ffn: Ffn::load(loader, "layers.{i}.shared", i, hidden, width, false)?,
+            }),
+        };
+        Ok(MoeLayer::Sparse(Box::new((MoeFfn::load(loader, config, i)?, shared))))
+    }
+
+    /// `[tokens, hidden]` to the same.
+    ///
+    /// # Errors
+    /// As [`Stream::run`].
+    pub fn forward(&self, stream: &Stream, x: &Tensor) -> Result<Tensor, Error> {
+        let (moe, shared) = match self {
+            MoeLayer::Dense(ffn) => return ffn.forward(stream, x),
+            MoeLayer::Sparse(sparse) => sparse.as_ref(),
+        };
+        let routed = moe.forward(stream, x)?;
+        if let Some(shared) = shared {
+            let shared = shared.forward(stream, x)?;
+            stream.run(call::Binary::add(&routed, &shared, &mut routed.clone())?)?;
+        }
+        Ok(routed)
+    }
+}
+
+impl SharedExpert {
+    /// `ffn(x)`, times `σ(router(x))` where there is a router.
+    fn forward(&self, stream: &Stream, x: &Tensor) -> Result<Tensor, Error> {
+        let out = self.ffn.forward(stream, x)?;
+        let Some(router) = &self.router else { return Ok(out) };
+        let weight = ops::unary(stream, UnaryKind::Sigmoid, &router.forward(stream, x)?)?;
+        Ok(ops::binary(stream, BinaryKind::Mul, &out, &weight)?)
+    }
+}
+
+/// A router and its experts: `Σ weight_e · down_e(silu(gate_e(x)) · up_e(x))` over the best experts by score.
 #[derive(Clone, Debug)]
 pub struct MoeFfn {
     router: Linear,
+    /// Added to scores for the choice.
+    bias: Option<Tensor>,
     gate_up: Experts,
     down: Experts,
     top_k: usize,
+    score: GateScore,
+    groups: Option<(usize, usize)>,
     renormalize: bool,
+    scale: f32,
 }
 
 impl MoeFfn {
@@ -28,10 +103,17 @@ impl MoeFfn {
         let down = [("layers.{i}.experts.{e}.down.weight", hidden)];
         Ok(Self {
             router: Linear::load(loader, &[("layers.{i}.router", count)], layer, hidden, false)?,
+            bias: match config.choice_bias {
+                true => Some(loader.vector("layers.{i}.router.bias", layer, count)?),
+                false => None,
+            },
             gate_up: loader.experts(&gate_up, layer, count, hidden)?,
             down: loader.experts(&down, layer, count, width)?,
             top_k: config.top_k,
+            score: config.score,
+            groups: config.groups,
             renormalize: config.renormalize,
+            scale: config.scale,
         })
     }
 
@@ -43,8 +125,17 @@ impl MoeFfn {
         let logits = self.router.forward(stream, x)?;
         let (weights, ids) = MoeGateSpec::out_specs(logits.spec(), self.top_k)?;
         let (mut weights, mut ids) = (stream.empty(&weights)?, stream.empty(&ids)?);
-        let gate = call::MoeGate::new(GateScore::Softmax, &logits, &mut weights, &mut ids)?;
-        stream.run(if self.renormalize { gate.renormalize()? } else { gate })?;
+        let mut gate = call::MoeGate::new(self.score, &logits, &mut weights, &mut ids)?;
+        if let Some(bias) = &self.bias {
+            gate = gate.bias(bias)?;
+        }
+        if let Some((groups, open)) = self.groups {
+            gate = gate.groups(groups, open, GroupScore::TopTwo)?;
+        }
+        if self.renormalize {
+            gate = gate.renormalize()?;
+        }
+        stream.run(gate.scale(self.scale)?)?;
         Ok(ops::expert_ffn(stream, x, &ids, &weights, &self.gate_up, &self.down)?)
     }
 }

@@ -2,8 +2,8 @@
 """Tiny random Llama-family models and their logits, as computed by the `transformers` library.
 
 Here because the models of `src/` are checked against an implementation nobody of this project wrote.
-The same for mixtures of experts is in `moe.py`, the real model in `smollm2.py`, the tokenizer in `tokenizer.py`; the
-tests that read the results are in Rust.
+The same for mixtures of experts is in `moe.py` and `deepseek.py`, for state-space models in `mamba.py`, the real model
+in `smollm2.py`, the tokenizer in `tokenizer.py`; the tests that read the results are in Rust.
 
 Needs: torch (CPU is enough), transformers >= 5, safetensors, numpy.
 Usage: python tests/golden/llama.py [NAME ...]      (without a name: all of them)
@@ -115,16 +115,22 @@ OLD_CONFIG = {"llama-mha": None, "llama-rope-linear": "type", "llama-rope-llama3
 
 
 # What a model is like without a setting: a golden in which that changes nothing would be one that cannot fail.
-WITHOUT = {"rope_parameters": None, "sliding_window": None, "norm_topk_prob": False}
+WITHOUT = {
+    "rope_parameters": None,
+    "sliding_window": None,
+    "norm_topk_prob": False,
+    "rope_interleave": True,
+    "routed_scaling_factor": 1.0,
+    }
 
 
-def configuration(kind, **changes):
-    return kind[0](**{**BASE, **kind[2], **changes}, attn_implementation="eager")
+def configuration(kind, base, **changes):
+    return kind[0](**{**base, **kind[2], **changes}, attn_implementation="eager")
 
 
-def build(kind, seed):
+def build(kind, base, adjust, seed):
     torch.manual_seed(seed)
-    model = kind[1](configuration(kind)).to(torch.float32).eval()
+    model = kind[1](configuration(kind, base)).to(torch.float32).eval()
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             # The library starts biases at 0 and norms at 1, where a forgotten one could not be seen.
@@ -132,6 +138,7 @@ def build(kind, seed):
                 parameter.normal_(0.0, 0.5)
             elif "norm" in key:
                 parameter.uniform_(0.5, 1.5)
+        adjust(model)
     return model
 
 
@@ -168,25 +175,25 @@ def write_old_config(path, kind_key):
 
 
 @torch.no_grad()
-def check_visible(name, kind, model, golden):
+def check_visible(name, kind, base, model, golden):
     for key, plain_value in WITHOUT.items():
-        if key in kind[2]:
-            plain = kind[1](configuration(kind, **{key: plain_value})).eval()
+        if kind[2].get(key, plain_value) != plain_value:
+            plain = kind[1](configuration(kind, base, **{key: plain_value})).eval()
             plain.load_state_dict(model.state_dict())
             logits = plain(golden["input_ids.1"].long(), use_cache=False).logits
             difference = (logits - golden["logits.1"]).abs().max().item()
             assert difference > 0.1 * golden["logits.1"].abs().max().item(), (name, key, difference)
 
 
-def write(name, models, is_clear):
+def write(name, models, base, adjust, is_clear):
     kind = models[name]
     # Greedy ids can only be compared where no step is nearly a tie: take the first seed without one.
     for seed in count(100 * list(models).index(name)):
-        model = build(kind, seed)
+        model = build(kind, base, adjust, seed)
         golden = goldens(model, seed)
         if golden["greedy_margin"].min() > 0.05 and is_clear(model, golden):
             break
-    check_visible(name, kind, model, golden)
+    check_visible(name, kind, base, model, golden)
 
     folder = HERE / name
     shutil.rmtree(folder, ignore_errors=True)
@@ -208,15 +215,17 @@ def write(name, models, is_clear):
           f"smallest greedy margin {golden['greedy_margin'].min().item():.3f}")
 
 
-def main(script, models, is_clear=lambda model, golden: True):
-    """Writes the models named on the command line; `is_clear` refuses a seed whose results hang on a near tie."""
+def main(script, models, base=BASE, adjust=lambda model: None, is_clear=lambda model, golden: True):
+    """Writes the models named on the command line, settings from `base` where a model has no other. `adjust` draws what
+    the library starts at values where it could not be seen; `is_clear` refuses a seed whose results hang on a near tie.
+    """
     torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()
     names = sys.argv[1:] or list(models)
     for name in names:
         if name not in models:
             sys.exit(f"unknown model {name}; known: {', '.join(models)}")
-        write(name, models, is_clear)
+        write(name, models, base, adjust, is_clear)
     versions.record(script, ["torch", "transformers", "safetensors", "numpy"])
 
 

@@ -87,4 +87,4 @@ def is_clear(model, golden):
 
 
 if __name__ == "__main__":
-    llama.main(__file__, MODELS, is_clear)
+    llama.main(__file__, MODELS, is_clear=is_clear)

@@ -187,7 +187,7 @@ fn answer(
     let (config, count, len) = (model.config(), work.sequences.len(), work.len());
     // A half-width cache rounds too, on last bits, and the oracle does not follow it.
     let (heads, head_dim) = (config.num_kv_heads, config.head_dim);
-    let mut cache = KvCache::new(&stream, config.layers, count, len, heads, head_dim, DType::F32)?;
+    let mut cache = KvCache::new(&stream, config.layers, count, len, heads, head_dim, DType::F32)?.into();
     let vocab = config.vocab;
     let mut logits = vec![f32::NAN; count * len * vocab];
     let mut pass = |start: usize, end: usize| -> Result<(), Failure> {

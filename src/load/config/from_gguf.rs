@@ -56,6 +56,7 @@ pub(super) fn read(metadata: &Metadata, source: &dyn WeightSource) -> Result<Lla
         architecture: architecture.into(),
         hidden,
         layers: size("block_count")?,
+        unread_layers: 0,
         num_heads,
         num_kv_heads: optional_size("attention.head_count_kv")?.unwrap_or(num_heads),
         head_dim,

@@ -1,21 +1,28 @@
 //! The shape of a Llama-family model, from GGUF metadata or from `config.json`, checked for plausibility.
 //!
 //! The two readers are in `from_gguf.rs` and `from_json.rs`; here are the values they agree on and the checks both must pass.
-//! What models with experts have besides is in `moe.rs`; encoders are apart, in `bert.rs` and `sentence.rs`.
+//! What models with experts have besides is in `moe.rs`, latent attention in `deepseek.rs`; state-space models and encoders are apart, in `mamba.rs`, `bert.rs`
+//! and `sentence.rs`.
 
 mod bert;
+mod deepseek;
 mod from_gguf;
 mod from_json;
+mod mamba;
 mod moe;
 mod sentence;
 
 pub use bert::BertConfig;
+pub use deepseek::DeepseekConfig;
+pub use mamba::{Mamba2Config, MambaConfig, StateSpaceConfig};
 pub use moe::MoeConfig;
 pub use sentence::SentenceConfig;
 
 use super::error::{LoadError, Result};
 use super::names::{LLAMA, NameMap, TensorName};
 use super::weights::{SourceMetadata, WeightSource};
+use crate::models::ModelInfo;
+use crate::nn::BackboneConfig;
 use portolan_ops::rope::{RopeScaling, RopeStyle};
 use std::path::Path;
 
@@ -34,6 +41,12 @@ pub enum Family {
     Mixtral,
     /// Qwen2-MoE, Qwen3-MoE.
     QwenMoe,
+    /// DeepSeek-V3.
+    DeepseekV3,
+    /// Mamba.
+    Mamba,
+    /// Mamba-2.
+    Mamba2,
 }
 
 impl Family {
@@ -59,6 +72,8 @@ pub struct LlamaConfig {
     pub hidden: usize,
     /// Number of layers.
     pub layers: usize,
+    /// Layers that files have behind these, which guess further tokens ahead and are not run.
+    pub unread_layers: usize,
     /// Query heads.
     pub num_heads: usize,
     /// Key and value heads; divides `num_heads`.
@@ -108,7 +123,7 @@ impl LlamaConfig {
     pub fn from_source(source: &dyn WeightSource) -> Result<Self> {
         let config = match source.metadata() {
             SourceMetadata::Gguf(metadata) => from_gguf::read(metadata, source),
-            SourceMetadata::Config(path, json) => from_json::read(path, json),
+            SourceMetadata::Config(path, json) => Self::from_json(path, json),
             SourceMetadata::None => Err(LoadError::missing_key(
                 source.path(),
                 "config.json",
@@ -124,6 +139,7 @@ impl LlamaConfig {
         for name in source.names() {
             let Some(found) = names.find(source.naming(), name) else { continue };
             let unused = match found.layer.filter(|&layer| layer >= self.layers) {
+                Some(layer) if layer < self.layers + self.unread_layers => continue,
                 Some(layer) => format!("is of layer {layer}, the configuration has {}", self.layers),
                 None if self.lacks(found.tensor) => {
                     let what = if name.ends_with(".bias") { "bias" } else { "norm" };
@@ -142,6 +158,8 @@ impl LlamaConfig {
             "layers.{i}.q.bias" | "layers.{i}.k.bias" | "layers.{i}.v.bias" => !self.qkv_bias,
             "layers.{i}.o.bias" => !self.o_bias,
             "layers.{i}.q_norm.weight" | "layers.{i}.k_norm.weight" => !self.qk_norm,
+            // No bias of a product, but of a choice.
+            "layers.{i}.router.bias" => false,
             bias => bias.ends_with(".bias") && !self.mlp_bias,
         }
     }
@@ -151,7 +169,18 @@ impl LlamaConfig {
     /// # Errors
     /// As [`LlamaConfig::from_source`].
     pub fn from_json(path: &Path, json: &serde_json::Value) -> Result<Self> {
-        from_json::read(path, json)
+        from_json::read(from_json::root(path, json)?, Family::Llama)
+    }
+
+    /// Extents of embedding, norms and output.
+    pub fn backbone(&self) -> BackboneConfig {
+        let Self { hidden, layers, vocab, rms_eps, tied, .. } = *self;
+        BackboneConfig { hidden, layers, vocab, rms_eps, tied }
+    }
+
+    /// What a program has to know of the model.
+    pub fn info(&self) -> ModelInfo<'_> {
+        ModelInfo { vocab: self.vocab, max_context: self.max_context, eos: &self.eos }
     }
 
     /// Width of all query heads together.

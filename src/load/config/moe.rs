@@ -4,6 +4,7 @@ use super::{LlamaConfig, MAX_EXTENT, from_json};
 use crate::load::error::{LoadError, Result};
 use crate::load::names::{NameMap, TensorName};
 use crate::load::weights::{SourceMetadata, WeightSource};
+use portolan_ops::moe::GateScore;
 use std::path::Path;
 
 /// The most experts a layer may claim.
@@ -22,8 +23,18 @@ pub struct MoeConfig {
     pub expert_ffn: usize,
     /// Width of the expert that every token goes to.
     pub shared_ffn: Option<usize>,
+    /// Whether the shared expert counts as much as a router of its own says.
+    pub shared_router: bool,
+    /// What turns a router's logits into scores.
+    pub score: GateScore,
+    /// Whether a bias is added to scores for the choice of experts.
+    pub choice_bias: bool,
+    /// Groups of experts, and how many of them are open to a token.
+    pub groups: Option<(usize, usize)>,
     /// Whether the weights of a token's experts are divided by their sum.
     pub renormalize: bool,
+    /// Factor of the weights.
+    pub scale: f32,
     /// Of so many layers the last has experts.
     pub sparse_step: usize,
     /// Layers that have none all the same.
@@ -42,15 +53,19 @@ impl MoeConfig {
             return Err(LoadError::key(source.path(), "the model", "without config.json", wanted));
         };
         let config = from_json::read_moe(path, json)?;
-        config.decoder.check_tensors(source, names)?;
         config.check_tensors(source, names)?;
         Ok(config)
     }
 
     /// As [`LlamaConfig::check_tensors`].
-    fn check_tensors(&self, source: &dyn WeightSource, names: NameMap) -> Result<()> {
+    pub(super) fn check_tensors(&self, source: &dyn WeightSource, names: NameMap) -> Result<()> {
+        self.decoder.check_tensors(source, names)?;
         for name in source.names() {
             let Some(found) = names.find(source.naming(), name) else { continue };
+            // Of another layer than the decoder's it can only be one that is not run.
+            if found.layer.is_some_and(|layer| layer >= self.decoder.layers) {
+                continue;
+            }
             let unused = match found.expert.filter(|&expert| expert >= self.experts) {
                 Some(expert) => format!("is of expert {expert}, the configuration has {}", self.experts),
                 None if found.layer.is_some_and(|layer| self.lacks(found.tensor, layer)) => {
@@ -69,6 +84,7 @@ impl MoeConfig {
         match tensor.canonical.trim_start_matches("layers.{i}.") {
             "gate.weight" | "up.weight" | "down.weight" => sparse,
             "router.weight" => !sparse,
+            "router.bias" => !sparse || !self.choice_bias,
             part if part.starts_with("shared.") => !sparse || self.shared_ffn.is_none(),
             _ => tensor.is_of_experts() && !sparse,
         }
@@ -98,6 +114,20 @@ impl MoeConfig {
             if extent == 0 || extent > most {
                 return Err(LoadError::key(path, key, extent.to_string(), format!("from 1 to {most}")));
             }
+        }
+        if let Some((groups, open)) = self.groups {
+            if groups == 0 || !self.experts.is_multiple_of(groups) {
+                let wanted = format!("a divisor of the number of experts, {}", self.experts);
+                return Err(LoadError::key(path, "n_group", groups.to_string(), wanted));
+            }
+            if open > groups || open * (self.experts / groups) < self.top_k {
+                let wanted = format!("at most {groups}, and enough for {} experts", self.top_k);
+                return Err(LoadError::key(path, "topk_group", open.to_string(), wanted));
+            }
+        }
+        if !(self.scale > 0.0 && self.scale.is_finite()) {
+            let seen = self.scale.to_string();
+            return Err(LoadError::key(path, "routed_scaling_factor", seen, "a number above 0"));
         }
         if self.decoder.mlp_bias {
             return Err(LoadError::key(path, "mlp_bias", "true", "false: biases of experts are not read"));

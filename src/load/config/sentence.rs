@@ -1,7 +1,7 @@
 //! What sentence-transformers writes beside an encoder: how its tokens become one vector, and how long a text may be.
 
 use crate::load::error::{LoadError, Result, printable};
-use crate::load::safetensors::read_json;
+use crate::load::json::read_json;
 use serde_json::Value;
 use std::path::Path;
 

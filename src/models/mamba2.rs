@@ -1,0 +1,131 @@
+//! Mamba-2: a state space of heads in every layer, each of which decays by one number a token (Dao and Gu 2024).
+
+use super::mamba::rates;
+use super::{LanguageModel, ModelInfo};
+use crate::Error;
+use crate::load::WeightSource;
+use crate::load::config::Mamba2Config;
+use crate::load::names::MAMBA2;
+use crate::nn::{
+    Backbone, Batch, Cache, CausalConv, LayerState, Linear, Loader, Precision, Progress, Recurrence,
+};
+use portolan_core::{Scope, Stream, Tensor, call, ops};
+
+/// A model's weights on a device.
+#[derive(Clone, Debug)]
+pub struct Mamba2 {
+    config: Mamba2Config,
+    backbone: Backbone,
+    mixers: Vec<Mixer>,
+}
+
+/// A layer: what it convolves and scans beside a gate, and the norm behind it.
+#[derive(Clone, Debug)]
+struct Mixer {
+    /// To the gate, what is convolved, and every head's step.
+    input: Linear,
+    conv: CausalConv,
+    step_bias: Tensor,
+    a: Tensor,
+    d: Tensor,
+    norm: Tensor,
+    output: Linear,
+}
+
+impl Mamba2 {
+    /// Loads a model from an open folder.
+    ///
+    /// # Errors
+    /// Those of the file (missing tensors, wrong extents) and of the device (memory).
+    pub fn load(
+        stream: &Stream,
+        source: &dyn WeightSource,
+        precision: Precision,
+        progress: Progress<'_>,
+    ) -> Result<Self, Error> {
+        let config = Mamba2Config::from_source(source)?;
+        let mut loader = Loader::new(stream, source, MAMBA2, precision, progress);
+        let backbone = Backbone::load(&mut loader, &config.base.backbone(), &["norm"])?;
+        let mixers = (0..config.base.layers).map(|i| Mixer::load(&mut loader, &config, i));
+        let mixers = mixers.collect::<Result<_, Error>>()?;
+        stream.synchronize()?;
+        Ok(Self { config, backbone, mixers })
+    }
+
+    /// What the model is made of.
+    pub fn config(&self) -> &Mamba2Config {
+        &self.config
+    }
+}
+
+impl Mixer {
+    fn load(loader: &mut Loader<'_>, config: &Mamba2Config, i: usize) -> Result<Self, Error> {
+        let (base, heads, channels) = (&config.base, config.num_heads, config.conv_channels());
+        let (hidden, inner) = (base.hidden, base.inner);
+        let projected = inner + channels + heads;
+        Ok(Self {
+            input: Linear::load(loader, &[("layers.{i}.in", projected)], i, hidden, base.bias)?,
+            conv: CausalConv::load(loader, "layers.{i}.conv", i, channels, base.conv_width, base.conv_bias)?,
+            step_bias: loader.vector("layers.{i}.dt.bias", i, heads)?,
+            a: rates(loader, i, &[heads])?,
+            d: loader.vector("layers.{i}.d", i, heads)?,
+            norm: loader.vector("layers.{i}.gate_norm.weight", i, inner)?,
+            output: Linear::load(loader, &[("layers.{i}.out", hidden)], i, inner, base.bias)?,
+        })
+    }
+
+    /// `[tokens, hidden]` to the same, behind a layer's states.
+    fn forward(
+        &self,
+        stream: &Stream,
+        config: &Mamba2Config,
+        x: &Tensor,
+        batch: &Batch,
+        before: &LayerState,
+    ) -> Result<Tensor, Error> {
+        let (base, heads, groups) = (&config.base, config.num_heads, config.groups);
+        let (inner, channels, factors) = (base.inner, config.conv_channels(), groups * base.state);
+        let tokens = x.dims()[0];
+        let projected = self.input.forward(stream, x)?;
+        let delta = projected.narrow(1, inner + channels, heads)?;
+        let conv =
+            self.conv.forward(stream, &projected.narrow(1, inner, channels)?, batch, &before.window)?;
+        let x = conv.narrow(1, 0, inner)?.reshape(&[tokens, heads, config.head_dim])?;
+        let factor = |at| conv.narrow(1, at, factors)?.reshape(&[tokens, groups, base.state]);
+        let (b, c) = (factor(inner)?, factor(inner + factors)?);
+        let scanned = stream.empty(&x.spec().to_contiguous())?;
+        for run in batch.runs()? {
+            let [x, delta, b, c, scanned] = [&x, &delta, &b, &c, &scanned].map(|rows| run.rows(rows));
+            let state = run.sequences(&before.state)?;
+            let scan = call::SsdScan::new(&x?, &delta?, &self.a, &b?, &c?, &mut scanned?)?;
+            let scan = scan.delta_bias(&self.step_bias)?.softplus()?.d(&self.d)?;
+            let scan = if run.is_new() { scan } else { scan.initial(&state)? };
+            stream.run(scan.last(&mut state.clone())?)?;
+        }
+        let scanned = scanned.reshape(&[tokens, inner])?;
+        stream.run(call::Swiglu::new(&projected.narrow(1, 0, inner)?, &scanned, &mut scanned.clone())?)?;
+        let normed = ops::group_rms_norm(stream, &scanned, groups, Some(&self.norm), base.rms_eps)?;
+        self.output.forward(stream, &normed)
+    }
+}
+
+impl LanguageModel for Mamba2 {
+    fn info(&self) -> ModelInfo<'_> {
+        self.config.base.info()
+    }
+
+    fn cache(&self, stream: &Stream, batch: usize, max_len: usize) -> Result<Cache, Error> {
+        let (config, base) = (&self.config, &self.config.base);
+        let window = [base.conv_width - 1, config.conv_channels()];
+        let state = [config.num_heads, config.head_dim, base.state];
+        Ok(Cache::Recurrent(Recurrence::new(stream, base.layers, batch, max_len, &window, &state)?))
+    }
+
+    fn forward(&self, stream: &Stream, batch: &Batch, cache: &mut Cache) -> Result<Tensor, Error> {
+        let recurrence = cache.recurrent()?;
+        self.backbone.forward(stream, batch, &mut |layer, _, x| {
+            let _scope = Scope::named("mixer");
+            self.mixers[layer].forward(stream, &self.config, x, batch, recurrence.layer(layer)?)
+        })
+    }
+}

@@ -1,0 +1,110 @@
+//! Mamba and Mamba-2 against logits of the transformers library on tiny random models (`tests/golden/mamba.py`).
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod rig;
+
+use serde_json::json;
+
+const MODELS: [&str; 4] = ["mamba", "mamba-bias", "mamba2", "mamba2-bias"];
+
+#[test]
+fn prefill_and_decode_token_by_token_agree_with_transformers() {
+    rig::expect_prefill_and_decode_to_agree(&MODELS);
+}
+
+#[test]
+fn sequences_of_any_lengths_run_side_by_side() {
+    rig::expect_ragged_passes_to_agree(&MODELS);
+}
+
+#[test]
+fn a_text_model_writes_what_transformers_writes() {
+    rig::expect_the_text_that_transformers_writes(&MODELS);
+}
+
+#[test]
+fn a_session_remembers_what_was_said_or_begins_anew() {
+    rig::expect_sessions_to_remember_what_was_said(&MODELS);
+}
+
+#[test]
+fn a_perturbed_weight_is_noticed() {
+    let parts = |name: &'static str, parts: &'static [&'static str]| {
+        parts.iter().map(move |part| (name, format!("backbone.layers.1.mixer.{part}")))
+    };
+    let one = ["A_log", "D", "conv1d.weight", "in_proj.weight", "x_proj.weight", "dt_proj.weight"];
+    let one: Vec<_> = one.into_iter().chain(["dt_proj.bias", "conv1d.bias", "out_proj.weight"]).collect();
+    let two = ["A_log", "D", "dt_bias", "conv1d.weight", "conv1d.bias", "norm.weight", "out_proj.weight"];
+    let biases = &["in_proj.bias", "out_proj.bias"];
+    let weights: Vec<(&str, String)> = parts("mamba", one.leak())
+        .chain(parts("mamba2", two.to_vec().leak()))
+        .chain(parts("mamba-bias", biases))
+        .chain(parts("mamba2-bias", biases))
+        .collect();
+    let weights: Vec<(&str, &str)> = weights.iter().map(|(name, tensor)| (*name, tensor.as_str())).collect();
+    rig::expect_changed_weights_to_be_noticed(&weights);
+}
+
+#[test]
+fn a_changed_switch_is_noticed() {
+    rig::expect_changed_switches_to_be_noticed(&[
+        ("mamba", "layer_norm_epsilon", json!(0.01)),
+        ("mamba2", "layer_norm_epsilon", json!(0.01)),
+    ]);
+}
+
+#[test]
+fn weights_and_configurations_that_do_not_fit_are_refused_by_name() {
+    let infinity = || json!({"__float__": "Infinity"});
+    rig::expect_refusals(&[
+        ("mamba", "architectures", json!(["Mamba3ForCausalLM"]), "MambaForCausalLM, Mamba2ForCausalLM"),
+        ("mamba", "architectures", json!(["Mamba2ForCausalLM"]), "`num_heads` is missing"),
+        ("mamba", "hidden_act", json!("gelu"), "`hidden_act` is gelu"),
+        ("mamba", "num_hidden_layers", json!(3), "is of layer 3, the configuration has 3"),
+        ("mamba", "num_hidden_layers", json!(5), "backbone.layers.4.norm.weight"),
+        ("mamba", "expand", json!(3), "`intermediate_size` is 64"),
+        ("mamba", "time_step_rank", json!(0), "`time_step_rank` is 0"),
+        ("mamba", "time_step_rank", json!(3), "the model's configuration makes it [19, 64]"),
+        ("mamba", "state_size", json!(9), "the model's configuration makes it [20, 64]"),
+        ("mamba", "use_conv_bias", json!(false), "is a bias, the configuration has none there"),
+        ("mamba-bias", "use_bias", json!(false), "is a bias, the configuration has none there"),
+        ("mamba", "use_bias", json!(true), "in_proj.bias"),
+        ("mamba", "conv_kernel", json!(257), "`conv_kernel` is 257"),
+        ("mamba", "eos_token_id", json!(120), "`eos_token_id` is 120"),
+        ("mamba", "quantization_config", json!({"quant_method": "fp8"}), "`quantization_config`"),
+        ("mamba2", "n_groups", json!(3), "`n_groups` is 3"),
+        ("mamba2", "head_dim", json!(9), "`head_dim` is 9 for 8 heads"),
+        ("mamba2", "num_heads", json!(0), "`num_heads` is 0"),
+        ("mamba2", "time_step_limit", json!([0.0, 0.1]), "limits of steps are not read"),
+        ("mamba2", "time_step_limit", json!([0.001, infinity()]), "limits of steps are not read"),
+    ]);
+}
+
+#[cfg(feature = "meta")]
+#[test]
+fn a_plan_counts_a_state_that_does_not_grow() {
+    use portolan::plan::{PlanOptions, plan};
+    use portolan::{OpKind, load};
+    for (name, kind, floats) in [
+        // Two rows of 64 channels and 8 numbers for each, in four layers.
+        ("mamba", OpKind::SelectiveScan, 4 * (3 * 64 + 64 * 8)),
+        ("mamba2", OpKind::SsdScan, 3 * (3 * (64 + 2 * 2 * 12) + 64 * 12)),
+    ] {
+        let source = load::open(&rig::folder(name)).unwrap();
+        let parameters: u64 =
+            source.names().iter().map(|tensor| source.shape(tensor).unwrap().numel() as u64).sum();
+        let planned = |tokens, cached| {
+            plan(source.as_ref(), &PlanOptions { tokens, cached, batch: 3, ..PlanOptions::default() })
+                .unwrap()
+        };
+        let (prefill, decode, late) = (planned(16, 0), planned(1, 16), planned(1, 100_000));
+        for plan in [&prefill, &decode, &late] {
+            assert_eq!(plan.weight_bytes as u64, 4 * parameters, "{name}");
+            assert_eq!(plan.kv_bytes, 3 * 4 * floats, "{name}");
+            assert!(plan.operators.iter().all(|row| row.kind != OpKind::Fill), "{name}: no part of a pass");
+        }
+        assert_eq!(decode.total, late.total, "{name}");
+        let scans = prefill.operators.iter().find(|row| row.kind == kind).unwrap();
+        assert_eq!(scans.calls, if name == "mamba" { 4 } else { 3 });
+    }
+}
