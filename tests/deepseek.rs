@@ -170,3 +170,38 @@ fn a_plan_counts_latent_entries_and_the_form_of_attention_that_runs() {
     assert_eq!((calls(&prefill, OpKind::Attention), calls(&prefill, OpKind::MlaDecode)), (3, 0));
     assert_eq!((calls(&decode, OpKind::Attention), calls(&decode, OpKind::MlaDecode)), (0, 3));
 }
+
+/// DeepSeek-V3 as published, in bf16: what the paper says of its size (DeepSeek-AI 2024, abstract and section 4.2).
+#[cfg(feature = "meta")]
+#[test]
+fn the_published_model_has_the_size_that_its_paper_says() {
+    use portolan::load;
+    use portolan::nn::Precision;
+    use portolan::plan::{PlanOptions, plan};
+    let folder = tempfile::tempdir().unwrap();
+    let config = r#"{
+        "architectures": ["DeepseekV3ForCausalLM"], "torch_dtype": "bfloat16", "hidden_act": "silu",
+        "vocab_size": 129280, "hidden_size": 7168, "intermediate_size": 18432, "moe_intermediate_size": 2048,
+        "num_hidden_layers": 61, "num_nextn_predict_layers": 1, "num_attention_heads": 128,
+        "num_key_value_heads": 128, "n_shared_experts": 1, "n_routed_experts": 256, "num_experts_per_tok": 8,
+        "routed_scaling_factor": 2.5, "kv_lora_rank": 512, "q_lora_rank": 1536, "qk_rope_head_dim": 64,
+        "v_head_dim": 128, "qk_nope_head_dim": 128, "n_group": 8, "topk_group": 4, "first_k_dense_replace": 3,
+        "moe_layer_freq": 1, "scoring_func": "sigmoid", "topk_method": "noaux_tc", "norm_topk_prob": true,
+        "max_position_embeddings": 163840, "rms_norm_eps": 1e-6, "rope_theta": 10000, "tie_word_embeddings": false,
+        "bos_token_id": 0, "eos_token_id": 1, "attention_bias": false, "rope_scaling": {
+            "type": "yarn", "factor": 40, "original_max_position_embeddings": 4096, "beta_fast": 32, "beta_slow": 1,
+            "mscale": 1.0, "mscale_all_dim": 1.0
+        }
+    }"#;
+    std::fs::write(folder.path().join("config.json"), config).unwrap();
+    let source = load::open_specs(folder.path()).unwrap();
+    let decode = plan(source.as_ref(), &PlanOptions { precision: Precision::Fast, ..PlanOptions::default() });
+    let decode = decode.unwrap();
+    let near =
+        |got: f64, want: f64| assert!((got / want - 1.0).abs() < 0.02, "{got:e}, the paper says {want:e}");
+    // 671 billion parameters, of which 37 are a token's; its row of the embedding is looked up, not multiplied.
+    near(decode.weight_bytes as f64 / 2.0, 671e9);
+    near(decode.total.flops as f64 / 2.0, 37e9 - 129_280.0 * 7168.0);
+    // 512 and 64 numbers a token and layer.
+    assert_eq!(decode.kv_bytes, 61 * (512 + 64) * 2);
+}

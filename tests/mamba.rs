@@ -108,3 +108,21 @@ fn a_plan_counts_a_state_that_does_not_grow() {
         assert_eq!(scans.calls, if name == "mamba" { 4 } else { 3 });
     }
 }
+
+/// The smallest published Mamba in f32: 129,135,360 parameters are what its checkpoint holds.
+#[cfg(feature = "meta")]
+#[test]
+fn a_published_configuration_has_the_size_of_its_checkpoint() {
+    use portolan::load;
+    use portolan::plan::{PlanOptions, plan};
+    let folder = tempfile::tempdir().unwrap();
+    let config = json!({
+        "architectures": ["MambaForCausalLM"], "torch_dtype": "float32", "vocab_size": 50280, "hidden_size": 768,
+        "num_hidden_layers": 24, "state_size": 16, "conv_kernel": 4, "expand": 2, "intermediate_size": 1536,
+        "time_step_rank": "auto", "use_bias": false, "use_conv_bias": true, "layer_norm_epsilon": 1e-5
+    });
+    std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    let source = load::open_specs(folder.path()).unwrap();
+    let plan = plan(source.as_ref(), &PlanOptions::default()).unwrap();
+    assert_eq!(plan.weight_bytes, 4 * 129_135_360);
+}
