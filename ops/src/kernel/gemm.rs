@@ -80,11 +80,13 @@ pub fn erf(x: f64) -> f64 {
 ///
 /// # DTypes
 /// a and b of one type out of f64, f32, f16, bf16; also a f32 with b f16 or bf16 (weights kept narrow). out
-/// of a's type or f32. Products accumulate in f32 (f64 for f64). a and b i8 with out i32: exact i32 sums,
-/// wrapping on overflow; no epilogue. c is of out's type, bias of out's type or f32.
+/// of a's type or f32. a and b each f8e4m3, f8e5m2 or f4e2m1, in any pairing, with out f32, f16 or bf16; also a
+/// f32, f16 or bf16 with b one of them. Products accumulate in f32 (f64 for f64); scales that hold for a whole
+/// operand go into alpha. a and b i8 with out i32: exact i32 sums, wrapping on overflow; no epilogue. c is of
+/// out's type, bias of out's type or f32.
 ///
 /// # Layout
-/// Any strides for a, b, c and out.
+/// Any strides for a, b, c and out; rows of f4e2m1 are contiguous and start on a whole byte, as everywhere.
 ///
 /// # Determinism
 /// `RunToRun`: same bits for same shapes. `BatchInvariant`: a row of out depends on its own row of a only.
@@ -96,7 +98,8 @@ pub fn erf(x: f64) -> f64 {
 /// `Shape`, `DType`, `Layout` (out overlaps itself).
 ///
 /// # Source
-/// BLAS xGEMM (Dongarra et al. 1990), with the epilogue of cuBLASLt and aclnnMatmul.
+/// BLAS xGEMM (Dongarra et al. 1990), with the epilogue of cuBLASLt and aclnnMatmul; 8-bit and 4-bit factors as in
+/// cuBLASLt, formats of the OCP (8-bit Floating Point 1.0, Microscaling Formats 1.0).
 #[derive(Clone, Debug, PartialEq)]
 pub struct GemmSpec {
     form: GemmForm,
@@ -116,10 +119,12 @@ impl GemmSpec {
         let op = op_name(form);
         let want = Self::out_spec(form, a, b)?;
         expect_dims(op, "out", out, want.dims())?;
-        let legal = out.dtype() == want.dtype() || (a.dtype().is_float() && out.dtype() == DType::F32);
-        if !legal || (a.dtype() == DType::F64 && out.dtype() != DType::F64) {
-            return Err(OpError::dtype(op, "out", out.dtype(), want.dtype().name()));
-        }
+        let outs: &[DType] = match a.dtype() {
+            stored if CODES.contains(&stored) => &[DType::F32, DType::F16, DType::BF16],
+            DType::F16 | DType::BF16 => &[want.dtype(), DType::F32],
+            _ => &[want.dtype()],
+        };
+        expect_dtype(op, "out", out, outs)?;
         expect_writable(op, "out", out)?;
         Ok(Self {
             form,
@@ -134,14 +139,24 @@ impl GemmSpec {
         })
     }
 
-    /// The result of the product in the given form: contiguous, of a's type (i32 for i8).
+    /// The result of the product in the given form: contiguous, of a's type (i32 for i8, f32 for floats of 8 or
+    /// 4 bits).
     pub fn out_spec(form: GemmForm, a: &TensorSpec, b: &TensorSpec) -> Result<TensorSpec> {
         let op = op_name(form);
-        expect_dtype(op, "a", a, &[DType::F64, DType::F32, DType::F16, DType::BF16, DType::I8])?;
-        let narrow_weight = a.dtype() == DType::F32 && matches!(b.dtype(), DType::F16 | DType::BF16);
-        if b.dtype() != a.dtype() && !narrow_weight {
-            return Err(OpError::dtype(op, "b", b.dtype(), a.dtype().name()));
-        }
+        let [e4m3, e5m2, e2m1] = CODES;
+        expect_dtype(
+            op,
+            "a",
+            a,
+            &[DType::F64, DType::F32, DType::F16, DType::BF16, e4m3, e5m2, e2m1, DType::I8],
+        )?;
+        let seconds: &[DType] = match a.dtype() {
+            DType::F32 => &[DType::F32, DType::F16, DType::BF16, e4m3, e5m2, e2m1],
+            half @ (DType::F16 | DType::BF16) => &[half, e4m3, e5m2, e2m1],
+            stored if CODES.contains(&stored) => &CODES,
+            other => &[other],
+        };
+        expect_dtype(op, "b", b, seconds)?;
         let mismatch =
             |what: String| OpError::shape(op, format!("a is {}, b is {}: {what}", a.shape(), b.shape()));
         if a.rank() < 2 || b.rank() < 2 {
@@ -159,7 +174,11 @@ impl GemmSpec {
         }
         let mut dims: smallvec::SmallVec<[usize; 8]> = batch.into();
         dims.extend([m, n]);
-        let dtype = if a.dtype() == DType::I8 { DType::I32 } else { a.dtype() };
+        let dtype = match a.dtype() {
+            DType::I8 => DType::I32,
+            stored if CODES.contains(&stored) => DType::F32,
+            float => float,
+        };
         Ok(TensorSpec::new(dtype, Shape::new(&dims)?))
     }
 
@@ -261,6 +280,9 @@ impl GemmSpec {
     }
 }
 
+/// Floats of 8 and 4 bits, which factors may be stored in.
+const CODES: [DType; 3] = [DType::F8E4M3, DType::F8E5M2, DType::F4E2M1];
+
 fn op_name(form: GemmForm) -> &'static str {
     match form {
         GemmForm::Nn => "gemm_nn",
@@ -333,7 +355,8 @@ impl Contract for GemmSpec {
         vec![out]
     }
 
-    /// Factors lie in [−1, 1], so each of the k products is at most 1 and every partial sum at most k. An
+    /// Factors lie in [−1, 1], so each of the k products is at most 1 and every partial sum at most k. (Products of
+    /// floats of 8 bits or fewer are exact: significands of at most 4 bits.) An
     /// f32 sum in any order errs by at most `k·u·Σ|a·b|` ≤ `k²·u`; with independent roundings of partial
     /// sums of size √k the error is about `k·u/√3`. We allow `2·(k + 8)·u` (8 for the epilogue), times
     /// alpha, and one rounding to the result's type. Activations have slope at most 1.13.
@@ -373,6 +396,11 @@ impl Cases for GemmSpec {
             (DType::F32, DType::BF16, DType::F32),
             (DType::F32, DType::F16, DType::F32),
             (DType::I8, DType::I8, DType::I32),
+            (DType::F8E4M3, DType::F8E4M3, DType::F32),
+            (DType::F8E5M2, DType::F8E4M3, DType::BF16),
+            (DType::F4E2M1, DType::F4E2M1, DType::F16),
+            (DType::BF16, DType::F8E5M2, DType::BF16),
+            (DType::F32, DType::F4E2M1, DType::F32),
         ];
         let plain = |form, m, n, k, (a, b, out): (DType, DType, DType)| -> Result<GemmSpec> {
             let a = TensorSpec::of(a, &if form == Tn { [k, m] } else { [m, k] })?;
@@ -389,7 +417,7 @@ impl Cases for GemmSpec {
                     ));
                 }
             }
-            for types in [dtypes[1], dtypes[3]] {
+            for types in [dtypes[1], dtypes[3], dtypes[9]] {
                 let spec = plain(form, 9, 20, 31, types)?;
                 let c = TensorSpec::of(types.2, &[9, 20])?;
                 let bias = TensorSpec::of(DType::F32, &[20])?;
@@ -420,13 +448,23 @@ impl Cases for GemmSpec {
                 cases.push(Case::new(format!("{name}/alpha_zero"), spec.clone().with_alpha(0.0)?));
             }
             // Rows with gaps, columns apart, and every second matrix of a batch.
-            let a = TensorSpec::of(DType::F32, &[4, 12, 10])?.narrow(1, 2, 7)?.narrow(2, 1, 7)?;
-            let b = TensorSpec::of(DType::F32, &[4, 7, 7])?.transpose(1, 2)?;
-            let out = TensorSpec::of(DType::F32, &[7, 4, 8])?.transpose(0, 1)?.narrow(2, 0, 7)?;
+            for (stored, prefix) in [(DType::F32, ""), (DType::F8E4M3, "f8e4m3/")] {
+                let a = TensorSpec::of(stored, &[4, 12, 10])?.narrow(1, 2, 7)?.narrow(2, 1, 7)?;
+                let b = TensorSpec::of(stored, &[4, 7, 7])?.transpose(1, 2)?;
+                let out = TensorSpec::of(DType::F32, &[7, 4, 8])?.transpose(0, 1)?.narrow(2, 0, 7)?;
+                let spec = GemmSpec::new(form, &a, &b, &out)?;
+                cases.push(Case::new(format!("{}/{prefix}strided_batch", spec.name()), spec));
+                let shared = GemmSpec::new(form, &a, &b.select(0, 1)?, &out)?;
+                cases.push(Case::new(format!("{}/{prefix}shared_b", shared.name()), shared));
+            }
+            // Every second row of a tensor of two to a byte, from an even place on.
+            let a = TensorSpec::of(DType::F4E2M1, &[14, 24])?.reshape(&[7, 48])?.narrow(1, 2, 19)?;
+            let b = TensorSpec::of(DType::F4E2M1, &if form == Nt { [40, 22] } else { [22, 40] })?;
+            let k = if form == Tn { 7 } else { 19 };
+            let b = b.narrow(usize::from(form == Nt), 2, k)?;
+            let out = GemmSpec::out_spec(form, &a, &b)?;
             let spec = GemmSpec::new(form, &a, &b, &out)?;
-            cases.push(Case::new(format!("{}/strided_batch", spec.name()), spec));
-            let shared = GemmSpec::new(form, &a, &b.select(0, 1)?, &out)?;
-            cases.push(Case::new(format!("{}/shared_b", shared.name()), shared));
+            cases.push(Case::new(format!("{}/f4e2m1/strided", spec.name()), spec));
         }
         Ok(cases)
     }
@@ -457,6 +495,32 @@ mod tests {
         let e = GemmSpec::out_spec(GemmForm::Nt, &spec(DType::F32, &[4, 8]), &spec(DType::F32, &[16, 9]))
             .unwrap_err();
         assert_eq!(e.to_string(), "gemm_nt: a is [4, 8], b is [16, 9]: k differs (8 vs 9)");
+    }
+
+    #[test]
+    fn floats_of_a_byte_and_of_half_a_byte_pair_with_each_other_and_under_wider_ones() {
+        let stored = [DType::F8E4M3, DType::F8E5M2, DType::F4E2M1];
+        let of = |a, b| GemmSpec::out_spec(GemmForm::Nt, &spec(a, &[2, 4]), &spec(b, &[6, 4]));
+        for a in stored {
+            for b in stored {
+                assert_eq!(of(a, b).unwrap(), spec(DType::F32, &[2, 6]));
+                for (out, legal) in [(DType::F16, true), (DType::BF16, true), (DType::F64, false), (b, false)]
+                {
+                    let (a, b) = (spec(a, &[2, 4]), spec(b, &[6, 4]));
+                    assert_eq!(
+                        GemmSpec::new(GemmForm::Nt, &a, &b, &spec(out, &[2, 6])).is_ok(),
+                        legal,
+                        "{out}"
+                    );
+                }
+            }
+            for wide in [DType::F32, DType::F16, DType::BF16] {
+                assert_eq!(of(wide, a).unwrap().dtype(), wide);
+                assert!(of(a, wide).is_err() && of(DType::F64, a).is_err() && of(DType::I8, a).is_err());
+            }
+        }
+        let e = of(DType::F8E4M3, DType::E8M0).unwrap_err().to_string();
+        assert_eq!(e, "gemm_nt: b is e8m0, expected f8e4m3 or f8e5m2 or f4e2m1");
     }
 
     #[test]

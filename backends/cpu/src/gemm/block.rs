@@ -463,12 +463,22 @@ fn merged(task: &GemmTask) -> (&[BatchDim], usize) {
 /// Whether b is a plain matrix whose products or columns are side by side and rows are few.
 ///
 /// Dot products sum in another order than tiles do, so they are not for products whose rows must not depend
-/// on how many there are; nor for k so long that the widened rows of a would not fit a second-level cache.
+/// on how many there are; nor for k so long that the widened rows of a would not fit a second-level cache. Rows and
+/// columns are taken one by one, so each has to start on a whole byte.
 fn few_rows(task: &GemmTask, m: usize) -> bool {
+    let whole = |mat: &Mat, stride: usize| !mat.dtype.is_sub_byte() || stride.is_multiple_of(2);
     match &task.b {
-        Factor::Plain(b) if m <= few::ROWS && task.k > 0 && accumulator(task.out.dtype) == DType::F32 => {
+        Factor::Plain(b)
+            if m <= few::ROWS
+                && task.k > 0
+                && accumulator(task.out.dtype) == DType::F32
+                && whole(&task.a, task.a.row_stride) =>
+        {
             let dots = b.row_stride == 1 && !task.invariant && task.k <= (1 << 19) / few::ROWS;
-            b.col_stride == 1 || dots
+            match b.col_stride {
+                1 => whole(b, b.row_stride),
+                apart => dots && whole(b, apart),
+            }
         }
         _ => false,
     }

@@ -170,14 +170,16 @@ impl Few<'_> {
             unsafe {
                 let column = self.b.at(self.b_at, 0, self.j0 + j).cast_const();
                 match self.b.dtype {
-                    DType::F16 => {
-                        widen(self.kernel.pack_b, column, 1, wide);
-                        self.column(rows, &*wide, j, sums);
-                    }
                     DType::BF16 => {
                         self.column(rows, std::slice::from_raw_parts(column.cast::<bf16>(), self.k), j, sums);
                     }
-                    _ => self.column(rows, std::slice::from_raw_parts(column.cast::<f32>(), self.k), j, sums),
+                    DType::F32 => {
+                        self.column(rows, std::slice::from_raw_parts(column.cast::<f32>(), self.k), j, sums);
+                    }
+                    _ => {
+                        widen(self.kernel.pack_b, column, 1, wide);
+                        self.column(rows, &*wide, j, sums);
+                    }
                 }
             }
         }
@@ -229,19 +231,15 @@ impl Few<'_> {
                     let at = self.b.at(self.b_at, k0 + p, self.j0).cast_const();
                     match self.b.dtype {
                         DType::BF16 => self.add::<bf16>(a, kc, p, k, at.cast(), self.b.row_stride, target),
-                        DType::F16 => {
+                        DType::F32 => self.add::<f32>(a, kc, p, k, at.cast(), self.b.row_stride, target),
+                        _ => {
                             for i in 0..4.min(k - p) {
-                                let row = at.add(2 * i * self.b.row_stride);
-                                widen(
-                                    self.kernel.pack_b,
-                                    row,
-                                    1,
-                                    &mut wide[i * self.columns..][..self.columns],
-                                );
+                                let row = self.b.at(self.b_at, k0 + p + i, self.j0);
+                                let wide = &mut wide[i * self.columns..][..self.columns];
+                                widen(self.kernel.pack_b, row, 1, wide);
                             }
                             self.add::<f32>(a, kc, p, k, wide.as_ptr(), self.columns, target);
                         }
-                        _ => self.add::<f32>(a, kc, p, k, at.cast(), self.b.row_stride, target),
                     }
                 }
             }

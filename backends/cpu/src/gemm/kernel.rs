@@ -3,6 +3,7 @@
 //! Portable microkernels are here, those of x86 in `kernel_x86`; `pack` produces what they read.
 
 use super::pack::{self, Strip};
+use super::pack_codes;
 use crate::Isa;
 use portolan_ops::DType;
 
@@ -38,14 +39,18 @@ pub(super) struct Kernel {
 impl Kernel {
     /// The kernel for factors of these types.
     pub(super) fn of(isa: Isa, a: DType, b: DType) -> Kernel {
-        #[cfg(target_arch = "x86_64")]
-        match isa {
-            Isa::Avx512 => return super::kernel_x86::avx512(a, b),
-            Isa::Avx2 => return super::kernel_x86::avx2(a, b),
-            Isa::Portable => {}
+        let kernel = match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => super::kernel_x86::avx512(a, b),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => super::kernel_x86::avx2(a, b),
+            _ => portable(a, b),
+        };
+        Kernel {
+            pack_a: pack_codes::of(isa, a).unwrap_or(kernel.pack_a),
+            pack_b: pack_codes::of(isa, b).unwrap_or(kernel.pack_b),
+            ..kernel
         }
-        let _ = isa;
-        portable(a, b)
     }
 }
 

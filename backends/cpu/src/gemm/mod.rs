@@ -1,7 +1,7 @@
 //! Matrix products: packed and cache-blocked over one microkernel shape per element type.
 //!
 //! This file says what a product is; `block` runs it, `pack` and `kernel` (with their x86 forms) do the
-//! work, `few` streams b past few rows, `epilogue` writes results, `prepack` holds weights that are packed once.
+//! work, `pack_codes` widens floats of 8 and 4 bits on the way, `few` streams b past few rows, `epilogue` writes results, `prepack` holds weights that are packed once.
 
 mod block;
 mod epilogue;
@@ -10,6 +10,7 @@ mod kernel;
 #[cfg(target_arch = "x86_64")]
 mod kernel_x86;
 mod pack;
+mod pack_codes;
 #[cfg(target_arch = "x86_64")]
 mod pack_x86;
 mod prepack;
@@ -36,18 +37,24 @@ pub(crate) struct Mat {
 }
 
 impl Mat {
-    /// Bytes of one element.
+    /// Bytes of one element of a byte or more.
     fn size(&self) -> usize {
         self.dtype.bits() as usize / 8
     }
 
-    /// Element `[row, col]` of the matrix that starts `offset` elements further on.
+    /// Bytes of so many elements: an even number where two share a byte.
+    fn bytes(&self, elements: usize) -> usize {
+        if self.dtype.is_sub_byte() { elements / 2 } else { elements * self.size() }
+    }
+
+    /// Element `[row, col]` of the matrix that starts `offset` elements further on. Where two elements share a byte it
+    /// is the first of them: rows start on whole bytes, and blocks are even.
     ///
     /// # Safety
     /// The element lies in the memory the matrix was made for.
     unsafe fn at(&self, offset: usize, row: usize, col: usize) -> *mut u8 {
         // SAFETY: promised by the caller.
-        unsafe { self.ptr.add((offset + row * self.row_stride + col * self.col_stride) * self.size()) }
+        unsafe { self.ptr.add(self.bytes(offset + row * self.row_stride + col * self.col_stride)) }
     }
 }
 
