@@ -1,34 +1,17 @@
 //! The two-phase protocol: how a function from arguments to a checked plan becomes an operator's two symbols.
 //!
-//! # Adding an operator
-//! In the operator's file under `op/`, one row of [`operators!`] names it as the vendor does, without `aclnn`, and
-//! repeats its phase-1 arguments in order, `workspaceSize` and `executor` left out:
+//! An operator's row (see `op`) says its name and its phase-1 parameters; [`symbols!`] makes the two exported functions
+//! of it, and the [`Kind`] of each parameter reads what C hands over:
 //!
-//! ```text
-//! operators! {
-//!     Add(x: T, other: T, alpha: S, out: T) => add;
-//!     Cat(tensors: TL, dim: i64, out: T) => cat;
-//!     SwiGluQuant(x: T, smooth_scales: Opt<T>, …, quant_mode: Opt<Str>, y: T, scale: T) => swiglu_quant;
-//! }
-//!
-//! fn add(cx: &Context, x: &Tensor, other: &Tensor, alpha: &Scalar, out: &Tensor) -> Result<Plan> {
-//!     // Element types, shapes and formats against `cx.profile`: `Fail::invalid("x is …, expected …")`.
-//!     let alpha = alpha.as_f64();
-//!     Ok(Plan::new(move |run| view::add(&run.operand(0)?.view()?, …)).reads(x).reads(other).writes(out))
-//! }
-//! ```
-//!
-//! | in the row | in C | the plan function gets |
+//! | kind | in C | held |
 //! | --- | --- | --- |
-//! | `T`, `S`, `TL` | `aclTensor*`, `aclScalar*`, `aclTensorList*` | `&Tensor`, `&Scalar`, `&[Tensor]` |
-//! | `IA`, `FA`, `BA` | `aclIntArray*`, `aclFloatArray*`, `aclBoolArray*` | `&[i64]`, `&[f32]`, `&[bool]` |
-//! | `Dt` | `aclDataType` | `DataType` |
-//! | `Str` | `char*` | `&str` |
-//! | `i8 i32 i64 u32 u64 f32 f64 bool` | the same; `int` is `i32` | the same |
+//! | `T`, `S`, `TL`, `IA` | `aclTensor*`, `aclScalar*`, `aclTensorList*`, `aclIntArray*` | what they describe |
+//! | `Str` | `char*` | `String` |
+//! | `i8 i32 i64 u64 f64 bool` | the same; `int` and the enumerations are `i32` | the same |
 //! | `Opt<X>` of a pointer | NULL means absent | `Option<…>` |
 //!
-//! A NULL that is not `Opt` is refused with 161001 before the plan function is called, a destroyed or foreign handle
-//! with 161002. Whether C says `const` makes no difference to the ABI, so a row does not say it.
+//! A NULL that is not `Opt` is refused with 161001 before anything is planned, a destroyed or foreign handle with 161002.
+//! Whether C says `const` makes no difference to the ABI, so a row does not say it.
 //!
 //! # A plan
 //! [`Plan::new`] takes the closure that computes, once per launch, when the stream gets there. Operands are numbered in
@@ -37,7 +20,6 @@
 //! living allocation. It may touch nothing else: what it needs of scalars and arrays it takes along. Data it cannot work
 //! with (an index out of range) is `Fail::kernel(…)`, which surfaces where the vendor's do, at a synchronise.
 //! [`Plan::workspace`] asks for that many bytes; they come as [`Run::workspace`], filled with poison.
-//! [`Plan::single_use`] is for operators that cannot be made repeatable.
 //!
 //! Everything else of the protocol is here, once: NULL outputs, the executor that runs exactly once, the workspace's
 //! address, size and alignment, the alignment of tensors, descriptors destroyed too early, the call log, planned faults.
@@ -48,7 +30,7 @@ use crate::executor::Executor;
 use crate::memory::{ALIGNMENT, POISON};
 use crate::profile::Profile;
 use crate::stream::Work;
-use crate::tensor::{DataType, Descriptor, Scalar, Tensor, lookup, register, unregister};
+use crate::tensor::{Descriptor, Scalar, Tensor, lookup, register, unregister};
 use crate::world::{World, world};
 use std::ffi::{CStr, c_char, c_void};
 use std::sync::Arc;
@@ -108,7 +90,9 @@ impl Plan {
         self
     }
 
-    /// `aclSetAclOpExecutorRepeatable` is refused.
+    /// `aclSetAclOpExecutorRepeatable` is refused: no operator here copies between host and device, which is why the
+    /// vendor's refuse.
+    #[cfg(test)]
     pub(crate) fn single_use(mut self) -> Self {
         self.repeatable = false;
         self
@@ -119,7 +103,6 @@ impl Plan {
 pub(crate) struct Run {
     pub(crate) operands: Vec<Operand>,
     pub(crate) workspace: *mut u8,
-    pub(crate) workspace_bytes: usize,
 }
 
 /// A tensor with its storage mapped.
@@ -130,8 +113,6 @@ pub(crate) struct Operand {
     pub(crate) base: *mut u8,
     /// Bytes from `base` that belong to the tensor: its storage, and the view where that reaches further.
     pub(crate) bytes: usize,
-    /// What the plan said.
-    pub(crate) access: Access,
 }
 
 impl Run {
@@ -149,14 +130,10 @@ pub(crate) trait Kind {
     type C: Copy;
     /// Kept for the duration of the call.
     type Held;
-    /// As the plan function takes it.
-    type Lent<'a>;
 
     /// # Safety
     /// `raw` is what a caller passed as an argument of this kind; pointers to text are NULL or end in a zero byte.
     unsafe fn hold(raw: Self::C, name: &'static str) -> Result<Self::Held>;
-
-    fn lend(held: &Self::Held) -> Self::Lent<'_>;
 
     /// For the call log.
     fn show(raw: Self::C) -> serde_json::Value;
@@ -167,12 +144,8 @@ macro_rules! plain_kinds {
         impl Kind for $ty {
             type C = $ty;
             type Held = $ty;
-            type Lent<'a> = $ty;
             unsafe fn hold(raw: $ty, _name: &'static str) -> Result<$ty> {
                 Ok(raw)
-            }
-            fn lend(held: &$ty) -> $ty {
-                *held
             }
             fn show(raw: $ty) -> serde_json::Value {
                 raw.into()
@@ -180,25 +153,7 @@ macro_rules! plain_kinds {
         }
     )*};
 }
-plain_kinds!(i8, i32, i64, u32, u64, f32, f64, bool);
-
-/// `aclDataType`.
-pub(crate) enum Dt {}
-
-impl Kind for Dt {
-    type C = i32;
-    type Held = DataType;
-    type Lent<'a> = DataType;
-    unsafe fn hold(raw: i32, name: &'static str) -> Result<DataType> {
-        DataType::from_raw(raw).ok_or_else(|| Fail::invalid(format!("{name}: aclDataType {raw} is unknown")))
-    }
-    fn lend(held: &DataType) -> DataType {
-        *held
-    }
-    fn show(raw: i32) -> serde_json::Value {
-        DataType::from_raw(raw).map_or_else(|| raw.into(), |dtype| dtype.name().into())
-    }
-}
+plain_kinds!(i8, i32, i64, u64, f64, bool);
 
 /// `char *`, text.
 pub(crate) enum Str {}
@@ -206,7 +161,6 @@ pub(crate) enum Str {}
 impl Kind for Str {
     type C = *const c_char;
     type Held = String;
-    type Lent<'a> = &'a str;
     unsafe fn hold(raw: *const c_char, name: &'static str) -> Result<String> {
         if raw.is_null() {
             return Err(Fail::null(name));
@@ -217,9 +171,6 @@ impl Kind for Str {
             .map(str::to_owned)
             .map_err(|_| Fail::invalid(format!("{name} is {text:?}, which is not UTF-8")))
     }
-    fn lend(held: &String) -> &str {
-        held
-    }
     fn show(raw: *const c_char) -> serde_json::Value {
         // SAFETY: the log shows arguments of this call; they are what `hold` takes.
         unsafe { Self::hold(raw, "") }.map_or(serde_json::Value::Null, serde_json::Value::String)
@@ -227,14 +178,13 @@ impl Kind for Str {
 }
 
 macro_rules! descriptor_kinds {
-    ($( $(#[$doc:meta])* $kind:ident, $variant:ident, $held:ty, $lent:ty, $name:literal; )*) => {$(
+    ($( $(#[$doc:meta])* $kind:ident, $variant:ident, $held:ty, $name:literal; )*) => {$(
         $(#[$doc])*
         pub(crate) enum $kind {}
 
         impl Kind for $kind {
             type C = *const c_void;
             type Held = $held;
-            type Lent<'a> = &'a $lent;
             unsafe fn hold(raw: *const c_void, name: &'static str) -> Result<$held> {
                 if raw.is_null() {
                     return Err(Fail::null(name));
@@ -246,9 +196,6 @@ macro_rules! descriptor_kinds {
                     }
                 }
             }
-            fn lend(held: &$held) -> &$lent {
-                held
-            }
             fn show(raw: *const c_void) -> serde_json::Value {
                 show_descriptor(raw)
             }
@@ -258,17 +205,13 @@ macro_rules! descriptor_kinds {
 
 descriptor_kinds! {
     /// `aclTensor *`.
-    T, Tensor, Tensor, Tensor, "aclTensor";
+    T, Tensor, Tensor, "aclTensor";
     /// `aclScalar *`.
-    S, Scalar, Arc<Scalar>, Scalar, "aclScalar";
+    S, Scalar, Arc<Scalar>, "aclScalar";
     /// `aclIntArray *`.
-    IA, IntArray, Arc<[i64]>, [i64], "aclIntArray";
-    /// `aclFloatArray *`.
-    FA, FloatArray, Arc<[f32]>, [f32], "aclFloatArray";
-    /// `aclBoolArray *`.
-    BA, BoolArray, Arc<[bool]>, [bool], "aclBoolArray";
+    IA, IntArray, Arc<[i64]>, "aclIntArray";
     /// `aclTensorList *`.
-    TL, TensorList, Members, [Tensor], "aclTensorList";
+    TL, TensorList, Members, "aclTensorList";
 }
 
 /// The tensors of a list.
@@ -293,8 +236,8 @@ fn show_descriptor(raw: *const c_void) -> serde_json::Value {
     }
     match lookup(raw) {
         Ok(Descriptor::Tensor(tensor)) => format!("{tensor} at {:#x}", tensor.address()).into(),
-        Ok(Descriptor::Scalar(scalar)) => match scalar.as_f64() {
-            Some(value) => format!("{value} {}", scalar.dtype().name()).into(),
+        Ok(Descriptor::Scalar(scalar)) => match scalar.bits() {
+            Some((dtype, bits)) => format!("{} {}", dtype.decode(bits), scalar.dtype().name()).into(),
             None => scalar.dtype().name().into(),
         },
         Ok(Descriptor::IntArray(values)) => values.to_vec().into(),
@@ -314,22 +257,19 @@ pub(crate) struct Opt<K>(core::convert::Infallible, core::marker::PhantomData<K>
 impl<K: Kind<C = *const P>, P> Kind for Opt<K> {
     type C = *const P;
     type Held = Option<K::Held>;
-    type Lent<'a> = Option<K::Lent<'a>>;
     unsafe fn hold(raw: *const P, name: &'static str) -> Result<Self::Held> {
         // SAFETY: the same argument, under the same promise.
         (!raw.is_null()).then(|| unsafe { K::hold(raw, name) }).transpose()
-    }
-    fn lend(held: &Self::Held) -> Self::Lent<'_> {
-        held.as_ref().map(K::lend)
     }
     fn show(raw: *const P) -> serde_json::Value {
         K::show(raw)
     }
 }
 
-/// Exports operators: see the module.
-macro_rules! operators {
-    ($( $name:ident ( $( $arg:ident : $kind:ty ),* $(,)? ) => $plan:expr; )*) => {$(
+/// Exports an operator's two symbols: the arguments of the first with their kinds, then closures to the arguments for
+/// the log and, in the context, to the plan. Arguments have names of their own, since the vendor calls some `self`.
+macro_rules! symbols {
+    ($name:ident ( $( $arg:ident : $kind:ty ),* $(,)? ) $arguments:expr, $plan:expr) => {
         const _: () = {
             const NAME: &str = concat!("aclnn", stringify!($name));
 
@@ -340,29 +280,10 @@ macro_rules! operators {
                 workspace_size: *mut u64,
                 executor: *mut *mut core::ffi::c_void,
             ) -> i32 {
-                let arguments =
-                    || vec![$( (stringify!($arg), <$kind as $crate::aclnn::Kind>::show($arg)) ),*];
-                let plan = |context: &$crate::aclnn::Context| {
-                    let _ = context;
-                    $(
-                        // SAFETY: the caller passed it as what the row says it is.
-                        let $arg = unsafe {
-                            <$kind as $crate::aclnn::Kind>::hold($arg, stringify!($arg))
-                        }?;
-                    )*
-                    ($plan)(context, $( <$kind as $crate::aclnn::Kind>::lend(&$arg) ),*)
-                };
+                const PLANNING: &str = concat!("aclnn", stringify!($name), "GetWorkspaceSize");
+                let (arguments, plan) = ($arguments, $plan);
                 // SAFETY: the last two arguments are the caller's places for the results.
-                unsafe {
-                    $crate::aclnn::phase_one(
-                        NAME,
-                        concat!("aclnn", stringify!($name), "GetWorkspaceSize"),
-                        arguments,
-                        plan,
-                        workspace_size,
-                        executor,
-                    )
-                }
+                unsafe { $crate::aclnn::phase_one(NAME, PLANNING, arguments, plan, workspace_size, executor) }
             }
 
             #[unsafe(export_name = concat!("aclnn", stringify!($name)))]
@@ -375,9 +296,9 @@ macro_rules! operators {
                 $crate::aclnn::phase_two(NAME, workspace, workspace_size, executor, stream)
             }
         };
-    )*};
+    };
 }
-pub(crate) use operators;
+pub(crate) use symbols;
 
 /// Phase 1: checks, plans, and hands out an executor.
 ///
@@ -482,18 +403,17 @@ fn enqueue(planned: &Arc<Executor>, workspace: usize, size: u64, stream: *mut c_
     let action = move |world: &'static World| {
         let run = {
             let state = world.state();
-            let operands =
-                planned.plan.operands.iter().zip(&addresses).map(|((tensor, access), &address)| {
-                    let bytes = if tensor.numel() == 0 { 0 } else { tensor.span_bytes()? };
-                    let base = match bytes {
-                        0 => core::ptr::dangling_mut::<u128>().cast(),
-                        _ => state
-                            .memory
-                            .map(address, bytes)
-                            .map_err(|fail| Fail::kernel(format!("{tensor}: {}", fail.text)))?,
-                    };
-                    Ok(Operand { tensor: tensor.clone(), base, bytes, access: *access })
-                });
+            let operands = planned.plan.operands.iter().zip(&addresses).map(|((tensor, _), &address)| {
+                let bytes = if tensor.numel() == 0 { 0 } else { tensor.span_bytes()? };
+                let base = match bytes {
+                    0 => core::ptr::dangling_mut::<u128>().cast(),
+                    _ => state
+                        .memory
+                        .map(address, bytes)
+                        .map_err(|fail| Fail::kernel(format!("{tensor}: {}", fail.text)))?,
+                };
+                Ok(Operand { tensor: tensor.clone(), base, bytes })
+            });
             let operands = operands.collect::<Result<Vec<_>>>()?;
             let workspace = match needed {
                 0 => core::ptr::null_mut(),
@@ -502,7 +422,7 @@ fn enqueue(planned: &Arc<Executor>, workspace: usize, size: u64, stream: *mut c_
                     .map(workspace, needed)
                     .map_err(|fail| Fail::kernel(format!("workspace: {}", fail.text)))?,
             };
-            Run { operands, workspace, workspace_bytes: needed }
+            Run { operands, workspace }
         };
         if needed > 0 {
             // SAFETY: so many bytes of one living allocation.

@@ -3,6 +3,7 @@
 macro_rules! codes {
     ($( $(#[$doc:meta])* $name:ident = $code:literal; )*) => {
         /// The documented codes, by the names that messages use.
+        #[allow(dead_code, reason = "a fault plan returns any of them by number")]
         pub(crate) mod code {
             $( $(#[$doc])* pub(crate) const $name: i32 = $code; )*
         }
@@ -42,6 +43,7 @@ codes! {
     RT_NO_STREAM_RESOURCE = 207008;
     RT_DEVICE_OUT_OF_MEMORY = 207018;
     RT_AICORE_EXCEPTION = 507015;
+    RT_VECTOR_CORE_EXCEPTION = 507035;
     RT_STREAM_SYNC_TIMEOUT = 507046;
     RT_EVENT_SYNC_TIMEOUT = 507047;
     DRV_INTERNAL = 507899;

@@ -6,9 +6,6 @@
 //!
 //! It depends on nothing of portolan but element codecs, so that agreement with a backend means something.
 
-// The typed form of enrolment serves the protocol's own tests, and the vendor's codes are named before all are returned.
-#![allow(dead_code, unused_imports, unused_macros)]
-
 mod abi;
 mod aclnn;
 mod arena;

@@ -47,16 +47,6 @@ impl Profile {
             Family::A5 => 0,
         }
     }
-
-    /// Whether kernels compute in bf16.
-    pub(crate) fn has_bf16(self) -> bool {
-        self.family != Family::P310
-    }
-
-    /// Whether kernels take fp8, fp4 and hifloat8 as more than opaque bytes.
-    pub(crate) fn has_small_floats(self) -> bool {
-        self.family == Family::A5
-    }
 }
 
 impl Default for Profile {

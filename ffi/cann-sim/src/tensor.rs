@@ -4,6 +4,7 @@
 //! always seen and named.
 
 use crate::error::{Fail, Result};
+use crate::view::Dtype;
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -247,46 +248,12 @@ impl Scalar {
         &self.bytes[..self.dtype.bits() / 8]
     }
 
-    fn low<const N: usize>(&self) -> [u8; N] {
-        core::array::from_fn(|i| self.bytes[i])
-    }
-
-    /// The value of a real number; `None` for types that are none.
-    pub(crate) fn as_f64(&self) -> Option<f64> {
-        Some(match self.dtype {
-            DataType::Float => f64::from(f32::from_le_bytes(self.low())),
-            DataType::Double => f64::from_le_bytes(self.low()),
-            DataType::BFloat16 => f64::from(f32::from_bits(u32::from(u16::from_le_bytes(self.low())) << 16)),
-            DataType::Float16 => half_value(u16::from_le_bytes(self.low())),
-            _ => self.as_i64()? as f64,
-        })
-    }
-
-    /// The value of an integer or a bool; `None` for types that are neither.
-    pub(crate) fn as_i64(&self) -> Option<i64> {
-        Some(match self.dtype {
-            DataType::Int8 => i64::from(i8::from_le_bytes(self.low())),
-            DataType::UInt8 | DataType::Bool => i64::from(self.bytes[0]),
-            DataType::Int16 => i64::from(i16::from_le_bytes(self.low())),
-            DataType::UInt16 => i64::from(u16::from_le_bytes(self.low())),
-            DataType::Int32 => i64::from(i32::from_le_bytes(self.low())),
-            DataType::UInt32 => i64::from(u32::from_le_bytes(self.low())),
-            DataType::Int64 => i64::from_le_bytes(self.low()),
-            DataType::UInt64 => i64::try_from(u64::from_le_bytes(self.low())).ok()?,
-            _ => return None,
-        })
-    }
-}
-
-/// The value of an IEEE binary16 pattern.
-fn half_value(bits: u16) -> f64 {
-    let sign = if bits >> 15 == 1 { -1.0 } else { 1.0 };
-    let (exponent, fraction) = (i32::from(bits >> 10 & 31), f64::from(bits & 1023));
-    sign * match exponent {
-        0 => fraction * 2f64.powi(-24),
-        31 if fraction == 0.0 => f64::INFINITY,
-        31 => f64::NAN,
-        _ => (1.0 + fraction / 1024.0) * 2f64.powi(exponent - 15),
+    /// Type and bits of a real number; `None` for types that are none.
+    pub(crate) fn bits(&self) -> Option<(Dtype, u64)> {
+        let mut bits = [0; 8];
+        let dtype = Dtype::from_code(self.dtype as i64)?;
+        bits[..self.bytes().len()].copy_from_slice(self.bytes());
+        Some((dtype, u64::from_le_bytes(bits)))
     }
 }
 

@@ -1,27 +1,39 @@
 //! The protocol through the symbols of an operator of the tests' own: `out = x + 1`, with a workspace.
 
-use super::{Context, Opt, Plan, Str, T, TL, operators};
+use super::{Context, Kind, Members, Opt, Plan, Str, T, TL};
 use crate::error::{Fail, Result, code};
 use crate::memory::POISON;
 use crate::tensor::{DataType, Tensor};
 use std::ffi::{CStr, c_char, c_void};
 use std::ptr::{null, null_mut};
 
-operators! {
-    TestIncrement(x: T, out: T) => increment;
-    TestOther(x: T, list: TL, dim: i64, mode: Opt<Str>, extra: Opt<T>, out: T) => other;
+/// Exports an operator whose plan function takes its arguments as they are held.
+macro_rules! operator {
+    ($name:ident($($arg:ident: $kind:ty),*) => $plan:path) => {
+        symbols! {
+            $name($($arg: $kind),*)
+            || vec![$((stringify!($arg), <$kind as Kind>::show($arg))),*],
+            |_: &Context| {
+                // SAFETY: the caller passed each as what the row says it is.
+                $(let $arg = unsafe { <$kind as Kind>::hold($arg, stringify!($arg)) }?;)*
+                $plan($(&$arg),*)
+            }
+        }
+    };
 }
+operator!(TestIncrement(x: T, out: T) => increment);
+operator!(TestOther(x: T, list: TL, dim: i64, mode: Opt<Str>, extra: Opt<T>, out: T) => other);
 
 const WORKSPACE: usize = 100;
 
-fn increment(_cx: &Context, x: &Tensor, out: &Tensor) -> Result<Plan> {
+fn increment(x: &Tensor, out: &Tensor) -> Result<Plan> {
     if x.dtype() != DataType::Float || out.shape() != x.shape() {
         return Err(Fail::invalid(format!("x is {x}, out is {out}; expected two FLOAT of one shape")));
     }
     let plan = Plan::new(|run| {
         // SAFETY: so many bytes are the workspace's.
-        let workspace = unsafe { std::slice::from_raw_parts_mut(run.workspace, run.workspace_bytes) };
-        if workspace.len() != WORKSPACE || workspace.iter().any(|&byte| byte != POISON) {
+        let workspace = unsafe { std::slice::from_raw_parts_mut(run.workspace, WORKSPACE) };
+        if workspace.iter().any(|&byte| byte != POISON) {
             return Err(Fail::kernel("the workspace is not fresh poison"));
         }
         workspace.fill(0);
@@ -36,15 +48,14 @@ fn increment(_cx: &Context, x: &Tensor, out: &Tensor) -> Result<Plan> {
 }
 
 fn other(
-    _cx: &Context,
     x: &Tensor,
-    list: &[Tensor],
-    dim: i64,
-    mode: Option<&str>,
-    extra: Option<&Tensor>,
+    list: &Members,
+    dim: &i64,
+    mode: &Option<String>,
+    extra: &Option<Tensor>,
     out: &Tensor,
 ) -> Result<Plan> {
-    if (list.len(), dim, mode, extra.is_some()) != (1, -7, Some("rint"), false) {
+    if (list.len(), *dim, mode.as_deref(), extra.is_some()) != (1, -7, Some("rint"), false) {
         return Err(Fail::invalid("not the arguments of the test"));
     }
     Ok(Plan::new(|_| Ok(())).reads(x).reads(&list[0]).updates(out).single_use())

@@ -81,9 +81,9 @@ pub(crate) mod kind {
     use super::*;
 
     macro_rules! tensors {
-        ($($one:ident, $many:ident, $access:ident;)*) => {$(
-            pub(crate) enum $one {}
-            impl Parameter for $one {
+        ($($name:ident, $access:ident;)*) => {$(
+            pub(crate) enum $name {}
+            impl Parameter for $name {
                 type Via = Opt<aclnn::T>;
                 fn value(
                     held: &Option<crate::tensor::Tensor>,
@@ -94,8 +94,18 @@ pub(crate) mod kind {
                     Ok(Value::Tensor(view.transpose()?))
                 }
             }
-            pub(crate) enum $many {}
-            impl Parameter for $many {
+        )*};
+    }
+    tensors! {
+        T, Read;
+        O, Write;
+        U, Update;
+    }
+
+    macro_rules! lists {
+        ($($name:ident, $access:ident;)*) => {$(
+            pub(crate) enum $name {}
+            impl Parameter for $name {
                 type Via = Opt<aclnn::TL>;
                 fn value(
                     held: &Option<aclnn::Members>,
@@ -110,10 +120,9 @@ pub(crate) mod kind {
             }
         )*};
     }
-    tensors! {
-        T, TL, Read;
-        O, OL, Write;
-        U, UL, Update;
+    lists! {
+        TL, Read;
+        OL, Write;
     }
 
     macro_rules! values {
@@ -134,17 +143,13 @@ pub(crate) mod kind {
     }
     values! {
         IA, Opt<aclnn::IA>, |held| Value::Ints(held.as_ref().map(|list| list.to_vec()));
-        FA, Opt<aclnn::FA>, |held| Value::Floats(held.as_ref().map(|list| list.to_vec()));
-        BA, Opt<aclnn::BA>, |held| Value::Flags(held.as_ref().map(|list| list.to_vec()));
         CS, Opt<aclnn::Str>, |held| Value::Text(held.clone());
         DT, i32, |held| Value::Int(i64::from(*held));
         I8, i8, |held| Value::Int(i64::from(*held));
         I32, i32, |held| Value::Int(i64::from(*held));
         Int, i32, |held| Value::Int(i64::from(*held));
         I64, i64, |held| Value::Int(*held);
-        U32, u32, |held| Value::Int(i64::from(*held));
         U64, u64, |held| Value::Int(i64::try_from(*held).unwrap_or(i64::MAX));
-        F32, f32, |held| Value::Float(f64::from(*held));
         F64, f64, |held| Value::Float(*held);
         B, bool, |held| Value::Flag(*held);
     }
@@ -158,13 +163,10 @@ pub(crate) mod kind {
             _operands: &mut Operands,
         ) -> Result<Value> {
             let scalar = held.as_ref().map(|scalar| {
-                let dtype = Dtype::from_code(scalar.dtype() as i64);
-                let dtype = dtype.ok_or_else(|| {
+                let (dtype, bits) = scalar.bits().ok_or_else(|| {
                     Fail::invalid(format!("{name} has type {}, not a real number's", scalar.dtype().name()))
                 })?;
-                let mut bits = [0; 8];
-                bits[..scalar.bytes().len()].copy_from_slice(scalar.bytes());
-                Ok(Scalar::new(dtype, u64::from_le_bytes(bits)))
+                Ok(Scalar::new(dtype, bits))
             });
             Ok(Value::Scalar(scalar.transpose()?))
         }
@@ -254,59 +256,30 @@ macro_rules! export {
         crate::op::enrol::export!(@ $table $name [$($done)* ($arg $parameter $kind)] [$($rest)*] [$($more)*]);
     };
     (@ $table:ident $name:ident [$(($arg:ident $parameter:ident $kind:ident))*] [] [$($more:ident)*]) => {
-        const _: () = {
-            use crate::op::enrol::{Operands, Parameter, kind};
-            const NAME: &str = concat!("aclnn", stringify!($name));
-
-            #[allow(clippy::too_many_arguments)]
-            #[unsafe(export_name = concat!("aclnn", stringify!($name), "GetWorkspaceSize"))]
-            unsafe extern "C" fn get_workspace_size(
-                $($arg: <<kind::$kind as Parameter>::Via as crate::aclnn::Kind>::C,)*
-                workspace_size: *mut u64,
-                executor: *mut *mut core::ffi::c_void,
-            ) -> i32 {
-                let arguments = || {
-                    vec![$((
-                        stringify!($parameter),
-                        <<kind::$kind as Parameter>::Via as crate::aclnn::Kind>::show($arg),
-                    )),*]
-                };
-                let plan = |context: &crate::aclnn::Context| {
-                    let mut operands = Operands::default();
-                    let values = vec![$({
-                        // SAFETY: the caller passed it as what the row says it is.
-                        let held = unsafe {
-                            <<kind::$kind as Parameter>::Via as crate::aclnn::Kind>::hold($arg, stringify!($parameter))
-                        }?;
-                        let name = stringify!($parameter);
-                        (name, <kind::$kind as Parameter>::value(&held, name, &mut operands)?)
-                    }),*];
-                    const ENTRY: &crate::op::Entry = crate::op::enrol::entry($table, stringify!($name));
-                    crate::op::enrol::plan(context, ENTRY, values, operands)
-                };
-                // SAFETY: the last two arguments are the caller's places for the results.
-                unsafe {
-                    crate::aclnn::phase_one(
-                        NAME,
-                        concat!("aclnn", stringify!($name), "GetWorkspaceSize"),
-                        arguments,
-                        plan,
-                        workspace_size,
-                        executor,
-                    )
-                }
+        crate::aclnn::symbols! {
+            $name($($arg: <crate::op::enrol::kind::$kind as crate::op::enrol::Parameter>::Via,)*)
+            || {
+                use crate::op::enrol::{Parameter, kind};
+                vec![$((
+                    stringify!($parameter),
+                    <<kind::$kind as Parameter>::Via as crate::aclnn::Kind>::show($arg),
+                )),*]
+            },
+            |context: &crate::aclnn::Context| {
+                use crate::op::enrol::{Operands, Parameter, kind};
+                const ENTRY: &crate::op::Entry = crate::op::enrol::entry($table, stringify!($name));
+                let mut operands = Operands::default();
+                let values = vec![$({
+                    // SAFETY: the caller passed it as what the row says it is.
+                    let held = unsafe {
+                        <<kind::$kind as Parameter>::Via as crate::aclnn::Kind>::hold($arg, stringify!($parameter))
+                    }?;
+                    let name = stringify!($parameter);
+                    (name, <kind::$kind as Parameter>::value(&held, name, &mut operands)?)
+                }),*];
+                crate::op::enrol::plan(context, ENTRY, values, operands)
             }
-
-            #[unsafe(export_name = concat!("aclnn", stringify!($name)))]
-            unsafe extern "C" fn launch(
-                workspace: *mut core::ffi::c_void,
-                workspace_size: u64,
-                executor: *mut core::ffi::c_void,
-                stream: *mut core::ffi::c_void,
-            ) -> i32 {
-                crate::aclnn::phase_two(NAME, workspace, workspace_size, executor, stream)
-            }
-        };
+        }
     };
 }
 pub(crate) use export;

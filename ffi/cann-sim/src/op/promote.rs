@@ -102,13 +102,6 @@ impl Row {
             }
         }
     }
-
-    pub(crate) fn len(&self) -> usize {
-        match self {
-            Row::Float(row) => row.len(),
-            Row::Int(row) => row.len(),
-        }
-    }
 }
 
 /// Whether a type is computed with in floating point.

@@ -35,12 +35,10 @@ impl Case {
         let entry = find(name).unwrap_or_else(|| panic!("no operator {name}"));
         let empty = |kind: Kind| match kind {
             Kind::T | Kind::O | Kind::U => Value::Tensor(None),
-            Kind::TL | Kind::OL | Kind::UL => Value::Tensors(None),
+            Kind::TL | Kind::OL => Value::Tensors(None),
             Kind::S => Value::Scalar(None),
             Kind::IA => Value::Ints(None),
-            Kind::BA => Value::Flags(None),
-            Kind::FA => Value::Floats(None),
-            Kind::F32 | Kind::F64 => Value::Float(0.0),
+            Kind::F64 => Value::Float(0.0),
             Kind::B => Value::Flag(false),
             Kind::CS => Value::Text(None),
             _ => Value::Int(0),
