@@ -239,13 +239,13 @@ mod tests {
     #[test]
     fn the_given_folder_wins_and_the_environment_is_asked_in_order() {
         let variables = |name: &str| match name {
-            "ASCEND_HOME_PATH" => Some("/home".into()),
+            "ASCEND_HOME_PATH" => Some("/cann".into()),
             "ASCEND_TOOLKIT_HOME" => Some("/toolkit".into()),
             _ => None,
         };
         let given = folders(Some(Path::new("/given")), variables);
         assert_eq!(given, [Path::new("/given")]);
-        assert_eq!(folders(None, variables), [Path::new("/home/lib64"), Path::new("/toolkit/lib64")]);
+        assert_eq!(folders(None, variables), [Path::new("/cann/lib64"), Path::new("/toolkit/lib64")]);
         assert!(folders(None, |_| None).is_empty());
     }
 
