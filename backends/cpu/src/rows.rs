@@ -154,7 +154,7 @@ impl Row<'_> {
         with_float!(self.dtype, T => {
             let at = self.base.cast::<T>().wrapping_add(self.place + i * self.stride);
             // SAFETY: the caller's promise.
-            f32::from(unsafe { at.read_unaligned() })
+            crate::simd::Stored::to_f32(unsafe { at.read_unaligned() })
         })
     }
 

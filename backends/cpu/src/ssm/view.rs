@@ -56,7 +56,7 @@ impl View {
         let from = self.place(at) + first * self.strides[N];
         with_float!(self.dtype, T => {
             // SAFETY: the caller's promise.
-            f32::from(unsafe { self.base.start().cast_const().cast::<T>().wrapping_add(from).read_unaligned() })
+            crate::simd::Stored::to_f32(unsafe { self.base.start().cast_const().cast::<T>().wrapping_add(from).read_unaligned() })
         })
     }
 
