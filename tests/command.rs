@@ -327,6 +327,87 @@ fn a_model_without_a_vocabulary_says_which_file_is_missing() {
     assert!(message.contains("tokenizer.json"), "{message}");
 }
 
+/// A copy of a folder of weights that has a vocabulary too.
+fn with_vocabulary(name: &str) -> tempfile::TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(golden(name)).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, copy.path().join(path.file_name().unwrap())).unwrap();
+    }
+    std::fs::copy(golden("tiny-tokenizer.json"), copy.path().join("tokenizer.json")).unwrap();
+    copy
+}
+
+#[test]
+fn generate_writes_with_every_family_what_the_library_writes() {
+    let stream = portolan::open("cpu:0").unwrap().stream(portolan::StreamOptions::default()).unwrap();
+    for name in [
+        "llama-gqa",
+        "mixtral",
+        "mixtral-window",
+        "qwen2-moe",
+        "qwen3-moe",
+        "deepseek-v3",
+        "deepseek-v3-plain",
+        "mamba",
+        "mamba-bias",
+        "mamba2",
+        "mamba2-bias",
+    ] {
+        let folder = with_vocabulary(name);
+        let path = folder.path().to_str().unwrap();
+        for (precision, said) in
+            [(portolan::nn::Precision::Exact, "exact"), (portolan::nn::Precision::Fast, "fast")]
+        {
+            let model = portolan::TextModel::open(&stream, folder.path(), precision, &mut |_, _| {}).unwrap();
+            let options = portolan::generate::GenerateOptions {
+                max_tokens: 9,
+                temperature: 0.0,
+                stop: model.stop_tokens(),
+                ..portolan::generate::GenerateOptions::default()
+            };
+            let mut want = String::new();
+            let mut session = model.session(60).unwrap();
+            let prompt = model.encode("Q%Zk").unwrap();
+            let written = model.write(&mut session, &prompt, &options, &mut |part| {
+                want.push_str(part);
+                std::ops::ControlFlow::Continue(())
+            });
+            assert!(!written.unwrap().tokens.is_empty(), "{name}");
+            let options = ["--precision", said, "--temperature", "0", "--max-tokens", "9", "--context", "60"];
+            let got = succeed(&[&["generate", "--model", path][..], &options, &["Q%Zk"]].concat());
+            assert_eq!(got, want + "\n", "{name}, {said}");
+        }
+        // What the same folder would cost, and what is in it.
+        assert!(succeed(&["plan", "--model", path, "--tokens", "5"]).contains("\ntotal"), "{name}");
+        assert!(succeed(&["inspect", path]).contains("safetensors"), "{name}");
+    }
+}
+
+#[test]
+fn generate_says_of_models_that_it_cannot_run_what_would_help() {
+    let quantized = |method: &str| serde_json::json!({ "quant_method": method });
+    for (name, key, value, says) in [
+        ("bert-gelu", "vocab_size", 48.into(), "wanted one of LlamaForCausalLM"),
+        ("qwen3-moe", "quantization_config", quantized("awq"), "use the f32, f16 or bf16 weights"),
+        ("mamba", "quantization_config", quantized("fp8"), "bf16 weights"),
+        (
+            "mixtral",
+            "architectures",
+            serde_json::json!(["JambaForCausalLM"]),
+            "wanted one of LlamaForCausalLM",
+        ),
+    ] {
+        let folder = with_vocabulary(name);
+        let path = folder.path().join("config.json");
+        let mut config: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        config[key] = value;
+        std::fs::write(&path, config.to_string()).unwrap();
+        let message = fail(&["generate", "--model", folder.path().to_str().unwrap(), "the ship"]);
+        assert!(message.contains("config.json") && message.contains(says), "{name}: {message}");
+    }
+}
+
 #[test]
 fn an_unknown_device_names_those_there_are() {
     let (_folder, path) = model();

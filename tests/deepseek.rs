@@ -90,7 +90,12 @@ fn weights_and_configurations_that_do_not_fit_are_refused_by_name() {
         ("deepseek-v3", "moe_layer_freq", json!(2), "`moe_layer_freq` is 2"),
         ("deepseek-v3", "scoring_func", json!("softmax"), "`scoring_func` is softmax"),
         ("deepseek-v3", "topk_method", json!("greedy"), "`topk_method` is greedy"),
-        ("deepseek-v3", "quantization_config", json!({"quant_method": "fp8"}), "`quantization_config`"),
+        (
+            "deepseek-v3",
+            "quantization_config",
+            json!({"quant_method": "fp8"}),
+            "weight_block_size` is missing",
+        ),
         ("deepseek-v3", "hidden_act", json!("gelu"), "`hidden_act` is gelu"),
         ("deepseek-v3", "n_group", json!(3), "`n_group` is 3"),
         ("deepseek-v3", "n_group", json!(null), "`n_group` is missing"),
@@ -204,4 +209,12 @@ fn the_published_model_has_the_size_that_its_paper_says() {
     near(decode.total.flops as f64 / 2.0, 37e9 - 129_280.0 * 7168.0);
     // 512 and 64 numbers a token and layer.
     assert_eq!(decode.kv_bytes, 61 * (512 + 64) * 2);
+    // As its checkpoint is stored: a byte a parameter, but for few.
+    let mut config: serde_json::Value = serde_json::from_str(config).unwrap();
+    config["quantization_config"] = json!({
+        "quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128]
+    });
+    std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    let source = load::open_specs(folder.path()).unwrap();
+    near(plan(source.as_ref(), &PlanOptions::default()).unwrap().weight_bytes as f64, 671e9);
 }

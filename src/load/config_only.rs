@@ -1,10 +1,12 @@
 //! A model of which only the configuration is here: it says what the weights would be, and has none.
 
+use super::config::{block_scheme, root};
 use super::error::{LoadError, Result, printable};
 use super::form::WeightForm;
 use super::json::read_json;
 use super::names::Naming;
 use super::weights::{HostWeight, SourceMetadata, WeightSource};
+use portolan_ops::quant::{QuantScheme, QuantSpec};
 use portolan_ops::{DType, Shape, TensorSpec};
 use std::path::{Path, PathBuf};
 
@@ -14,13 +16,17 @@ pub struct ConfigOnly {
     path: PathBuf,
     json: serde_json::Value,
     dtype: DType,
+    scheme: Option<QuantScheme>,
 }
+
+/// In the names of the weights that DeepSeek's and Qwen's checkpoints store with scales.
+const PROJECTION: &str = "_proj";
 
 impl ConfigOnly {
     /// Reads a configuration. Weights are of its `torch_dtype` (or `dtype`), f32 where there is none.
     ///
     /// # Errors
-    /// `Io`, `Corrupt`, `Key` for a type that weights cannot have.
+    /// `Io`, `Corrupt`, `Key` and `MissingKey` for a type that weights cannot have.
     pub fn open(path: &Path) -> Result<Self> {
         let json = read_json(path)?;
         let written = ["torch_dtype", "dtype"].into_iter().find_map(|key| {
@@ -39,7 +45,8 @@ impl ConfigOnly {
                 }
             },
         };
-        Ok(Self { path: path.into(), json, dtype })
+        let scheme = block_scheme(root(path, &json)?)?;
+        Ok(Self { path: path.into(), json, dtype, scheme })
     }
 
     fn missing(&self, name: &str) -> LoadError {
@@ -72,8 +79,14 @@ impl WeightSource for ConfigOnly {
         Err(self.missing(name))
     }
 
-    /// What the model expects, in the configuration's element type.
-    fn form(&self, _name: &str, wanted: &Shape) -> Result<WeightForm> {
+    /// What the model expects, in the configuration's element type. Where weights are stored with scales for blocks, those
+    /// of projections are: neither embeddings nor routers, which decide too much for so few bits.
+    fn form(&self, name: &str, wanted: &Shape) -> Result<WeightForm> {
+        if let (Some(scheme), [n, k], true) = (self.scheme, wanted.dims(), name.contains(PROJECTION)) {
+            let spec = QuantSpec::of(scheme, *n, *k);
+            let spec = spec.map_err(|error| LoadError::tensor(&self.path, name, error.to_string()))?;
+            return Ok(WeightForm::Quant(*wanted, Box::new(spec)));
+        }
         Ok(WeightForm::Dense(TensorSpec::new(self.dtype, *wanted)))
     }
 

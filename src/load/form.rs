@@ -53,8 +53,8 @@ impl WeightForm {
         self.parts().iter().map(TensorSpec::bytes).sum()
     }
 
-    /// The rows of several weights as one weight; `None` when element types or schemes differ, or rows of one share
-    /// a scale, so that they could not be cut from their neighbours'.
+    /// The rows of several weights as one weight; `None` when element types or schemes differ, or rows of one would
+    /// share a block with its neighbour's.
     ///
     /// # Errors
     /// `Shape` when rows are not all of one length.
@@ -80,7 +80,8 @@ impl WeightForm {
             WeightForm::Quant(_, spec) => {
                 let scheme = *spec.scheme();
                 let alike = others.iter().all(|form| form.scheme() == Some(&scheme));
-                if scheme.block[0] != 1 || !alike {
+                let whole = |form: &WeightForm| form.shape().rows().is_multiple_of(scheme.block[0]);
+                if !alike || !forms[..forms.len() - 1].iter().all(whole) {
                     return Ok(None);
                 }
                 let spec = Box::new(QuantSpec::of(scheme, rows, k)?);
@@ -110,6 +111,12 @@ mod tests {
         let (a, b) = (dense(DType::BF16, &[4, 64]), dense(DType::BF16, &[2, 64]));
         assert_eq!(joined(&[a.clone(), b]), Some(dense(DType::BF16, &[6, 64])));
         assert_eq!(joined(&[q8_0(4, 64), q8_0(2, 64)]), Some(q8_0(6, 64)));
+        let blocks = |n: usize| {
+            let spec = QuantSpec::of(QuantScheme::F8_BLOCK, n, 200).unwrap();
+            WeightForm::Quant(Shape::new(&[n, 200]).unwrap(), Box::new(spec))
+        };
+        assert_eq!(joined(&[blocks(128), blocks(256), blocks(3)]), Some(blocks(387)));
+        assert_eq!(joined(&[blocks(128), blocks(3), blocks(128)]), None);
         // 34 bytes for 32 elements.
         assert_eq!(q8_0(6, 64).bytes(), 6 * 64 / 32 * 34);
         for other in [dense(DType::F16, &[2, 64]), q8_0(2, 64)] {

@@ -3,13 +3,15 @@
 //! The crate of that name checks types and offsets; reading is ours, bounded: no length is believed before it
 //! has been held against the file, and an index may name files of its own folder only.
 
+use super::config::{SCALE_SUFFIX, block_scheme, root};
 use super::error::{LoadError, Result, printable};
 use super::form::WeightForm;
 use super::json::read_json;
 use super::names::Naming;
 use super::source::{FileSource, Source, expect_range, read_vec};
-use super::weights::{HostWeight, SourceMetadata, WeightSource};
+use super::weights::{HostQuant, HostWeight, SourceMetadata, WeightSource};
 use ::safetensors::tensor::{Dtype, Metadata, TensorInfo};
+use portolan_ops::quant::{QuantScheme, QuantSpec};
 use portolan_ops::{DType, HostTensor, Shape, TensorSpec};
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 use std::collections::{HashMap, HashSet};
@@ -125,12 +127,16 @@ impl SafetensorsFile {
         Ok(TensorSpec::new(known, self.shape(name)?))
     }
 
-    fn load(&self, name: &str) -> Result<HostWeight> {
-        let (info, spec) = (self.info(name)?, self.spec(name)?);
+    fn bytes(&self, name: &str) -> Result<Vec<u8>> {
+        let info = self.info(name)?;
         let (start, end) = info.data_offsets;
         let what = format!("tensor `{}`", printable(name));
         let at = self.data_start.saturating_add(start as u64);
-        let bytes = read_vec(self.source.as_ref(), &what, at, (end - start) as u64)?;
+        read_vec(self.source.as_ref(), &what, at, (end - start) as u64)
+    }
+
+    fn load(&self, name: &str) -> Result<HostWeight> {
+        let (info, spec, bytes) = (self.info(name)?, self.spec(name)?, self.bytes(name)?);
         if spec.dtype() == DType::Bool && bytes.iter().any(|&b| b > 1) {
             return Err(LoadError::tensor(self.source.path(), name, "holds bools other than 0 and 1"));
         }
@@ -169,6 +175,8 @@ pub struct SafetensorsModel {
     tensors: Vec<(String, usize)>,
     places: HashMap<String, usize>,
     config: Option<(PathBuf, serde_json::Value)>,
+    /// How weights are stored that have scales beside them.
+    scheme: Option<QuantScheme>,
 }
 
 impl SafetensorsModel {
@@ -257,7 +265,9 @@ impl SafetensorsModel {
                 tensors.push((name.clone(), at));
             }
         }
-        Ok(Self { path: path.into(), files, tensors, places, config })
+        // What cannot be read of it is for whoever reads the model's configuration to say.
+        let scheme = config.as_ref().and_then(|(path, json)| block_scheme(root(path, json).ok()?).ok()?);
+        Ok(Self { path: path.into(), files, tensors, places, config, scheme })
     }
 
     fn file(&self, name: &str) -> Result<&SafetensorsFile> {
@@ -266,6 +276,32 @@ impl SafetensorsModel {
             name: printable(name),
             hint: format!("the model lists {} tensors", self.tensors.len()),
         })
+    }
+
+    /// The form of a weight that has scales beside it, and their name.
+    fn scaled(&self, name: &str) -> Result<Option<(Shape, QuantSpec, String)>> {
+        let spec = self.file(name)?.spec(name)?;
+        let Some(scheme) = self.scheme.filter(|scheme| scheme.code == spec.dtype() && spec.rank() == 2)
+        else {
+            return Ok(None);
+        };
+        let scale_name = format!("{name}{SCALE_SUFFIX}");
+        let wrong = |what: String| LoadError::tensor(self.file_path(name), name, what);
+        let scale = match self.places.get(&scale_name) {
+            Some(_) => self.file(&scale_name)?.spec(&scale_name)?,
+            None => {
+                return Err(wrong(format!("is {} and has no `{}`", spec.dtype(), printable(&scale_name))));
+            }
+        };
+        let of_blocks = QuantSpec::new(scheme, &spec, &scale, None, None, None);
+        let quant =
+            of_blocks.map_err(|error| wrong(format!("and its scales do not fit together: {error}")))?;
+        Ok(Some((*spec.shape(), quant, scale_name)))
+    }
+
+    /// The file a tensor is in, for messages.
+    fn file_path(&self, name: &str) -> &Path {
+        self.file(name).map_or(&self.path, |file| file.source.path())
     }
 }
 
@@ -323,11 +359,21 @@ impl WeightSource for SafetensorsModel {
     }
 
     fn form(&self, name: &str, _wanted: &Shape) -> Result<WeightForm> {
-        Ok(WeightForm::Dense(self.file(name)?.spec(name)?))
+        Ok(match self.scaled(name)? {
+            Some((shape, spec, _)) => WeightForm::Quant(shape, Box::new(spec)),
+            None => WeightForm::Dense(self.file(name)?.spec(name)?),
+        })
     }
 
     fn load(&self, name: &str) -> Result<HostWeight> {
-        self.file(name)?.load(name)
+        let file = self.file(name)?;
+        let Some((shape, spec, scale)) = self.scaled(name)? else { return file.load(name) };
+        let parts =
+            [file.bytes(name)?, self.file(&scale)?.bytes(&scale)?, Vec::new(), Vec::new(), Vec::new()];
+        let quant = HostQuant::new(shape, spec, parts);
+        let quant =
+            quant.map_err(|error| LoadError::tensor(self.file_path(name), name, error.to_string()))?;
+        Ok(HostWeight::Quant(Box::new(quant)))
     }
 
     fn metadata(&self) -> SourceMetadata<'_> {

@@ -5,7 +5,7 @@
 use crate::Error;
 use crate::load::names::NameMap;
 use crate::load::{HostWeight, LoadError, WeightForm, WeightSource};
-use portolan_core::{Experts, HostBuffer, OpKind, QuantTensor, Stream, Tensor, Weight};
+use portolan_core::{Experts, HostBuffer, OpKind, QuantTensor, Stream, Tensor, Weight, ops};
 use portolan_ops::{ActQuant, DType, HostTensor, OpError, Shape, TensorSpec};
 use std::sync::Arc;
 
@@ -96,6 +96,16 @@ impl<'a> Loader<'a> {
             let what = format!("is {}, the model's configuration makes it {dims:?}", form.shape());
             return Err(LoadError::tensor(self.source.path(), name, what).into());
         }
+        if let WeightForm::Dense(spec) = &form
+            && spec.dtype().bits() < 16
+        {
+            let what = format!(
+                "is {} without scales: `quantization_config` in config.json says nothing of them; use the model's f32, f16 or \
+                 bf16 weights",
+                spec.dtype()
+            );
+            return Err(LoadError::tensor(self.source.path(), name, what).into());
+        }
         Ok(form)
     }
 
@@ -161,10 +171,14 @@ impl<'a> Loader<'a> {
         self.upload(&form, host.as_slice(), canonical)
     }
 
-    /// A weight `[n, k]` in the float type that the file has it in, for products with parts of it.
+    /// A weight `[n, k]` in the float type that the file has it in, for products with parts of it; f32 for float codes with
+    /// scales, which parts could not be taken of.
     pub fn dense(&mut self, canonical: &str, layer: usize, n: usize, k: usize) -> Result<Tensor, Error> {
         match self.weight(canonical, layer, n, k)? {
             Weight::Dense(weight) => Ok(weight),
+            Weight::Quant(quant) if quant.spec().scheme().is_float() => {
+                Ok(ops::dequantize(self.stream, &quant, DType::F32)?)
+            }
             _ => {
                 let what = "is quantized; it is read in float types only";
                 Err(LoadError::tensor(self.source.path(), canonical, what).into())
@@ -200,26 +214,43 @@ impl<'a> Loader<'a> {
         count: usize,
         k: usize,
     ) -> Result<Experts, Error> {
-        let (mut forms, mut hosts) = (Vec::new(), Vec::new());
+        let (source, label) = (self.source, parts.first().map_or("experts", |(name, _)| name));
+        let refuse = |what: &str| Error::from(LoadError::tensor(source.path(), label, what));
+        let (mut one, mut hosts) = (None, Vec::new());
         for expert in 0..count {
-            for &(canonical, n) in parts {
+            let named = parts.iter().map(|&(canonical, n)| {
                 let name = self.expert_file_name(canonical, layer, expert)?;
-                let form = self.form_of(&name, &[n, k])?;
-                hosts.extend(self.read_of(&name, &form)?);
-                forms.push(form);
+                Ok((self.form_of(&name, &[n, k])?, name))
+            });
+            let named = named.collect::<Result<Vec<_>, Error>>()?;
+            let (forms, names): (Vec<_>, Vec<_>) = named.into_iter().unzip();
+            let Some(form) = WeightForm::concat_rows(&forms)? else {
+                return Err(refuse(
+                    "cannot stand in one weight with its other half: they differ in type, or the width of an expert is no \
+                     multiple of the rows that share a scale; convert the experts to one float type",
+                ));
+            };
+            if *one.get_or_insert_with(|| form.clone()) != form {
+                return Err(refuse("is not of the type of the other experts; convert them to one type"));
+            }
+            for (name, form) in names.iter().zip(&forms) {
+                hosts.extend(self.read_of(name, form)?);
             }
         }
-        let label = parts.first().map_or("experts", |(name, _)| name);
-        let Some(WeightForm::Dense(rows)) = WeightForm::concat_rows(&forms)? else {
-            let what =
-                "is quantized, or not of the type of the other experts; experts are read in one float type";
-            return Err(LoadError::tensor(self.source.path(), label, what).into());
+        let Some(one) = one else { return Err(refuse("is of a layer without experts")) };
+        let stacked = one
+            .parts()
+            .into_iter()
+            .map(|part| TensorSpec::of(part.dtype(), &[&[count], part.dims()].concat()));
+        let tensors = self.tensors(stacked.collect::<Result<_, OpError>>()?, &hosts, label)?;
+        let (first, [scale, offset, outer, outer_offset]) = in_slots(&one, tensors)?;
+        let experts = match (&one, scale) {
+            (WeightForm::Quant(_, spec), Some(scale)) => {
+                Experts::quant(*spec.scheme(), first, scale, offset, outer, outer_offset)?
+            }
+            _ => Experts::dense(first)?,
         };
-        let spec = TensorSpec::of(rows.dtype(), &[count, rows.dims()[0] / count.max(1), k])?;
-        let Weight::Dense(weights) = self.upload(&WeightForm::Dense(spec), &hosts, label)? else {
-            return Err(OpError::internal("experts", "elements became codes").into());
-        };
-        Ok(self.stream.prepack_experts(&Experts::dense(weights)?, OpKind::ExpertFfn)?)
+        Ok(self.stream.prepack_experts(&experts, OpKind::ExpertFfn)?)
     }
 
     /// The weight in the device's form for products.
@@ -237,31 +268,47 @@ impl<'a> Loader<'a> {
 
     /// A weight on the device: the rows of the hosts one behind the other, or memory alone where there are none.
     fn upload(&self, form: &WeightForm, hosts: &[HostWeight], label: &str) -> Result<Weight, Error> {
+        let tensors = self.tensors(form.parts(), hosts, label)?;
+        let (first, [scale, offset, outer, outer_offset]) = in_slots(form, tensors)?;
+        Ok(match (form, scale) {
+            (WeightForm::Quant(_, spec), Some(scale)) => {
+                QuantTensor::new(*spec.scheme(), first, scale, offset, outer, outer_offset)?.into()
+            }
+            _ => Weight::Dense(first),
+        })
+    }
+
+    /// Tensors of these specs, each of the bytes of one part of all hosts.
+    fn tensors(
+        &self,
+        specs: Vec<TensorSpec>,
+        hosts: &[HostWeight],
+        label: &str,
+    ) -> Result<Vec<Tensor>, Error> {
         let label: Arc<str> = label.into();
         let parts: Vec<Vec<&HostTensor>> = hosts.iter().map(HostWeight::parts).collect();
-        let part = |at: usize, spec: &TensorSpec| -> Result<Tensor, OpError> {
+        let tensor = |(at, spec): (usize, &TensorSpec)| {
             if hosts.is_empty() {
                 return self.stream.empty_labelled(spec, &label);
             }
             let bytes: Vec<&[u8]> = parts.iter().filter_map(|p| p.get(at)).map(|part| part.bytes()).collect();
             self.stream.upload_bytes(spec, joined(&bytes)?, &label)
         };
-        Ok(match form {
-            WeightForm::Dense(spec) => Weight::Dense(part(0, spec)?),
-            WeightForm::Quant(_, spec) => {
-                let (codes, scale) = (part(0, spec.codes())?, part(1, spec.scale())?);
-                // Of the others those that the scheme has follow, without gaps.
-                let mut at = 1;
-                let mut next = |spec: Option<&TensorSpec>| {
-                    at += usize::from(spec.is_some());
-                    spec.map(|spec| part(at, spec)).transpose()
-                };
-                let (offset, outer) = (next(spec.offset())?, next(spec.outer())?);
-                let outer_offset = next(spec.outer_offset())?;
-                QuantTensor::new(*spec.scheme(), codes, scale, offset, outer, outer_offset)?.into()
-            }
-        })
+        Ok(specs.iter().enumerate().map(tensor).collect::<Result<_, OpError>>()?)
     }
+}
+
+/// The tensors of a form: its elements or codes, and scale, offset, outer and outer offset where it has them.
+fn in_slots(form: &WeightForm, tensors: Vec<Tensor>) -> Result<(Tensor, [Option<Tensor>; 4]), Error> {
+    let mut tensors = tensors.into_iter();
+    let first = tensors.next().ok_or_else(|| OpError::internal("weight", "a weight without a tensor"))?;
+    let slots = match form {
+        WeightForm::Dense(_) => [false; 4],
+        WeightForm::Quant(_, spec) => {
+            [true, spec.offset().is_some(), spec.outer().is_some(), spec.outer_offset().is_some()]
+        }
+    };
+    Ok((first, slots.map(|has| if has { tensors.next() } else { None })))
 }
 
 /// Bytes behind each other, in memory that a copy may use.

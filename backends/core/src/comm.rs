@@ -60,6 +60,14 @@ macro_rules! raw_communicator {
             /// why. Blocks nobody.
             fn abort(&self, why: &str);
 
+            /// Makes this rank die within its next operator, as a fault plan has it: it meets the others, moves so many
+            /// pieces of data, fails with `why`, takes no part in anything of the group any more, and tells nobody.
+            /// Whether the backend can; others have nothing to do.
+            fn die_within_next(&self, moves: u64, why: &'static str) -> bool {
+                let _ = (moves, why);
+                false
+            }
+
             /// What ended the group, if something has. The error names the operator that met the end, or, where none has
             /// so far, `communicator` and the number of the next one.
             ///

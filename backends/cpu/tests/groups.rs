@@ -253,6 +253,87 @@ fn a_rank_may_die_in_any_operator_over_ranks() {
 }
 
 #[test]
+fn a_rank_that_is_killed_inside_a_reduction_is_named_on_every_survivor_in_time_and_other_groups_go_on() {
+    // Three reads of the sum, two of the others' shares behind a fence: by their seeds plans die in either, or before the
+    // last fence.
+    const LEN: usize = 6000;
+    let mut places = Vec::new();
+    for seed in 0..8 {
+        let text = format!("seed={seed}; killed(1)@?3:all_reduce");
+        let strikes = text.parse::<FaultPlan>().unwrap().occurrence(0);
+        places.push(strikes);
+        in_time(|| {
+            let (faulty, around) = planned(&text);
+            let (second, all_know) = (Collectives::new_id(around(0).as_ref()).unwrap(), Meeting::default());
+            let took = on_ranks(3, DEADLINE, around, |peer| {
+                let (spare, other) = peer.another(second);
+                let x = up(&peer.stream, &[1.0; LEN]);
+                peer.stream.run(Barrier::new(&peer.comm).unwrap()).unwrap();
+                for _ in 1..strikes {
+                    sum(&peer, &x).unwrap();
+                }
+                let start = Instant::now();
+                let (op, seq, rank, what) = ended(sum(&peer, &x));
+                let took = start.elapsed();
+                assert_eq!((op.as_str(), seq, rank), ("all_reduce", strikes, 1), "{text}: {what}");
+                match peer.rank() {
+                    1 => assert_eq!(what, "died, as the fault plan says"),
+                    // They wait for it, or find its memory gone.
+                    _ => assert!(
+                        ["did not come within 300ms", "ended its part early"].contains(&&*what),
+                        "{what}"
+                    ),
+                }
+                all_know.wait(3);
+                assert_eq!(ended(peer.comm.health()).2, 1);
+                let ran = Barrier::new(&peer.comm)
+                    .and_then(|barrier| rig::stream(&peer.stream.device()).run(barrier));
+                assert_eq!(ended(ran).2, 1, "it stays dead");
+                // Not an all_reduce: the plan counts those of every group.
+                let (y, mut all) = (up(&spare, &[2.0; 5]), spare.empty(&f32s(15)).unwrap());
+                spare.run(AllGather::new(&other, &y, &mut all).unwrap()).unwrap();
+                assert_eq!(down(&spare, &all), [2.0; 15]);
+                if peer.rank() == 1 { Duration::ZERO } else { took }
+            });
+            assert_eq!(
+                faulty.struck(),
+                [format!("killed(1)@?3:all_reduce struck all_reduce #{strikes} of rank 1")]
+            );
+            took.into_iter().max().unwrap()
+        });
+    }
+    assert!(places.iter().any(|at| *at != places[0]), "the seed chooses: {places:?}");
+}
+
+#[test]
+fn a_rank_may_be_killed_within_any_operator_over_ranks() {
+    for executor in [Executor::Inline, Executor::Queued, Executor::Chaotic { seed: 3 }] {
+        for &kind in CollectiveKind::ALL {
+            let plan: FaultPlan = format!("killed(2)@1:{kind}").parse().unwrap();
+            let (backend, faulty) = plan.around(cpu(executor));
+            let all_know = Meeting::default();
+            on_ranks(
+                3,
+                DEADLINE,
+                |_| backend.clone(),
+                |peer| {
+                    let run = |&kind| run_kind(&peer, kind).and_then(|()| peer.stream.synchronize());
+                    let (op, seq, rank, what) = ended(CollectiveKind::ALL.iter().try_for_each(run));
+                    let place = CollectiveKind::ALL.iter().position(|other| *other == kind).unwrap();
+                    assert_eq!(
+                        (op.as_str(), seq, rank),
+                        (kind.name(), place as u64, 2),
+                        "{executor:?}: {what}"
+                    );
+                    all_know.wait(3);
+                },
+            );
+            assert_eq!(faulty.struck().len(), 1, "{executor:?}, {kind}: {:?}", faulty.struck());
+        }
+    }
+}
+
+#[test]
 fn each_part_of_a_split_group_counts_for_itself() {
     let (faulty, around) = planned("dead(1)@2");
     on_ranks(4, PATIENCE, around, |peer| {

@@ -3,6 +3,7 @@
 //! What all families here share is read by one function; each architecture's own ways are a row of a table.
 //! Entries that change the result and are not understood are refused, never skipped.
 
+use super::fp8::block_scheme;
 use super::{Family, LlamaConfig, MAX_LAYERS, MoeConfig};
 use crate::load::error::{LoadError, Result, printable};
 use crate::load::names::HUGGING_FACE_ROPE;
@@ -72,7 +73,7 @@ const OTHERS: &[(&str, Family)] =
 
 /// An object of the file, and where it is for messages.
 #[derive(Clone, Copy)]
-pub(super) struct Object<'a> {
+pub(in crate::load) struct Object<'a> {
     path: &'a Path,
     prefix: &'a str,
     value: &'a Value,
@@ -151,7 +152,7 @@ impl<'a> Object<'a> {
 }
 
 /// The whole file.
-pub(super) fn root<'a>(path: &'a Path, json: &'a Value) -> Result<Object<'a>> {
+pub(in crate::load) fn root<'a>(path: &'a Path, json: &'a Value) -> Result<Object<'a>> {
     match json.is_object() {
         true => Ok(Object { path, prefix: "", value: json }),
         false => Err(LoadError::corrupt(path, "the configuration is not a json object")),
@@ -218,7 +219,7 @@ pub(super) fn read_moe(path: &Path, json: &Value) -> Result<MoeConfig> {
 fn decoder(root: Object<'_>, architecture: Architecture) -> Result<LlamaConfig> {
     let path = root.path;
     root.expect_silu()?;
-    root.expect_plain_weights()?;
+    block_scheme(root)?;
     let hidden = root.size("hidden_size")?;
     let num_heads = root.size("num_attention_heads")?;
     let max_context = root.size("max_position_embeddings")?;
@@ -288,6 +289,13 @@ fn head_dim(root: Object<'_>, hidden: usize, num_heads: usize) -> Result<usize> 
 pub(super) fn rope_of(root: Object<'_>) -> Option<Object<'_>> {
     let value = root.get("rope_parameters").or_else(|| root.get("rope_scaling"))?;
     Some(Object { path: root.path, prefix: "rope_scaling.", value })
+}
+
+/// What the file says of how weights are stored, where they are no plain numbers.
+pub(super) fn quantization_of(root: Object<'_>) -> Result<Option<Object<'_>>> {
+    root.optional("quantization_config", "an object", |value| {
+        value.is_object().then_some(Object { path: root.path, prefix: "quantization_config.", value })
+    })
 }
 
 /// How positions are stretched.

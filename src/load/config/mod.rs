@@ -6,6 +6,7 @@
 
 mod bert;
 mod deepseek;
+mod fp8;
 mod from_gguf;
 mod from_json;
 mod mamba;
@@ -17,6 +18,9 @@ pub use deepseek::DeepseekConfig;
 pub use mamba::{Mamba2Config, MambaConfig, StateSpaceConfig};
 pub use moe::MoeConfig;
 pub use sentence::SentenceConfig;
+
+pub(super) use fp8::{SCALE_SUFFIX, block_scheme};
+pub(super) use from_json::root;
 
 use super::error::{LoadError, Result};
 use super::names::{LLAMA, NameMap, TensorName};

@@ -80,6 +80,9 @@ macro_rules! forward {
             fn health(&self) -> Result<()> {
                 self.decorator.health()
             }
+            fn die_within_next(&self, moves: u64, why: &'static str) -> bool {
+                self.decorator.inner().die_within_next(moves, why)
+            }
             $(
                 fn $method(&self, launch: &Launch<'_>, op: &call::$kind) -> Result<()> {
                     let seq = self.next.fetch_add(1, Ordering::Relaxed);

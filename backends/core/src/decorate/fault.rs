@@ -12,8 +12,9 @@ use crate::stream::StreamOptions;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Mutex, lock};
 use crate::tensor::Tensor;
+use portolan_ops::comm::Ranks;
 use portolan_ops::kernel::BinaryKind;
-use portolan_ops::{DeviceId, OpError, OpName, Result};
+use portolan_ops::{DeviceId, OpError, OpName, Result, Unsupported};
 use std::any::Any;
 use std::cell::Cell;
 use std::sync::{Arc, Weak};
@@ -278,6 +279,16 @@ impl Decorate for Faulty {
     }
 }
 
+/// What a rank dies of.
+const DIED: &str = "died, as the fault plan says";
+/// A rank that is killed has moved fewer pieces of data than this: those of a small operator are about as many.
+const MOVES: u64 = 8;
+
+fn died(op: &dyn Op, seq: u64, ranks: Ranks) -> OpError {
+    let (rank, world_size) = (ranks.rank(), ranks.world_size());
+    OpError::Collective { op: op.op_name(), seq, rank, world_size, what: DIED.into() }
+}
+
 /// A rank that may die or be late.
 struct Member {
     faulty: Faulty,
@@ -293,7 +304,9 @@ impl Member {
         let (me, path) = (self.inner.ranks().rank(), launch.path());
         self.faulty.strike(&self.counts, |kind, only_op, only_path| {
             let mine = match kind {
-                FaultKind::Dead { rank } | FaultKind::Slow { rank, .. } => rank == me,
+                FaultKind::Dead { rank } | FaultKind::Killed { rank } | FaultKind::Slow { rank, .. } => {
+                    rank == me
+                }
                 _ => false,
             };
             mine && is_meant(op, &path, only_op, only_path)
@@ -327,14 +340,24 @@ impl DecorateMember for Member {
             match kind {
                 // As a program that is late: nothing of this rank's device is submitted meanwhile.
                 FaultKind::Slow { delay, .. } => std::thread::sleep(delay),
+                // What is enqueued fails; of the rest the group hears nothing more.
+                FaultKind::Killed { .. } => {
+                    let moves = self.faulty.0.plan.choose((fault as u64 + 1) << 32, MOVES);
+                    if !self.inner.die_within_next(moves, DIED) {
+                        return Err(OpError::Unsupported {
+                            op: op.op_name(),
+                            device: launch.device().id(),
+                            reason: Unsupported::NotImplemented,
+                            hint: "its ranks cannot be made to die while data moves; plan dead(rank) instead"
+                                .into(),
+                        });
+                    }
+                    let launched = forward();
+                    *lock(&self.dead) = Some(Arc::new(died(op, seq, ranks)));
+                    return launched;
+                }
                 _ => {
-                    let error = OpError::Collective {
-                        op: op.op_name(),
-                        seq,
-                        rank: ranks.rank(),
-                        world_size: ranks.world_size(),
-                        what: "died, as the fault plan says".into(),
-                    };
+                    let error = died(op, seq, ranks);
                     *lock(&self.dead) = Some(Arc::new(error.clone()));
                     return Err(error);
                 }

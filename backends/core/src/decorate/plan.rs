@@ -19,6 +19,7 @@ use std::time::Duration;
 /// | `lost` | launches | the device is gone: every stream is poisoned, every later call a `Driver` error |
 /// | `wrong(x)` | launches with a float result | one element of the result is off by x, silently |
 /// | `dead(rank)` | collectives of that rank in a group | the rank takes no part any more and tells nobody |
+/// | `killed(rank)` | collectives of that rank in a group | the rank dies while data moves, as far in as the seed says, and tells nobody |
 /// | `slow(rank,ms)` | collectives of that rank in a group | the rank comes so much later |
 ///
 /// Every group counts for itself, so that a plan does not depend on how threads meet: a rank dies in the group in which
@@ -60,6 +61,11 @@ pub enum FaultKind {
     Wrong(f64),
     /// A rank dies.
     Dead {
+        /// Which.
+        rank: u32,
+    },
+    /// A rank dies within an operator, having met the others.
+    Killed {
         /// Which.
         rank: u32,
     },
@@ -130,6 +136,7 @@ impl fmt::Display for PlannedFault {
             FaultKind::Lost => f.write_str("lost")?,
             FaultKind::Wrong(by) => write!(f, "wrong({by:?})")?,
             FaultKind::Dead { rank } => write!(f, "dead({rank})")?,
+            FaultKind::Killed { rank } => write!(f, "killed({rank})")?,
             FaultKind::Slow { rank, delay } => write!(f, "slow({rank},{})", delay.as_millis())?,
         }
         match self.at {
@@ -180,6 +187,7 @@ fn parse(text: &str) -> Option<PlannedFault> {
         ("lost", []) => FaultKind::Lost,
         ("wrong", [by]) => FaultKind::Wrong(by.parse().ok()?),
         ("dead", [rank]) => FaultKind::Dead { rank: rank.parse().ok()? },
+        ("killed", [rank]) => FaultKind::Killed { rank: rank.parse().ok()? },
         ("slow", [rank, ms]) => {
             FaultKind::Slow { rank: rank.parse().ok()?, delay: Duration::from_millis(ms.parse().ok()?) }
         }
@@ -198,7 +206,7 @@ fn parse(text: &str) -> Option<PlannedFault> {
 fn unread(item: &str) -> OpError {
     let what = format!(
         "has `{item}`; write what@count, as in oom@3, refused@5:linear, failed@?100, lost@9, wrong(0.001)@1:linear:layers.3, \
-         dead(2)@4, slow(1,50)@2 or seed=7, with `;` between"
+         dead(2)@4, killed(0)@?9:all_reduce, slow(1,50)@2 or seed=7, with `;` between"
     );
     OpError::attribute("fault plan", "text", what)
 }
@@ -210,11 +218,11 @@ mod tests {
     #[test]
     fn a_plan_is_the_text_it_prints() {
         let text = "seed=7; oom@3; refused@5:linear; failed@?100; lost@9::layers.3; wrong(0.001)@1:linear:layers.3; \
-                    dead(2)@4; slow(1,50)@2";
+                    dead(2)@4; slow(1,50)@2; killed(0)@?9:all_reduce";
         let plan: FaultPlan = text.parse().unwrap();
         assert_eq!(plan.to_string(), text);
         assert_eq!(plan.to_string().parse::<FaultPlan>().unwrap(), plan);
-        assert_eq!((plan.seed, plan.faults.len()), (7, 7));
+        assert_eq!((plan.seed, plan.faults.len()), (7, 8));
         assert_eq!(plan.faults[3].path.as_deref(), Some("layers.3"));
         assert_eq!("".parse::<FaultPlan>().unwrap(), FaultPlan::default());
         for bad in ["oom", "oom@0", "oom@x", "oom(1)@2", "wrong@1", "burn@1", "slow(1)@2", "seed=x", "oom@?0"]

@@ -1,13 +1,15 @@
 //! A rank's membership: takes operators from the queue through announcement, movement and the last fence, and sees to
 //! it that whatever ends one before its time ends the group.
 
+use super::dying::{Doom, Dying};
 use super::hub::{At, Stop};
 use super::local::error;
 use super::transport::{Announcement, Transport, Window};
 use super::turn::Turn;
 use super::{all_gather, all_reduce, all_to_all, broadcast, exchange, reduce_scatter, reduce_to};
 use crate::queue::{CpuStream, Exec, Witness};
-use portolan_core::sync::atomic::{AtomicU64, Ordering};
+use portolan_core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use portolan_core::sync::{Mutex, lock};
 use portolan_core::{
     CollectiveCall, CollectiveDispatch, Fault, Launch, RawCommunicator, RawStream, Upstream, call,
 };
@@ -21,10 +23,15 @@ use std::time::Duration;
 struct Member {
     transport: Box<dyn Transport>,
     timeout: Duration,
+    /// The dead tell nobody: the others have to find out.
+    is_dead: AtomicBool,
 }
 
 impl Member {
     fn stop(&self, what: String) {
+        if self.is_dead.load(Ordering::Acquire) {
+            return;
+        }
         self.transport.stop(Stop { rank: self.transport.ranks().index(), at: None, what });
     }
 
@@ -46,6 +53,8 @@ pub(super) struct CpuCommunicator {
     member: Arc<Member>,
     /// The number of the next operator.
     next: AtomicU64,
+    /// How this rank is to die in that operator.
+    doom: Mutex<Option<Doom>>,
 }
 
 /// What one operator does once the ranks agree, given this rank's windows.
@@ -53,7 +62,8 @@ type Movement<C> = fn(&Turn<'_>, &C, &[Window]) -> Result<(), Stop>;
 
 impl CpuCommunicator {
     pub(super) fn new(transport: Box<dyn Transport>, timeout: Duration) -> Arc<Self> {
-        Arc::new(Self { member: Arc::new(Member { transport, timeout }), next: AtomicU64::new(0) })
+        let member = Arc::new(Member { transport, timeout, is_dead: AtomicBool::new(false) });
+        Arc::new(Self { member, next: AtomicU64::new(0), doom: Mutex::new(None) })
     }
 
     fn enqueue<C: CollectiveDispatch>(
@@ -74,8 +84,8 @@ impl CpuCommunicator {
         read.append(&mut written);
         // The submission lock is held, so this rank's numbers follow the order of its queue.
         let at = At { op: op.spec().name(), seq: self.next.fetch_add(1, Ordering::Relaxed) };
-        let part =
-            Part { member: self.member.clone(), at, upstream: launch.upstream(), windows: read, done: false };
+        let (member, doom) = (self.member.clone(), lock(&self.doom).take());
+        let part = Part { member, at, upstream: launch.upstream(), windows: read, doom, done: false };
         let spec = op.spec().clone();
         CpuStream::enqueue(launch, move |exec| part.run(exec, &spec, movement))
     }
@@ -92,6 +102,7 @@ struct Part {
     at: At,
     upstream: Upstream,
     windows: SmallVec<[Window; 2]>,
+    doom: Option<Doom>,
     done: bool,
 }
 
@@ -108,7 +119,9 @@ impl Part {
             return Ok(());
         };
         // Stopped before the windows close, so that whoever finds them closed finds the reason.
-        self.member.transport.stop(stop.clone());
+        if !self.member.is_dead.load(Ordering::Acquire) {
+            self.member.transport.stop(stop.clone());
+        }
         let stop = self.member.transport.stopped().unwrap_or(stop);
         Err(self.member.error(stop, self.at))
     }
@@ -119,17 +132,25 @@ impl Part {
         spec: &C,
         movement: Movement<C>,
     ) -> Result<(), Stop> {
-        let Member { transport, timeout } = self.member.as_ref();
+        let Member { transport, timeout, .. } = self.member.as_ref();
         let seq = self.at.seq;
         let announcement = Announcement { seq, signature: spec.signature(), windows: self.windows.clone() };
         let peers = transport.meet(self.at, announcement, *timeout)?;
         if let Some((rank, what)) = disagreement(&peers) {
             return Err(Stop { rank, at: Some(self.at), what });
         }
-        let turn =
-            Turn { transport: transport.as_ref(), at: self.at, timeout: *timeout, peers: &peers, exec };
+        let (at, timeout) = (self.at, *timeout);
+        let Some(doom) = self.doom else {
+            let turn = Turn { transport: transport.as_ref(), at, timeout, peers: &peers, exec };
+            movement(&turn, spec, &self.windows)?;
+            return transport.fence(at, timeout);
+        };
+        self.member.is_dead.store(true, Ordering::Release);
+        let dying = Dying::new(transport.as_ref(), doom);
+        let turn = Turn { transport: &dying, at, timeout, peers: &peers, exec };
         movement(&turn, spec, &self.windows)?;
-        transport.fence(self.at, *timeout)
+        // With nothing more to move, before the others hear that it has.
+        Err(dying.death(at))
     }
 }
 
@@ -177,6 +198,11 @@ impl RawCommunicator for CpuCommunicator {
 
     fn abort(&self, why: &str) {
         self.member.stop(why.into());
+    }
+
+    fn die_within_next(&self, moves: u64, why: &'static str) -> bool {
+        *lock(&self.doom) = Some(Doom { moves, why });
+        true
     }
 
     fn health(&self) -> Result<()> {

@@ -9,6 +9,7 @@ mod all_gather;
 mod all_reduce;
 mod all_to_all;
 mod broadcast;
+mod dying;
 mod exchange;
 mod fold;
 mod gate;
