@@ -20,6 +20,9 @@ use std::time::{Duration, Instant};
 /// How long a function of the program waits at most until its stream gets to it, when nobody asks.
 const LIVELY: Duration = Duration::from_millis(20);
 
+/// How much of a queue is looked through for what it will wait for; all of it would cost the square of long ones.
+const LOOKAHEAD: usize = 256;
+
 /// Who picks the moments that nobody waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Adversary {
@@ -103,7 +106,11 @@ impl State {
 
     /// What a wait at the head of a queue is for; `None` when it has nothing to wait for any more.
     fn awaited(&self, work: &Work) -> Option<Option<Point>> {
-        let Work::Wait { event, point } = work else { return None };
+        let (event, point) = match work {
+            Work::Wait { event, point } => (event, *point),
+            Work::Join { point, .. } => return (!self.reached(*point)).then_some(Some(*point)),
+            _ => return None,
+        };
         match point.or_else(|| self.events.get(event).and_then(|event| event.latest)) {
             Some(point) => (!self.reached(point)).then_some(Some(point)),
             // Its event was destroyed: nothing will ever come.
@@ -118,23 +125,30 @@ impl State {
         head.is_some_and(|task| self.awaited(&task.work).is_none())
     }
 
-    /// The heads that a point depends on and that could run now.
+    /// The heads that a point depends on and that could run now: those that queued work will wait for too, so that
+    /// two branches of what is required come in either order.
     fn heads_for(&self, goals: &[Point]) -> Vec<u64> {
-        let (mut open, mut seen, mut ready) = (goals.to_vec(), Vec::new(), Vec::new());
+        let (mut open, mut seen, mut ready) = (goals.to_vec(), Vec::<Point>::new(), Vec::new());
         while let Some(point) = open.pop() {
-            if self.reached(point) || seen.contains(&point.stream) {
+            let covers = |other: &Point| other.stream == point.stream && other.seq >= point.seq;
+            if self.reached(point) || seen.iter().any(covers) {
                 continue;
             }
-            seen.push(point.stream);
-            let Some(stream) = self.streams.get(&point.stream) else { continue };
-            let Some(task) = stream.queue.front().filter(|_| !stream.hung) else { continue };
-            match self.awaited(&task.work) {
-                None => ready.push(point.stream),
-                Some(Some(point)) => open.push(point),
-                Some(None) => {}
+            seen.push(point);
+            let Some(stream) = self.streams.get(&point.stream).filter(|stream| !stream.hung) else {
+                continue;
+            };
+            let needed = usize::try_from(point.seq - stream.done).unwrap_or(usize::MAX).min(LOOKAHEAD);
+            for (at, task) in stream.queue.iter().take(needed).enumerate() {
+                match self.awaited(&task.work) {
+                    None if at == 0 => ready.push(point.stream),
+                    Some(Some(point)) => open.push(point),
+                    _ => {}
+                }
             }
         }
         ready.sort_unstable();
+        ready.dedup();
         ready
     }
 
@@ -245,7 +259,8 @@ impl World {
         }
     }
 
-    /// Enqueues work on a stream; it runs now as far as the adversary likes.
+    /// Enqueues work on a stream; it runs now as far as the adversary likes. A stream that is being captured records
+    /// it instead.
     pub(crate) fn submit(
         &'static self,
         mut state: MutexGuard<'static, State>,
@@ -254,6 +269,13 @@ impl World {
         work: Work,
     ) -> Result<Point> {
         refuse_on_scheduler()?;
+        let stream = state.streams.get(&id).ok_or_else(|| Fail::parameter("the stream is gone"))?;
+        if stream.capture.is_some() {
+            state.record(id, name, work)?;
+            // Nothing was enqueued: whoever waits for it waits for nothing.
+            return Ok(Point { stream: id, seq: 0 });
+        }
+        let work = if stream.update.is_some() { state.renew(id, name, work)? } else { work };
         let call = state.log.last();
         let stream = state.streams.get_mut(&id).ok_or_else(|| Fail::parameter("the stream is gone"))?;
         stream.queue.push_back(Task { call, name, work });
@@ -344,6 +366,7 @@ fn begin(state: &mut State, id: u64, task: Task) -> Step {
             Step::Nothing(Ok(()))
         }
         Work::Host(host) => Step::Host(host),
+        Work::Join { lanes, graph, .. } => Step::Nothing(state.end_run(&lanes, graph)),
     }
 }
 

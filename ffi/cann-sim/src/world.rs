@@ -1,8 +1,10 @@
 //! The one world of a loaded copy of the library: its devices, memory, streams, faults and log.
 
+use crate::capture::Capture;
 use crate::context::Context;
 use crate::error::{Fail, Result, code};
 use crate::fault::Faults;
+use crate::graph::{Graph, Group};
 use crate::log::Log;
 use crate::memory::Memory;
 use crate::profile::Profile;
@@ -22,6 +24,8 @@ pub(crate) struct Options {
     pub(crate) adversary: Adversary,
     pub(crate) seed: u64,
     pub(crate) faults: Faults,
+    /// Tasks that one graph may hold.
+    pub(crate) graph_tasks: usize,
     /// Whether leaks are reported on standard error when the program finalises.
     pub(crate) reports: bool,
 }
@@ -35,6 +39,8 @@ impl Default for Options {
             adversary: Adversary::Late,
             seed: 0,
             faults: Faults::default(),
+            // The vendor documents streams and events as the limit, and none of tasks.
+            graph_tasks: usize::MAX,
             reports: false,
         }
     }
@@ -59,6 +65,9 @@ impl Options {
         if let Some(bytes) = number("memory_bytes")? {
             options.memory_bytes = usize::try_from(bytes).map_err(|error| error.to_string())?;
         }
+        if let Some(tasks) = number("graph_tasks")? {
+            options.graph_tasks = usize::try_from(tasks).unwrap_or(usize::MAX);
+        }
         if let Some(name) = config["adversary"].as_str() {
             options.adversary = Adversary::named(name)
                 .ok_or_else(|| format!("`adversary` is {name}, expected late, early or seeded"))?;
@@ -82,6 +91,11 @@ pub(crate) struct State {
     pub(crate) contexts: BTreeMap<u64, Context>,
     pub(crate) streams: BTreeMap<u64, Stream>,
     pub(crate) events: BTreeMap<u64, Event>,
+    pub(crate) captures: BTreeMap<u64, Capture>,
+    pub(crate) graphs: BTreeMap<u64, Graph>,
+    /// Groups of tasks: the graph, and where in it.
+    pub(crate) groups: BTreeMap<u64, (u64, Group)>,
+    pub(crate) graph_tasks: usize,
     /// (from, to): devices that may read each other.
     pub(crate) peers: BTreeSet<(usize, usize)>,
     /// Calls of `aclInit` that were not taken back.
@@ -165,7 +179,7 @@ fn from_environment() -> core::result::Result<Options, String> {
 
 impl World {
     fn new(options: Options) -> Self {
-        let Options { profile, memory_bytes, adversary, seed, faults, reports, .. } = options;
+        let Options { profile, memory_bytes, adversary, seed, faults, graph_tasks, reports, .. } = options;
         let memory = Memory::new(options.devices, memory_bytes, profile.padding());
         let (memory, broken) = match memory {
             Ok(memory) => (memory, None),
@@ -182,6 +196,10 @@ impl World {
             contexts: BTreeMap::new(),
             streams: BTreeMap::new(),
             events: BTreeMap::new(),
+            captures: BTreeMap::new(),
+            graphs: BTreeMap::new(),
+            groups: BTreeMap::new(),
+            graph_tasks,
             peers: BTreeSet::new(),
             initialized: 0,
             violations: Vec::new(),
@@ -213,6 +231,8 @@ pub(crate) enum Kind {
     Context = 1,
     Stream = 2,
     Event = 3,
+    Graph = 4,
+    Group = 5,
 }
 
 /// Handles are numbers that no process maps: following one faults at once.

@@ -22,6 +22,11 @@ fn synchronize(
     context: u64,
     timeout: Option<Duration>,
 ) -> Result<MutexGuard<'static, State>> {
+    let mut state = state;
+    let captured = state.streams.iter().find(|(_, s)| s.context == context && s.capture.is_some());
+    if let Some(id) = captured.map(|(&id, _)| id) {
+        state.refuse_captured_stream(id)?;
+    }
     let streams = state.streams.iter().filter(|(_, stream)| stream.context == context);
     let goals: Vec<Point> =
         streams.map(|(&id, stream)| Point { stream: id, seq: stream.submitted }).collect();
@@ -51,6 +56,7 @@ fn reset(id: i32, all: bool) -> Result {
         *count
     });
     if left == Some(0) {
+        state.break_captures(|stream| stream.context == context, "its device was reset");
         let streams = state.streams.values().filter(|s| s.context == context);
         let hung = streams.clone().any(|s| s.hung);
         if !hung {
@@ -60,6 +66,9 @@ fn reset(id: i32, all: bool) -> Result {
         }
         let call = state.log.last();
         state.memory.forget(device, call);
+        state.graphs.retain(|_, graph| graph.device != device);
+        let State { graphs, groups, .. } = &mut *state;
+        groups.retain(|_, (graph, _)| graphs.contains_key(graph));
         state.end_context(context);
     }
     Ok(())
@@ -197,6 +206,7 @@ driver! {
         if pending > 0 {
             state.violate(format!("{pending} streams of the context have work pending"));
         }
+        state.break_captures(|stream| stream.context == id, "its context was destroyed");
         state.end_context(id);
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! The exported functions, by the part of the interface they belong to. Each checks its arguments, does a few lines'
 //! work on the world, and returns a code; `call.rs` holds what they have in common.
 
+mod capture;
 mod copy;
 mod descriptor;
 mod device;

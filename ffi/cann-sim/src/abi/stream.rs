@@ -17,12 +17,7 @@ const MOST_POLLS: u64 = 8;
 fn create(place: *mut *mut c_void) -> Result {
     let mut state = world().state();
     let (context, device) = state.current()?;
-    let alive = state.streams.values().filter(|stream| stream.device == device).count();
-    let own = state.contexts.values().filter(|context| context.device == device).count();
-    if alive - own.min(alive) >= state.profile.streams {
-        let text = format!("device {device} has {} streams, and no more", state.profile.streams);
-        return Err(Fail::new(code::RT_NO_STREAM_RESOURCE, text));
-    }
+    state.room_for_stream(device)?;
     if place.is_null() {
         return Err(Fail::parameter("the place for the stream is NULL"));
     }
@@ -38,6 +33,7 @@ fn destroy(stream: *mut c_void, force: bool) -> Result {
         return Err(Fail::parameter("the stream is NULL"));
     }
     let id = state.stream_of(stream)?;
+    state.refuse_captured_stream(id)?;
     let Some(found) = state.streams.get(&id) else { return Ok(()) };
     let (pending, hung) = (found.queue.len(), found.hung);
     let goal = Point { stream: id, seq: found.submitted };
@@ -47,14 +43,16 @@ fn destroy(stream: *mut c_void, force: bool) -> Result {
             state = world().reach(state, &[goal], Some(PATIENCE))?.0;
         }
     }
-    state.streams.remove(&id);
+    let lanes = state.streams.remove(&id).map_or(Vec::new(), |stream| stream.pending_lanes());
+    state.drop_lanes(&lanes);
     world().changed.notify_all();
     Ok(())
 }
 
 fn synchronize(stream: *mut c_void, timeout: Option<Duration>) -> Result {
-    let state = world().state();
+    let mut state = world().state();
     let id = state.stream_of(stream)?;
+    state.refuse_captured_stream(id)?;
     let Some(found) = state.streams.get(&id) else { return Ok(()) };
     let goal = Point { stream: id, seq: found.submitted };
     let (mut state, reached) = world().reach(state, &[goal], timeout)?;
@@ -75,12 +73,15 @@ fn wait_event(stream: *mut c_void, event: *mut c_void, name: &'static str) -> Re
     let id = state.stream_of(stream)?;
     let event_id = state.event_of(event)?;
     let Some(event) = state.events.get(&event_id) else { return Ok(()) };
-    if event.flags & EVENT_SYNC == 0 {
+    if event.flags & EVENT_SYNC == 0 && !event.is_external() {
         return Err(Fail::parameter(
             "the event was made without ACL_EVENT_SYNC, so no stream can wait for it",
         ));
     }
     let (point, renewable) = (event.latest, event.renewable);
+    if state.wait_captured(id, event_id)? {
+        return Ok(());
+    }
     if point.is_none() && renewable {
         // Never recorded: complete.
         return Ok(());
@@ -122,6 +123,7 @@ driver! {
     fn aclrtStreamQuery(stream: *mut c_void, status: *mut i32) {
         let mut state = world().state();
         let id = state.stream_of(stream)?;
+        state.refuse_captured_stream(id)?;
         let seed = state.schedule.seed;
         let mut done = true;
         if let Some(stream) = state.streams.get_mut(&id) {
@@ -139,9 +141,9 @@ driver! {
     fn aclrtStreamAbort(stream: *mut c_void) {
         let mut state = world().state();
         let id = state.stream_of(stream)?;
-        if let Some(stream) = state.streams.get_mut(&id) {
-            stream.abort();
-        }
+        state.refuse_captured_stream(id)?;
+        let lanes = state.streams.get_mut(&id).map_or(Vec::new(), Stream::abort);
+        state.drop_lanes(&lanes);
         world().changed.notify_all();
         Ok(())
     }

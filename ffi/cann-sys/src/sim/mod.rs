@@ -100,6 +100,8 @@ pub struct SimOptions {
     pub seed: u64,
     /// What is to go wrong.
     pub faults: Vec<PlannedFault>,
+    /// Tasks that one captured graph may hold; `None` is without a limit.
+    pub graph_tasks: Option<u64>,
     /// Symbols that this driver lacks, as an older one would.
     pub hidden: Vec<String>,
     /// The simulator's library, where it is not near the program.
@@ -115,6 +117,7 @@ impl Default for SimOptions {
             adversary: Adversary::default(),
             seed: 0,
             faults: Vec::new(),
+            graph_tasks: None,
             hidden: Vec::new(),
             library: None,
         }
@@ -191,7 +194,7 @@ impl SimReport {
         for block in list(&answer["memory"]["host"]) {
             lines.push(format!("{} bytes of pinned memory", block["bytes"]));
         }
-        for kind in ["streams", "events", "contexts", "pending"] {
+        for kind in ["streams", "events", "graphs", "captures", "contexts", "pending"] {
             let count = answer[kind].as_u64().unwrap_or(0);
             let what = if kind == "pending" { "pieces of pending work" } else { kind };
             lines.extend((count > 0).then(|| format!("{count} {what}")));
@@ -247,6 +250,7 @@ impl SimWorld {
             "memory_bytes": options.memory_bytes,
             "adversary": options.adversary.name(),
             "seed": options.seed,
+            "graph_tasks": options.graph_tasks,
             "faults": options.faults.iter().map(PlannedFault::json).collect::<Value>(),
         }))?;
         Ok(world)
