@@ -200,6 +200,7 @@ impl State {
             Work::Record { event, .. } => NodeWork::Record { event },
             Work::Wait { event, .. } => NodeWork::Wait { event },
             Work::Reset { event } => NodeWork::Reset { event },
+            Work::Meet { comm, shares, .. } => NodeWork::Meet { comm, shares },
             Work::Join { .. } => {
                 return Err(Fail::new(
                     code::RT_FEATURE_NOT_SUPPORT,

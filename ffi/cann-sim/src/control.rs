@@ -4,12 +4,12 @@
 //!
 //! | `do` | with | answers |
 //! | --- | --- | --- |
-//! | `configure` | `soc`, `devices`, `memory_bytes`, `adversary`, `seed`, `graph_tasks`, `faults`; before any other call | `{}` |
+//! | `configure` | `soc`, `devices`, `memory_bytes`, `adversary`, `seed`, `graph_tasks`, `connection_timeout_ms`, `execution_timeout_ms`, `faults`; before any other call | `{}` |
 //! | `schedule` | `adversary`, `seed` | `{}` |
 //! | `faults` | `faults`: a list; counting starts anew | `{}` |
 //! | `log` | `after`: a call's number | `calls` |
 //! | `clear_log` | | `{}` |
-//! | `report` | | `memory`, `streams`, `events`, `graphs`, `captures`, `contexts`, `descriptors`, `damage`, `violations` |
+//! | `report` | | `memory`, `streams`, `events`, `graphs`, `captures`, `communicators`, `contexts`, `descriptors`, `damage`, `violations` |
 //! | `again` | | the latest answer of this thread |
 
 use crate::fault::Faults;
@@ -94,6 +94,7 @@ impl State {
             "events": self.events.len(),
             "graphs": self.graphs.len(),
             "captures": self.captures.len(),
+            "communicators": self.comms.len(),
             "contexts": contexts,
             "pending": pending,
             "descriptors": descriptors,

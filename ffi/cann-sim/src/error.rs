@@ -13,7 +13,7 @@ macro_rules! codes {
             match code {
                 0 => "SUCCESS",
                 $( $code => stringify!($name), )*
-                _ => "UNKNOWN",
+                _ => crate::collective::name(code).unwrap_or("UNKNOWN"),
             }
         }
     };
@@ -36,6 +36,7 @@ codes! {
     RT_MEMORY_TYPE = 107016;
     RT_INVALID_HANDLE = 107017;
     RT_WAIT_TIMEOUT = 107019;
+    RT_TASK_TIMEOUT = 107020;
     RT_STREAM_ABORTED = 107023;
     RT_CAPTURE_DEPENDENCY = 107024;
     RT_STREAM_UNJOINED = 107025;
@@ -61,6 +62,7 @@ codes! {
     RT_VECTOR_CORE_EXCEPTION = 507035;
     RT_STREAM_SYNC_TIMEOUT = 507046;
     RT_EVENT_SYNC_TIMEOUT = 507047;
+    RT_LINK_ERROR = 507056;
     DRV_INTERNAL = 507899;
     RT_CAPTURE_INVALIDATED = 507903;
     ACLNN_NULLPTR = 161001;

@@ -4,6 +4,7 @@
 //! every lane on a queue of its own, so branches of a graph meet the same adversary as streams do. Addresses, scalars
 //! and shapes are those of the recording; only tasks of a group may be replaced later.
 
+use crate::collective::{Place, Share};
 use crate::error::{Fail, Result, code};
 use crate::stream::{Action, HostCall, Point, Stream, Task, Work};
 use crate::world::State;
@@ -18,6 +19,11 @@ pub(crate) enum NodeWork {
     Kernel(Slot),
     Copy(Action),
     Host(HostCall),
+    /// A part in collectives, in their turn with each run.
+    Meet {
+        comm: u64,
+        shares: Arc<[(Place, Share)]>,
+    },
     /// Goes on when the first `nodes` tasks of another lane are done.
     Join {
         lane: usize,
@@ -146,6 +152,11 @@ impl State {
                 event: 0,
                 point: Some(Point { stream: lanes[*lane], seq: (lead + nodes) as u64 }),
             },
+            NodeWork::Meet { comm, shares } => match self.book(*comm, shares, here) {
+                Ok(work) => work,
+                // What does not fit shows where the collective would have run.
+                Err(fail) => Work::Copy(Arc::new(move |_| Err(fail.clone()))),
+            },
             NodeWork::Record { event } => match self.events.get_mut(event) {
                 Some(found) => {
                     found.recordings += 1;
@@ -178,6 +189,7 @@ impl State {
         for lane in lanes {
             self.streams.remove(lane);
         }
+        self.find_orphans();
     }
 
     /// Whether a run of a graph has not ended yet.

@@ -11,6 +11,7 @@ mod aclnn;
 mod arena;
 mod call;
 mod capture;
+mod collective;
 mod context;
 mod control;
 mod error;

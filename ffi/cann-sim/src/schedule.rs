@@ -8,6 +8,7 @@
 //! Two things keep a program going that only ever asks: a question that was answered *not yet* a few times is a goal,
 //! and functions of the program that a stream is to call are run after a short while.
 
+use crate::collective::{Key, Share, carry_out};
 use crate::error::{Fail, Result, code};
 use crate::fault::KernelFault;
 use crate::stream::{Point, Task, Work};
@@ -91,6 +92,11 @@ impl Schedule {
         }
     }
 
+    /// Whether a host waits for a point, or for one behind it on the same stream.
+    pub(crate) fn is_awaited(&self, point: Point) -> bool {
+        self.goals.iter().any(|goal| goal.stream == point.stream && goal.seq >= point.seq)
+    }
+
     fn tick(&mut self) -> u64 {
         let now = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
         self.clock = now.max(self.clock + 1);
@@ -104,17 +110,19 @@ impl State {
         self.streams.get(&point.stream).is_none_or(|stream| stream.done >= point.seq)
     }
 
-    /// What a wait at the head of a queue is for; `None` when it has nothing to wait for any more.
-    fn awaited(&self, work: &Work) -> Option<Option<Point>> {
+    /// What a wait at the head of a queue is for; `None` when it has nothing to wait for any more, no points where
+    /// waiting for others brings nothing.
+    fn awaited(&self, work: &Work) -> Option<Vec<Point>> {
         let (event, point) = match work {
             Work::Wait { event, point } => (event, *point),
-            Work::Join { point, .. } => return (!self.reached(*point)).then_some(Some(*point)),
+            Work::Join { point, .. } => return (!self.reached(*point)).then(|| vec![*point]),
+            Work::Meet { keys, .. } => return self.meetings_await(keys),
             _ => return None,
         };
         match point.or_else(|| self.events.get(event).and_then(|event| event.latest)) {
-            Some(point) => (!self.reached(point)).then_some(Some(point)),
+            Some(point) => (!self.reached(point)).then(|| vec![point]),
             // Its event was destroyed: nothing will ever come.
-            None => self.events.contains_key(event).then_some(None),
+            None => self.events.contains_key(event).then(Vec::new),
         }
     }
 
@@ -142,8 +150,8 @@ impl State {
             for (at, task) in stream.queue.iter().take(needed).enumerate() {
                 match self.awaited(&task.work) {
                     None if at == 0 => ready.push(point.stream),
-                    Some(Some(point)) => open.push(point),
-                    _ => {}
+                    Some(points) => open.extend(points),
+                    None => {}
                 }
             }
         }
@@ -195,6 +203,8 @@ enum Step {
     Host(crate::stream::HostCall),
     Nothing(Result),
     Hang(Task),
+    /// Carries out one of the meetings that the task takes part in.
+    Meeting(Task, Key, Vec<(u32, Share)>),
 }
 
 impl World {
@@ -206,13 +216,18 @@ impl World {
         loop {
             let Some(id) = state.pick(lively) else {
                 self.changed.notify_all();
-                if state.has_host_calls() {
-                    let waited = self.changed.wait_timeout(state, LIVELY);
-                    let (again, timeout) = waited.unwrap_or_else(std::sync::PoisonError::into_inner);
-                    (state, lively) = (again, timeout.timed_out());
-                } else {
-                    state = self.changed.wait(state).unwrap_or_else(std::sync::PoisonError::into_inner);
-                    lively = false;
+                let calls = state.has_host_calls();
+                let wake = state.watch_meetings().map(|at| at.saturating_duration_since(Instant::now()));
+                match wake.into_iter().chain(calls.then_some(LIVELY)).min() {
+                    Some(wait) => {
+                        let waited = self.changed.wait_timeout(state, wait);
+                        let (again, timeout) = waited.unwrap_or_else(std::sync::PoisonError::into_inner);
+                        (state, lively) = (again, calls && timeout.timed_out());
+                    }
+                    None => {
+                        state = self.changed.wait(state).unwrap_or_else(std::sync::PoisonError::into_inner);
+                        lively = false;
+                    }
                 }
                 continue;
             };
@@ -231,6 +246,22 @@ impl World {
                     continue;
                 }
                 Step::Nothing(outcome) => outcome,
+                Step::Meeting(task, key, shares) => {
+                    state.schedule.running = true;
+                    drop(state);
+                    let outcome = catch_unwind(AssertUnwindSafe(|| carry_out(self, shares)));
+                    let panicked =
+                        || Err(Fail::new(code::INTERNAL, "the simulator panicked in a collective"));
+                    state = self.state();
+                    state.schedule.running = false;
+                    state.end_meeting(&key, outcome.unwrap_or_else(|_| panicked()));
+                    // The task ends once all of its meetings have.
+                    if let Some(stream) = state.streams.get_mut(&id) {
+                        stream.queue.push_front(task);
+                    }
+                    self.changed.notify_all();
+                    continue;
+                }
                 Step::Action(action) => {
                     state.schedule.running = true;
                     drop(state);
@@ -275,7 +306,12 @@ impl World {
             // Nothing was enqueued: whoever waits for it waits for nothing.
             return Ok(Point { stream: id, seq: 0 });
         }
-        let work = if stream.update.is_some() { state.renew(id, name, work)? } else { work };
+        let next = Point { stream: id, seq: stream.submitted + 1 };
+        let work = match work {
+            work if stream.update.is_some() => state.renew(id, name, work)?,
+            Work::Meet { comm, shares, .. } => state.book(comm, &shares, next)?,
+            work => work,
+        };
         let call = state.log.last();
         let stream = state.streams.get_mut(&id).ok_or_else(|| Fail::parameter("the stream is gone"))?;
         stream.queue.push_back(Task { call, name, work });
@@ -338,6 +374,16 @@ fn begin(state: &mut State, id: u64, task: Task) -> Step {
     let skip = stream.stop_on_error && stream.error.is_some();
     match task.work {
         Work::Kernel(_) | Work::Copy(_) if skip => Step::Nothing(Ok(())),
+        Work::Meet { rank, keys, .. } if skip => {
+            state.miss_meetings(&keys, rank, "its stream stopped after an error");
+            Step::Nothing(Ok(()))
+        }
+        Work::Meet { comm, rank, shares, keys } => match state.next_meeting(&keys) {
+            None => Step::Nothing(state.leave_meetings(&keys, rank)),
+            Some((key, parts)) => {
+                Step::Meeting(Task { work: Work::Meet { comm, rank, shares, keys }, ..task }, key, parts)
+            }
+        },
         Work::Kernel(action) => {
             match state.faults.lost().map(KernelFault::Fails).or_else(|| state.faults.at_kernel()) {
                 None => Step::Action(action),

@@ -1,6 +1,7 @@
 //! Streams and events: queues of work, and points in them.
 
 use crate::capture::Mark;
+use crate::collective::{Key, Place, Share};
 use crate::error::{Fail, Result, code};
 use crate::task_group::Update;
 use crate::world::{State, World};
@@ -44,6 +45,8 @@ pub(crate) enum Work {
     Host(HostCall),
     /// Ends a run of a graph once its lanes have reached the point, and tells what they met.
     Join { point: Point, lanes: Vec<u64>, graph: u64 },
+    /// Takes part in meetings with other streams' work. The keys are given when it is enqueued.
+    Meet { comm: u64, rank: u32, shares: Arc<[(Place, Share)]>, keys: Vec<Key> },
 }
 
 /// A piece of work, and where it came from.

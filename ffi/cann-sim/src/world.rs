@@ -1,6 +1,7 @@
 //! The one world of a loaded copy of the library: its devices, memory, streams, faults and log.
 
 use crate::capture::Capture;
+use crate::collective::{Clique, Comm, Key, Meeting, Rendezvous, Root, Timeouts, timeouts};
 use crate::context::Context;
 use crate::error::{Fail, Result, code};
 use crate::fault::Faults;
@@ -14,6 +15,7 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::c_void;
 use std::sync::{Condvar, Mutex, MutexGuard, Once, OnceLock, PoisonError};
+use std::time::Duration;
 
 /// What a world is made of.
 pub(crate) struct Options {
@@ -26,6 +28,8 @@ pub(crate) struct Options {
     pub(crate) faults: Faults,
     /// Tasks that one graph may hold.
     pub(crate) graph_tasks: usize,
+    /// How long ranks wait for each other.
+    pub(crate) timeouts: Timeouts,
     /// Whether leaks are reported on standard error when the program finalises.
     pub(crate) reports: bool,
 }
@@ -41,6 +45,7 @@ impl Default for Options {
             faults: Faults::default(),
             // The vendor documents streams and events as the limit, and none of tasks.
             graph_tasks: usize::MAX,
+            timeouts: timeouts(),
             reports: false,
         }
     }
@@ -67,6 +72,12 @@ impl Options {
         }
         if let Some(tasks) = number("graph_tasks")? {
             options.graph_tasks = usize::try_from(tasks).unwrap_or(usize::MAX);
+        }
+        if let Some(ms) = number("connection_timeout_ms")? {
+            options.timeouts.connection = Duration::from_millis(ms);
+        }
+        if let Some(ms) = number("execution_timeout_ms")? {
+            options.timeouts.execution = Duration::from_millis(ms);
         }
         if let Some(name) = config["adversary"].as_str() {
             options.adversary = Adversary::named(name)
@@ -96,6 +107,12 @@ pub(crate) struct State {
     /// Groups of tasks: the graph, and where in it.
     pub(crate) groups: BTreeMap<u64, (u64, Group)>,
     pub(crate) graph_tasks: usize,
+    pub(crate) comms: BTreeMap<u64, Comm>,
+    pub(crate) cliques: BTreeMap<u64, Clique>,
+    /// Where ranks that come together find each other.
+    pub(crate) roots: BTreeMap<Root, Rendezvous>,
+    pub(crate) meetings: BTreeMap<Key, Meeting>,
+    pub(crate) timeouts: Timeouts,
     /// (from, to): devices that may read each other.
     pub(crate) peers: BTreeSet<(usize, usize)>,
     /// Calls of `aclInit` that were not taken back.
@@ -179,7 +196,9 @@ fn from_environment() -> core::result::Result<Options, String> {
 
 impl World {
     fn new(options: Options) -> Self {
-        let Options { profile, memory_bytes, adversary, seed, faults, graph_tasks, reports, .. } = options;
+        let Options {
+            profile, memory_bytes, adversary, seed, faults, graph_tasks, timeouts, reports, ..
+        } = options;
         let memory = Memory::new(options.devices, memory_bytes, profile.padding());
         let (memory, broken) = match memory {
             Ok(memory) => (memory, None),
@@ -200,6 +219,11 @@ impl World {
             graphs: BTreeMap::new(),
             groups: BTreeMap::new(),
             graph_tasks,
+            comms: BTreeMap::new(),
+            cliques: BTreeMap::new(),
+            roots: BTreeMap::new(),
+            meetings: BTreeMap::new(),
+            timeouts,
             peers: BTreeSet::new(),
             initialized: 0,
             violations: Vec::new(),
@@ -233,6 +257,7 @@ pub(crate) enum Kind {
     Event = 3,
     Graph = 4,
     Group = 5,
+    Comm = 6,
 }
 
 /// Handles are numbers that no process maps: following one faults at once.

@@ -2,6 +2,8 @@
 //! work on the world, and returns a code; `call.rs` holds what they have in common.
 
 mod capture;
+mod collective;
+mod communicator;
 mod copy;
 mod descriptor;
 mod device;
@@ -9,6 +11,8 @@ mod event;
 mod init;
 mod memory;
 mod stream;
+
+pub(crate) use copy::as_fault;
 
 use crate::error::{Fail, Result, code};
 use crate::world::{Kind, State, number_of};
