@@ -201,6 +201,9 @@ impl State {
             Work::Wait { event, .. } => NodeWork::Wait { event },
             Work::Reset { event } => NodeWork::Reset { event },
             Work::Meet { comm, shares, .. } => NodeWork::Meet { comm, shares },
+            Work::Report { .. } | Work::Await { .. } => {
+                return Err(Fail::new(code::RT_FEATURE_NOT_SUPPORT, "a graph holds no aclrtLaunchCallback"));
+            }
             Work::Join { .. } => {
                 return Err(Fail::new(
                     code::RT_FEATURE_NOT_SUPPORT,
@@ -250,7 +253,7 @@ impl State {
             (None, None) => return Ok(false),
             (Some(_), None) if external => {
                 return self
-                    .record(id, "aclrtStreamWaitEvent", Work::Wait { event, point: None })
+                    .record(id, "aclrtStreamWaitEvent", Work::Wait { event, point: None, patience: None })
                     .map(|()| true);
             }
             // Never recorded, and of the kind that counts as complete then.

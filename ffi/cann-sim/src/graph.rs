@@ -115,7 +115,7 @@ impl State {
         let before: Vec<Point> = after.into_iter().chain(graph.last).collect();
         for (lane, &number) in graph.lanes.iter().zip(&numbers) {
             let waits = before.iter().map(|&point| {
-                let work = Work::Wait { event: 0, point: Some(point) };
+                let work = Work::Wait { event: 0, point: Some(point), patience: None };
                 Task { call: self.log.last(), name: "aclmdlRIExecuteAsync", work }
             });
             let mut stream = Stream::new(context, device);
@@ -151,6 +151,7 @@ impl State {
             NodeWork::Join { lane, nodes } => Work::Wait {
                 event: 0,
                 point: Some(Point { stream: lanes[*lane], seq: (lead + nodes) as u64 }),
+                patience: None,
             },
             NodeWork::Meet { comm, shares } => match self.book(*comm, shares, here) {
                 Ok(work) => work,
@@ -165,7 +166,7 @@ impl State {
                 }
                 None => Work::Record { event: *event, recording: 0 },
             },
-            NodeWork::Wait { event } => Work::Wait { event: *event, point: None },
+            NodeWork::Wait { event } => Work::Wait { event: *event, point: None, patience: None },
             NodeWork::Reset { event } => Work::Reset { event: *event },
         }
     }

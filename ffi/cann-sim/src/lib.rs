@@ -22,6 +22,8 @@ mod log;
 mod memory;
 mod op;
 mod profile;
+mod readiness;
+mod report;
 mod schedule;
 mod stream;
 mod task_group;

@@ -21,9 +21,6 @@ use std::time::{Duration, Instant};
 /// How long a function of the program waits at most until its stream gets to it, when nobody asks.
 const LIVELY: Duration = Duration::from_millis(20);
 
-/// How much of a queue is looked through for what it will wait for; all of it would cost the square of long ones.
-const LOOKAHEAD: usize = 256;
-
 /// Who picks the moments that nobody waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Adversary {
@@ -110,69 +107,18 @@ impl State {
         self.streams.get(&point.stream).is_none_or(|stream| stream.done >= point.seq)
     }
 
-    /// What a wait at the head of a queue is for; `None` when it has nothing to wait for any more, no points where
-    /// waiting for others brings nothing.
-    fn awaited(&self, work: &Work) -> Option<Vec<Point>> {
-        let (event, point) = match work {
-            Work::Wait { event, point } => (event, *point),
-            Work::Join { point, .. } => return (!self.reached(*point)).then(|| vec![*point]),
-            Work::Meet { keys, .. } => return self.meetings_await(keys),
-            _ => return None,
-        };
-        match point.or_else(|| self.events.get(event).and_then(|event| event.latest)) {
-            Some(point) => (!self.reached(point)).then(|| vec![point]),
-            // Its event was destroyed: nothing will ever come.
-            None => self.events.contains_key(event).then(Vec::new),
-        }
-    }
-
-    /// Whether the head of a stream could run now.
-    fn head_is_ready(&self, id: u64) -> bool {
-        let Some(stream) = self.streams.get(&id) else { return false };
-        let head = stream.queue.front().filter(|_| !stream.hung);
-        head.is_some_and(|task| self.awaited(&task.work).is_none())
-    }
-
-    /// The heads that a point depends on and that could run now: those that queued work will wait for too, so that
-    /// two branches of what is required come in either order.
-    fn heads_for(&self, goals: &[Point]) -> Vec<u64> {
-        let (mut open, mut seen, mut ready) = (goals.to_vec(), Vec::<Point>::new(), Vec::new());
-        while let Some(point) = open.pop() {
-            let covers = |other: &Point| other.stream == point.stream && other.seq >= point.seq;
-            if self.reached(point) || seen.iter().any(covers) {
-                continue;
-            }
-            seen.push(point);
-            let Some(stream) = self.streams.get(&point.stream).filter(|stream| !stream.hung) else {
-                continue;
-            };
-            let needed = usize::try_from(point.seq - stream.done).unwrap_or(usize::MAX).min(LOOKAHEAD);
-            for (at, task) in stream.queue.iter().take(needed).enumerate() {
-                match self.awaited(&task.work) {
-                    None if at == 0 => ready.push(point.stream),
-                    Some(points) => open.extend(points),
-                    None => {}
-                }
-            }
-        }
-        ready.sort_unstable();
-        ready.dedup();
-        ready
-    }
-
     /// The stream whose head runs next, if any may.
     fn pick(&mut self, lively: bool) -> Option<u64> {
         let mut ready = self.heads_for(&self.schedule.goals);
         if ready.is_empty() && self.schedule.credit > 0 {
             ready = self.streams.keys().copied().filter(|&id| self.head_is_ready(id)).collect();
             // A function of the program may wait for whoever enqueues just now.
-            ready
-                .retain(|id| !matches!(self.streams[id].queue.front().map(|t| &t.work), Some(Work::Host(_))));
+            ready.retain(|id| !self.streams[id].queue.front().is_some_and(|task| task.work.is_call()));
             self.schedule.credit = if ready.is_empty() { 0 } else { self.schedule.credit - 1 };
         }
         if ready.is_empty() && lively {
             let calls = self.streams.iter().filter_map(|(&id, stream)| {
-                let at = stream.queue.iter().rposition(|task| matches!(task.work, Work::Host(_)))?;
+                let at = stream.queue.iter().rposition(|task| task.work.is_call())?;
                 Some(Point { stream: id, seq: stream.done + 1 + at as u64 })
             });
             ready = self.heads_for(&calls.collect::<Vec<_>>());
@@ -182,7 +128,7 @@ impl State {
     }
 
     fn has_host_calls(&self) -> bool {
-        self.streams.values().any(|stream| stream.queue.iter().any(|task| matches!(task.work, Work::Host(_))))
+        self.streams.values().any(|stream| stream.queue.iter().any(|task| task.work.is_call()))
     }
 
     /// Books that the head of a stream is done.
@@ -203,6 +149,8 @@ enum Step {
     Host(crate::stream::HostCall),
     Nothing(Result),
     Hang(Task),
+    /// Stays at the head of its queue, and waits there.
+    Stay(Task),
     /// Carries out one of the meetings that the task takes part in.
     Meeting(Task, Key, Vec<(u32, Share)>),
 }
@@ -217,7 +165,8 @@ impl World {
             let Some(id) = state.pick(lively) else {
                 self.changed.notify_all();
                 let calls = state.has_host_calls();
-                let wake = state.watch_meetings().map(|at| at.saturating_duration_since(Instant::now()));
+                let watched = state.watch_meetings().into_iter().chain(state.watch_waits());
+                let wake = watched.min().map(|at| at.saturating_duration_since(Instant::now()));
                 match wake.into_iter().chain(calls.then_some(LIVELY)).min() {
                     Some(wait) => {
                         let waited = self.changed.wait_timeout(state, wait);
@@ -243,6 +192,13 @@ impl World {
                         stream.hung = true;
                         stream.queue.push_front(task);
                     }
+                    continue;
+                }
+                Step::Stay(task) => {
+                    if let Some(stream) = state.streams.get_mut(&id) {
+                        stream.queue.push_front(task);
+                    }
+                    self.changed.notify_all();
                     continue;
                 }
                 Step::Nothing(outcome) => outcome,
@@ -404,7 +360,15 @@ fn begin(state: &mut State, id: u64, task: Task) -> Step {
             }
             Step::Nothing(Ok(()))
         }
-        Work::Wait { .. } => Step::Nothing(Ok(())),
+        Work::Wait { patience, .. } if stream.expired == Some(stream.done + 1) => {
+            let text = format!("the event was not reached within {:?}", patience.unwrap_or_default());
+            Step::Nothing(Err(Fail::new(code::RT_WAIT_TIMEOUT, text)))
+        }
+        Work::Wait { .. } | Work::Await { .. } => Step::Nothing(Ok(())),
+        Work::Report { call, blocks } => match state.leave_report(id, call) {
+            Ok(report) if blocks => Step::Stay(Task { work: Work::Await { report }, ..task }),
+            other => Step::Nothing(other.map(drop)),
+        },
         Work::Reset { event } => {
             if let Some(event) = state.events.get_mut(&event) {
                 (event.latest, event.reached) = (None, None);

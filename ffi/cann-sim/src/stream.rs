@@ -8,6 +8,7 @@ use crate::world::{State, World};
 use std::collections::VecDeque;
 use std::ffi::c_void;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// A place in the order of a stream: its `seq`-th piece of work, counted from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,16 +38,28 @@ pub(crate) enum Work {
     Copy(Action),
     /// Marks a point for an event; `recording` tells a later record of the same event apart.
     Record { event: u64, recording: u64 },
-    /// Goes on when the point is reached; `None`: when the event has been recorded for the first time.
-    Wait { event: u64, point: Option<Point> },
+    /// Goes on when the point is reached; `None`: when the event has been recorded for the first time. Fails where
+    /// that takes too long.
+    Wait { event: u64, point: Option<Point>, patience: Option<Duration> },
     /// Makes an event one that was never recorded.
     Reset { event: u64 },
     /// Calls a function of the program.
     Host(HostCall),
+    /// Leaves a function of the program for the thread that the stream's reports go to; it may wait for its end.
+    Report { call: HostCall, blocks: bool },
+    /// Waits for the end of a function that was left so.
+    Await { report: u64 },
     /// Ends a run of a graph once its lanes have reached the point, and tells what they met.
     Join { point: Point, lanes: Vec<u64>, graph: u64 },
     /// Takes part in meetings with other streams' work. The keys are given when it is enqueued.
     Meet { comm: u64, rank: u32, shares: Arc<[(Place, Share)]>, keys: Vec<Key> },
+}
+
+impl Work {
+    /// Whether the program is called, which it may wait for without asking.
+    pub(crate) fn is_call(&self) -> bool {
+        matches!(self, Self::Host(_) | Self::Report { .. })
+    }
 }
 
 /// A piece of work, and where it came from.
@@ -77,6 +90,9 @@ pub(crate) struct Stream {
     pub(crate) is_lane: bool,
     /// The capture that records what is enqueued here, and the lane it becomes.
     pub(crate) capture: Option<(u64, usize)>,
+    /// When its head began to wait, and which piece of work that is; and the one that has waited too long.
+    pub(crate) waiting: Option<(u64, Instant)>,
+    pub(crate) expired: Option<u64>,
     /// The group of a graph's tasks that what is enqueued here takes the place of.
     pub(crate) update: Option<Update>,
 }
@@ -95,6 +111,8 @@ impl Stream {
             polls: 0,
             is_lane: false,
             capture: None,
+            waiting: None,
+            expired: None,
             update: None,
         }
     }

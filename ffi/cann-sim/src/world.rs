@@ -10,9 +10,9 @@ use crate::log::Log;
 use crate::memory::Memory;
 use crate::profile::Profile;
 use crate::schedule::{Adversary, Schedule};
-use crate::stream::{Event, Stream};
+use crate::stream::{Event, HostCall, Stream};
 use serde_json::Value;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ffi::c_void;
 use std::sync::{Condvar, Mutex, MutexGuard, Once, OnceLock, PoisonError};
 use std::time::Duration;
@@ -113,6 +113,13 @@ pub(crate) struct State {
     pub(crate) roots: BTreeMap<Root, Rendezvous>,
     pub(crate) meetings: BTreeMap<Key, Meeting>,
     pub(crate) timeouts: Timeouts,
+    /// How long a stream waits for an event where the wait does not say.
+    pub(crate) wait_timeout: Option<Duration>,
+    /// Functions of the program that were left for a thread, with their numbers; those that have not ended yet.
+    pub(crate) callbacks: BTreeMap<u64, VecDeque<(HostCall, u64)>>,
+    pub(crate) open_reports: BTreeSet<u64>,
+    /// The thread that a stream's reports go to.
+    pub(crate) subscribers: BTreeMap<u64, u64>,
     /// (from, to): devices that may read each other.
     pub(crate) peers: BTreeSet<(usize, usize)>,
     /// Calls of `aclInit` that were not taken back.
@@ -224,6 +231,10 @@ impl World {
             roots: BTreeMap::new(),
             meetings: BTreeMap::new(),
             timeouts,
+            wait_timeout: None,
+            callbacks: BTreeMap::new(),
+            open_reports: BTreeSet::new(),
+            subscribers: BTreeMap::new(),
             peers: BTreeSet::new(),
             initialized: 0,
             violations: Vec::new(),
@@ -258,6 +269,7 @@ pub(crate) enum Kind {
     Graph = 4,
     Group = 5,
     Comm = 6,
+    Physical = 7,
 }
 
 /// Handles are numbers that no process maps: following one faults at once.

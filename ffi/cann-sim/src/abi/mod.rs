@@ -9,6 +9,7 @@ mod descriptor;
 mod device;
 mod event;
 mod init;
+mod mapping;
 mod memory;
 mod stream;
 

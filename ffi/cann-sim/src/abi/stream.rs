@@ -3,6 +3,7 @@
 use super::milliseconds;
 use crate::call::{driver, give};
 use crate::error::{Fail, Result, code};
+use crate::report::not_subscribed;
 use crate::schedule::mix;
 use crate::stream::{EVENT_SYNC, HostCall, Point, Stream, Work};
 use crate::world::{Kind, handle, world};
@@ -68,7 +69,12 @@ pub(super) fn polled_enough(seed: u64, id: u64, polls: u64) -> bool {
     polls > 1 + mix(seed, id) % (MOST_POLLS - 1)
 }
 
-fn wait_event(stream: *mut c_void, event: *mut c_void, name: &'static str) -> Result {
+fn wait_event(
+    stream: *mut c_void,
+    event: *mut c_void,
+    patience: Option<Duration>,
+    name: &'static str,
+) -> Result {
     let mut state = world().state();
     let id = state.stream_of(stream)?;
     let event_id = state.event_of(event)?;
@@ -89,7 +95,7 @@ fn wait_event(stream: *mut c_void, event: *mut c_void, name: &'static str) -> Re
     if point.is_none() {
         state.violate("the event has not been recorded; the stream waits until somebody does".into());
     }
-    world().submit(state, id, name, Work::Wait { event: event_id, point }).map(drop)
+    world().submit(state, id, name, Work::Wait { event: event_id, point, patience }).map(drop)
 }
 
 driver! {
@@ -149,7 +155,55 @@ driver! {
     }
 
     fn aclrtStreamWaitEvent(stream: *mut c_void, event: *mut c_void) {
-        wait_event(stream, event, "aclrtStreamWaitEvent")
+        let patience = world().state().wait_timeout;
+        wait_event(stream, event, patience, "aclrtStreamWaitEvent")
+    }
+
+    fn aclrtStreamWaitEventWithTimeout(stream: *mut c_void, event: *mut c_void, seconds: i32) {
+        let seconds = u64::try_from(seconds)
+            .map_err(|_| Fail::parameter(format!("a timeout of {seconds} seconds; 0 is for ever")))?;
+        let patience = (seconds > 0).then(|| Duration::from_secs(seconds));
+        wait_event(stream, event, patience, "aclrtStreamWaitEventWithTimeout")
+    }
+
+    fn aclrtSubscribeReport(thread: u64, stream: *mut c_void) {
+        let mut state = world().state();
+        let id = state.stream_of(stream)?;
+        state.subscribe(id, thread)
+    }
+
+    fn aclrtUnSubscribeReport(thread: u64, stream: *mut c_void) {
+        let mut state = world().state();
+        let id = state.stream_of(stream)?;
+        state.unsubscribe(id, thread)
+    }
+
+    fn aclrtProcessReport(timeout: i32) {
+        let timeout = milliseconds(timeout)?;
+        world().process_reports(timeout)
+    }
+
+    fn aclrtLaunchCallback(
+        function: Option<unsafe extern "C" fn(*mut c_void)>,
+        argument: *mut c_void,
+        block: i32,
+        stream: *mut c_void,
+    ) {
+        let state = world().state();
+        let id = state.stream_of(stream)?;
+        let Some(function) = function else {
+            return Err(Fail::parameter("the function is NULL"));
+        };
+        let blocks = match block {
+            0 => false,
+            1 => true,
+            _ => return Err(Fail::parameter(format!("block type {block}; 0 does not hold the stream up, 1 does"))),
+        };
+        if !state.subscribers.contains_key(&id) {
+            return Err(not_subscribed("the stream's reports go to no thread"));
+        }
+        let work = Work::Report { call: HostCall { function, argument }, blocks };
+        world().submit(state, id, "aclrtLaunchCallback", work).map(drop)
     }
 
     fn aclrtSetStreamFailureMode(stream: *mut c_void, mode: u64) {

@@ -225,6 +225,10 @@ impl SimReport {
         for block in list(&answer["memory"]["host"]) {
             lines.push(format!("{} bytes of pinned memory", block["bytes"]));
         }
+        for (kind, what) in [("reserved", "ranges of addresses"), ("physical", "pieces of physical memory")] {
+            let count = answer["memory"][kind].as_u64().unwrap_or(0);
+            lines.extend((count > 0).then(|| format!("{count} {what}")));
+        }
         for kind in ["streams", "events", "graphs", "captures", "communicators", "contexts", "pending"] {
             let count = answer[kind].as_u64().unwrap_or(0);
             let what = if kind == "pending" { "pieces of pending work" } else { kind };
