@@ -430,7 +430,7 @@ fn enqueue(planned: &Arc<Executor>, workspace: usize, size: u64, stream: *mut c_
         }
         (planned.plan.body)(&run)
     };
-    world().submit(state, id, name, Work::Kernel(Box::new(action))).map(drop)
+    world().submit(state, id, name, Work::Kernel(Arc::new(action))).map(drop)
 }
 
 /// What addresses of tensors are multiples of.

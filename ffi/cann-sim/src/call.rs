@@ -19,7 +19,7 @@ thread_local! {
 }
 
 /// This thread's number in the log.
-fn thread() -> u64 {
+pub(crate) fn thread() -> u64 {
     static THREADS: AtomicU64 = AtomicU64::new(0);
     THREAD.with(|thread| {
         if thread.get() == 0 {

@@ -38,6 +38,7 @@ impl State {
         self.contexts.remove(&context);
         self.streams.retain(|_, stream| stream.context != context);
         self.events.retain(|_, event| event.context != context);
+        self.find_orphans();
         if CURRENT.get() == Some(context) {
             CURRENT.set(None);
         }

@@ -4,16 +4,17 @@
 //!
 //! | `do` | with | answers |
 //! | --- | --- | --- |
-//! | `configure` | `soc`, `devices`, `memory_bytes`, `adversary`, `seed`, `faults`; before any other call | `{}` |
+//! | `configure` | `soc`, `devices`, `memory_bytes`, `adversary`, `seed`, `graph_tasks`, `connection_timeout_ms`, `execution_timeout_ms`, `faults`; before any other call | `{}` |
 //! | `schedule` | `adversary`, `seed` | `{}` |
 //! | `faults` | `faults`: a list; counting starts anew | `{}` |
 //! | `log` | `after`: a call's number | `calls` |
 //! | `clear_log` | | `{}` |
-//! | `report` | | `memory`, `streams`, `events`, `contexts`, `descriptors`, `damage`, `violations` |
+//! | `report` | | `memory`, `streams`, `events`, `graphs`, `captures`, `communicators`, `contexts`, `descriptors`, `damage`, `violations` |
 //! | `again` | | the latest answer of this thread |
 
 use crate::fault::Faults;
 use crate::schedule::{Adversary, Schedule};
+use crate::stream::Stream;
 use crate::tensor::census;
 use crate::world::{Options, State, configure, world};
 use serde_json::{Value, json};
@@ -81,7 +82,8 @@ impl State {
     /// Everything that is held, and everything that was wrong.
     pub(crate) fn report(&self) -> Value {
         let default: Vec<u64> = self.contexts.values().map(|context| context.default_stream).collect();
-        let streams = self.streams.keys().filter(|id| !default.contains(id)).count();
+        let own = |(id, stream): &(&u64, &Stream)| !default.contains(id) && !stream.is_lane;
+        let streams = self.streams.iter().filter(own).count();
         let pending: usize = self.streams.values().map(|stream| stream.queue.len()).sum();
         let contexts = self.contexts.values().filter(|context| context.shared.is_none()).count();
         let descriptors: serde_json::Map<String, Value> =
@@ -90,6 +92,9 @@ impl State {
             "memory": self.memory.leaks(),
             "streams": streams,
             "events": self.events.len(),
+            "graphs": self.graphs.len(),
+            "captures": self.captures.len(),
+            "communicators": self.comms.len(),
             "contexts": contexts,
             "pending": pending,
             "descriptors": descriptors,

@@ -3,6 +3,7 @@
 use crate::error::{Fail, code};
 use serde_json::Value;
 use std::collections::HashMap;
+use std::time::Duration;
 
 /// One planned fault.
 enum Planned {
@@ -12,6 +13,12 @@ enum Planned {
     Kernel { at: u64, code: i32 },
     /// The n-th kernel that a stream gets to never ends.
     Hang { at: u64 },
+    /// From its n-th collective on a rank never comes.
+    Dead { rank: u32, at: u64 },
+    /// A rank comes to every collective so many milliseconds late.
+    Slow { rank: u32, milliseconds: u64 },
+    /// The n-th collective that takes place fails.
+    Link { at: u64, code: i32 },
     /// From the n-th call on, whatever reaches the device fails.
     Lost { at: u64, code: i32 },
 }
@@ -29,6 +36,9 @@ pub(crate) struct Faults {
     calls: HashMap<&'static str, u64>,
     total: u64,
     kernels: u64,
+    /// Collectives that each rank has called, and those that took place.
+    collectives: HashMap<u32, u64>,
+    meetings: u64,
     lost: Option<i32>,
 }
 
@@ -38,6 +48,7 @@ impl Faults {
         let rows = list.as_array().ok_or("`faults` is a list")?;
         let plan = rows.iter().map(|row| {
             let number = |key: &str| row[key].as_u64();
+            let rank = number("rank").and_then(|rank| u32::try_from(rank).ok());
             let code_or =
                 |default: i32| number("code").and_then(|code| i32::try_from(code).ok()).unwrap_or(default);
             if let (Some(name), Some(at)) = (row["call"].as_str(), number("at")) {
@@ -46,10 +57,16 @@ impl Faults {
                 Ok(Planned::Kernel { at, code: code_or(code::RT_AICORE_EXCEPTION) })
             } else if let Some(at) = number("hang") {
                 Ok(Planned::Hang { at })
+            } else if let (Some(rank), Some(at)) = (rank, number("dead_at")) {
+                Ok(Planned::Dead { rank, at })
+            } else if let (Some(rank), Some(milliseconds)) = (rank, number("slow_ms")) {
+                Ok(Planned::Slow { rank, milliseconds })
+            } else if let Some(at) = number("link") {
+                Ok(Planned::Link { at, code: code_or(code::RT_LINK_ERROR) })
             } else if let Some(at) = number("lost") {
                 Ok(Planned::Lost { at, code: code_or(code::DRV_INTERNAL) })
             } else {
-                Err(format!("`{row}` is no fault: give call and at, kernel, hang or lost"))
+                Err(format!("`{row}` is no fault: give call and at, kernel, hang, lost, link, or rank with dead_at or slow_ms"))
             }
         });
         Ok(Self { plan: plan.collect::<Result<_, _>>()?, ..Self::default() })
@@ -79,6 +96,36 @@ impl Faults {
     /// The code of every call that needs the device, once it is lost.
     pub(crate) fn lost(&self) -> Option<Fail> {
         self.lost.map(|code| Fail::new(code, "planned: the device is lost"))
+    }
+
+    /// Counts a rank's collective: why the rank never comes to it, and how late it does.
+    pub(crate) fn at_collective(&mut self, rank: u32) -> (Option<String>, Option<Duration>) {
+        let count = self.collectives.entry(rank).or_insert(0);
+        *count += 1;
+        let dead = |planned: &Planned| match planned {
+            Planned::Dead { rank: dead, at } => *dead == rank && *count >= *at,
+            _ => false,
+        };
+        let absent = self.plan.iter().any(dead).then(|| format!("planned: rank {rank} is dead"));
+        let delay = self.plan.iter().find_map(|planned| match planned {
+            Planned::Slow { rank: slow, milliseconds } if *slow == rank => {
+                Some(Duration::from_millis(*milliseconds))
+            }
+            _ => None,
+        });
+        (absent, delay)
+    }
+
+    /// Counts a collective that takes place, and says whether it fails.
+    pub(crate) fn at_meeting(&mut self) -> Option<Fail> {
+        self.meetings += 1;
+        let now = self.meetings;
+        self.plan.iter().find_map(|planned| match planned {
+            Planned::Link { at, code } if *at == now => {
+                Some(Fail::new(*code, format!("planned: the link fails in collective {now}")))
+            }
+            _ => None,
+        })
     }
 
     /// Counts a kernel that a stream got to, and says what becomes of it.

@@ -1,5 +1,9 @@
 //! Allocations: on the device, where addresses are not given out twice while there are others, and on the host.
 
+mod mapping;
+
+pub(crate) use mapping::{GRANULARITY, HUGE_GRANULARITY};
+
 use crate::arena::{Arena, PAGE};
 use crate::error::{Fail, Result, code};
 use serde_json::{Value, json};
@@ -32,6 +36,8 @@ pub(crate) struct Block {
     pub(crate) call: u64,
     /// The pages that are its own.
     region: (usize, usize),
+    /// The physical memory that was mapped there, where that was done by hand.
+    physical: Option<u64>,
 }
 
 impl Block {
@@ -47,6 +53,8 @@ impl Block {
 pub(crate) struct Pinned {
     pub(crate) address: usize,
     pub(crate) bytes: usize,
+    /// The program's own, which it has registered.
+    registered: bool,
 }
 
 impl Pinned {
@@ -63,12 +71,15 @@ impl Pinned {
         }
         // SAFETY: just mapped, writable, so long.
         unsafe { at.cast::<u8>().write_bytes(POISON, bytes) };
-        Ok(Self { address: at.expose_provenance(), bytes })
+        Ok(Self { address: at.expose_provenance(), bytes, registered: false })
     }
 }
 
 impl Drop for Pinned {
     fn drop(&mut self) {
+        if self.registered {
+            return;
+        }
         // SAFETY: our own mapping; whoever still copies from or to it holds it too.
         unsafe { libc::munmap(core::ptr::with_exposed_provenance_mut(self.address), self.bytes) };
     }
@@ -88,6 +99,10 @@ pub(crate) struct Memory {
     live: BTreeMap<usize, Block>,
     freed: BTreeMap<usize, (Block, u64)>,
     pinned: BTreeMap<usize, Arc<Pinned>>,
+    /// Ranges of addresses that programs have reserved, by their first: bytes, device and call.
+    reserved: BTreeMap<usize, (usize, usize, u64)>,
+    /// Physical memory that programs map by hand.
+    physical: BTreeMap<u64, mapping::Physical>,
     made: u64,
 }
 
@@ -104,7 +119,21 @@ impl Memory {
     pub(crate) fn none() -> Self {
         let (live, freed, pinned) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         let (next, used, arena) = (Vec::new(), Vec::new(), Arena::none());
-        Self { arena, span: 0, next, used, limit: 0, padding: 0, live, freed, pinned, made: 0 }
+        let (reserved, physical) = (BTreeMap::new(), BTreeMap::new());
+        Self {
+            arena,
+            span: 0,
+            next,
+            used,
+            limit: 0,
+            padding: 0,
+            live,
+            freed,
+            pinned,
+            reserved,
+            physical,
+            made: 0,
+        }
     }
 
     /// Pages for an allocation: fresh ones, or where those have run out a gap.
@@ -117,11 +146,15 @@ impl Memory {
             return Some(fresh);
         }
         let mut from = first;
-        for block in self.live.range(first..end).map(|(_, block)| block) {
-            if block.region.0 - from >= bytes {
+        let blocks = self.live.range(first..end).map(|(_, block)| block.region);
+        let reserved = self.reserved.range(first..end).map(|(&start, &(bytes, ..))| (start, start + bytes));
+        let mut taken: Vec<(usize, usize)> = blocks.chain(reserved).collect();
+        taken.sort_unstable();
+        for (start, after) in taken {
+            if start.saturating_sub(from) >= bytes {
                 return Some(from);
             }
-            from = block.region.1;
+            from = from.max(after);
         }
         (end - from >= bytes).then_some(from)
     }
@@ -149,12 +182,16 @@ impl Memory {
         self.used[device] += padded;
         self.made += 1;
         let (number, region) = (self.made, (start, start + pages));
-        self.live.insert(address, Block { address, bytes, padded, device, number, call, region });
+        let physical = None;
+        self.live.insert(address, Block { address, bytes, padded, device, number, call, region, physical });
         Ok(address)
     }
 
     /// Ends an allocation, whoever uses it.
     pub(crate) fn free(&mut self, address: usize, call: u64) -> Result {
+        if self.live.get(&address).is_some_and(|block| block.physical.is_some()) {
+            return Err(Fail::parameter(format!("{address:#x} was mapped; unmap it with aclrtUnmapMem")));
+        }
         let Some(block) = self.live.remove(&address) else {
             return Err(Fail::parameter(match self.holder(address) {
                 Some(block) => format!("{address:#x} is inside {}; free its first address", block.describe()),
@@ -176,6 +213,10 @@ impl Memory {
 
     /// What was written outside an allocation, if anything was.
     fn damage(&self, block: &Block) -> Option<String> {
+        if block.physical.is_some() {
+            // Nothing of it stands around memory that was mapped by hand.
+            return None;
+        }
         let (start, end) = block.region;
         let before = self.arena.differs(start, REDZONE_BYTES, REDZONE);
         let rear = block.address + block.padded;
@@ -210,15 +251,20 @@ impl Memory {
     /// The living allocation that a range lies in.
     pub(crate) fn block(&self, address: usize, bytes: usize) -> Result<&Block> {
         let block = self.holder(address).ok_or_else(|| Fail::parameter(self.unknown(address)))?;
-        if block.address + block.bytes - address.min(block.address + block.bytes) < bytes {
+        if self.end_of(block) - address.min(self.end_of(block)) < bytes {
             let text = format!("{bytes} bytes from {address:#x} on reach beyond {}", block.describe());
             return Err(Fail::parameter(text));
         }
         Ok(block)
     }
 
-    /// Where the simulator sees a range of one living allocation.
+    /// Where the simulator sees a range of one living allocation, or of host memory that was registered.
     pub(crate) fn map(&self, address: usize, bytes: usize) -> Result<*mut u8> {
+        if !self.arena.contains(address)
+            && self.pinned(address, bytes).is_some_and(|pinned| pinned.registered)
+        {
+            return Ok(core::ptr::with_exposed_provenance_mut(address));
+        }
         self.block(address, bytes)?;
         Ok(self.arena.pointer(address))
     }
@@ -241,9 +287,22 @@ impl Memory {
 
     /// Ends pinned memory; a copy in flight keeps it until it is done.
     pub(crate) fn unpin(&mut self, address: usize) -> Result {
-        let gone = self.pinned.remove(&address);
-        gone.map(drop)
-            .ok_or_else(|| Fail::parameter(format!("{address:#x} was not given by aclrtMallocHost")))
+        self.release_host(address, false)
+    }
+
+    /// Ends pinned memory of one kind.
+    fn release_host(&mut self, address: usize, registered: bool) -> Result {
+        match self.pinned.get(&address).is_some_and(|pinned| pinned.registered == registered) {
+            true => {
+                self.pinned.remove(&address);
+                Ok(())
+            }
+            false => {
+                let maker =
+                    if registered { "registered with aclrtHostRegister" } else { "given by aclrtMallocHost" };
+                Err(Fail::parameter(format!("{address:#x} was not {maker}")))
+            }
+        }
     }
 
     /// The pinned memory that a range of host memory lies in.
@@ -259,6 +318,8 @@ impl Memory {
             json!({ "number": block.number, "bytes": block.bytes, "device": block.device, "call": block.call })
         });
         json!({
+            "reserved": self.reserved.len(),
+            "physical": self.physical.len(),
             "device": blocks.collect::<Value>(),
             "host": self.pinned.values().map(|pinned| json!({ "bytes": pinned.bytes })).collect::<Value>(),
         })
@@ -271,6 +332,7 @@ impl Memory {
 
     /// Frees what a device holds; for its reset.
     pub(crate) fn forget(&mut self, device: usize, call: u64) {
+        self.forget_mappings(device, call);
         let held: Vec<usize> =
             self.live.values().filter(|block| block.device == device).map(|block| block.address).collect();
         for address in held {

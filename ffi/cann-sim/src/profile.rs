@@ -25,13 +25,54 @@ pub(crate) struct Profile {
     pub(crate) streams: usize,
     /// Events that may exist at a time, on one device.
     pub(crate) events: usize,
+    /// Cores for matrices, cores for vectors, bytes of the second cache: of one member of the family.
+    pub(crate) cores: (i64, i64),
+    pub(crate) l2_bytes: i64,
+    /// The instruction set's number.
+    pub(crate) architecture: i64,
 }
 
 const PROFILES: [Profile; 4] = [
-    Profile { key: "310P", soc: "Ascend310P3", family: Family::P310, streams: 1024, events: 1023 },
-    Profile { key: "A2", soc: "Ascend910B3", family: Family::A2, streams: 1984, events: 65536 },
-    Profile { key: "A3", soc: "Ascend910_9391", family: Family::A3, streams: 1984, events: 65536 },
-    Profile { key: "950", soc: "Ascend950", family: Family::A5, streams: 1984, events: 65536 },
+    Profile {
+        key: "310P",
+        soc: "Ascend310P3",
+        family: Family::P310,
+        streams: 1024,
+        events: 1023,
+        cores: (8, 7),
+        l2_bytes: 16 << 20,
+        architecture: 2002,
+    },
+    Profile {
+        key: "A2",
+        soc: "Ascend910B3",
+        family: Family::A2,
+        streams: 1984,
+        events: 65536,
+        cores: (20, 40),
+        l2_bytes: 192 << 20,
+        architecture: 2201,
+    },
+    Profile {
+        key: "A3",
+        soc: "Ascend910_9391",
+        family: Family::A3,
+        streams: 1984,
+        events: 65536,
+        cores: (24, 48),
+        l2_bytes: 192 << 20,
+        architecture: 2201,
+    },
+    Profile {
+        key: "950",
+        soc: "Ascend950",
+        family: Family::A5,
+        streams: 1984,
+        events: 65536,
+        cores: (32, 64),
+        l2_bytes: 128 << 20,
+        architecture: 3510,
+    },
 ];
 
 impl Profile {

@@ -8,6 +8,7 @@
 //! Two things keep a program going that only ever asks: a question that was answered *not yet* a few times is a goal,
 //! and functions of the program that a stream is to call are run after a short while.
 
+use crate::collective::{Key, Share, carry_out};
 use crate::error::{Fail, Result, code};
 use crate::fault::KernelFault;
 use crate::stream::{Point, Task, Work};
@@ -88,6 +89,11 @@ impl Schedule {
         }
     }
 
+    /// Whether a host waits for a point, or for one behind it on the same stream.
+    pub(crate) fn is_awaited(&self, point: Point) -> bool {
+        self.goals.iter().any(|goal| goal.stream == point.stream && goal.seq >= point.seq)
+    }
+
     fn tick(&mut self) -> u64 {
         let now = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
         self.clock = now.max(self.clock + 1);
@@ -101,56 +107,18 @@ impl State {
         self.streams.get(&point.stream).is_none_or(|stream| stream.done >= point.seq)
     }
 
-    /// What a wait at the head of a queue is for; `None` when it has nothing to wait for any more.
-    fn awaited(&self, work: &Work) -> Option<Option<Point>> {
-        let Work::Wait { event, point } = work else { return None };
-        match point.or_else(|| self.events.get(event).and_then(|event| event.latest)) {
-            Some(point) => (!self.reached(point)).then_some(Some(point)),
-            // Its event was destroyed: nothing will ever come.
-            None => self.events.contains_key(event).then_some(None),
-        }
-    }
-
-    /// Whether the head of a stream could run now.
-    fn head_is_ready(&self, id: u64) -> bool {
-        let Some(stream) = self.streams.get(&id) else { return false };
-        let head = stream.queue.front().filter(|_| !stream.hung);
-        head.is_some_and(|task| self.awaited(&task.work).is_none())
-    }
-
-    /// The heads that a point depends on and that could run now.
-    fn heads_for(&self, goals: &[Point]) -> Vec<u64> {
-        let (mut open, mut seen, mut ready) = (goals.to_vec(), Vec::new(), Vec::new());
-        while let Some(point) = open.pop() {
-            if self.reached(point) || seen.contains(&point.stream) {
-                continue;
-            }
-            seen.push(point.stream);
-            let Some(stream) = self.streams.get(&point.stream) else { continue };
-            let Some(task) = stream.queue.front().filter(|_| !stream.hung) else { continue };
-            match self.awaited(&task.work) {
-                None => ready.push(point.stream),
-                Some(Some(point)) => open.push(point),
-                Some(None) => {}
-            }
-        }
-        ready.sort_unstable();
-        ready
-    }
-
     /// The stream whose head runs next, if any may.
     fn pick(&mut self, lively: bool) -> Option<u64> {
         let mut ready = self.heads_for(&self.schedule.goals);
         if ready.is_empty() && self.schedule.credit > 0 {
             ready = self.streams.keys().copied().filter(|&id| self.head_is_ready(id)).collect();
             // A function of the program may wait for whoever enqueues just now.
-            ready
-                .retain(|id| !matches!(self.streams[id].queue.front().map(|t| &t.work), Some(Work::Host(_))));
+            ready.retain(|id| !self.streams[id].queue.front().is_some_and(|task| task.work.is_call()));
             self.schedule.credit = if ready.is_empty() { 0 } else { self.schedule.credit - 1 };
         }
         if ready.is_empty() && lively {
             let calls = self.streams.iter().filter_map(|(&id, stream)| {
-                let at = stream.queue.iter().rposition(|task| matches!(task.work, Work::Host(_)))?;
+                let at = stream.queue.iter().rposition(|task| task.work.is_call())?;
                 Some(Point { stream: id, seq: stream.done + 1 + at as u64 })
             });
             ready = self.heads_for(&calls.collect::<Vec<_>>());
@@ -160,7 +128,7 @@ impl State {
     }
 
     fn has_host_calls(&self) -> bool {
-        self.streams.values().any(|stream| stream.queue.iter().any(|task| matches!(task.work, Work::Host(_))))
+        self.streams.values().any(|stream| stream.queue.iter().any(|task| task.work.is_call()))
     }
 
     /// Books that the head of a stream is done.
@@ -181,6 +149,10 @@ enum Step {
     Host(crate::stream::HostCall),
     Nothing(Result),
     Hang(Task),
+    /// Stays at the head of its queue, and waits there.
+    Stay(Task),
+    /// Carries out one of the meetings that the task takes part in.
+    Meeting(Task, Key, Vec<(u32, Share)>),
 }
 
 impl World {
@@ -192,13 +164,19 @@ impl World {
         loop {
             let Some(id) = state.pick(lively) else {
                 self.changed.notify_all();
-                if state.has_host_calls() {
-                    let waited = self.changed.wait_timeout(state, LIVELY);
-                    let (again, timeout) = waited.unwrap_or_else(std::sync::PoisonError::into_inner);
-                    (state, lively) = (again, timeout.timed_out());
-                } else {
-                    state = self.changed.wait(state).unwrap_or_else(std::sync::PoisonError::into_inner);
-                    lively = false;
+                let calls = state.has_host_calls();
+                let watched = state.watch_meetings().into_iter().chain(state.watch_waits());
+                let wake = watched.min().map(|at| at.saturating_duration_since(Instant::now()));
+                match wake.into_iter().chain(calls.then_some(LIVELY)).min() {
+                    Some(wait) => {
+                        let waited = self.changed.wait_timeout(state, wait);
+                        let (again, timeout) = waited.unwrap_or_else(std::sync::PoisonError::into_inner);
+                        (state, lively) = (again, calls && timeout.timed_out());
+                    }
+                    None => {
+                        state = self.changed.wait(state).unwrap_or_else(std::sync::PoisonError::into_inner);
+                        lively = false;
+                    }
                 }
                 continue;
             };
@@ -216,7 +194,30 @@ impl World {
                     }
                     continue;
                 }
+                Step::Stay(task) => {
+                    if let Some(stream) = state.streams.get_mut(&id) {
+                        stream.queue.push_front(task);
+                    }
+                    self.changed.notify_all();
+                    continue;
+                }
                 Step::Nothing(outcome) => outcome,
+                Step::Meeting(task, key, shares) => {
+                    state.schedule.running = true;
+                    drop(state);
+                    let outcome = catch_unwind(AssertUnwindSafe(|| carry_out(self, shares)));
+                    let panicked =
+                        || Err(Fail::new(code::INTERNAL, "the simulator panicked in a collective"));
+                    state = self.state();
+                    state.schedule.running = false;
+                    state.end_meeting(&key, outcome.unwrap_or_else(|_| panicked()));
+                    // The task ends once all of its meetings have.
+                    if let Some(stream) = state.streams.get_mut(&id) {
+                        stream.queue.push_front(task);
+                    }
+                    self.changed.notify_all();
+                    continue;
+                }
                 Step::Action(action) => {
                     state.schedule.running = true;
                     drop(state);
@@ -245,7 +246,8 @@ impl World {
         }
     }
 
-    /// Enqueues work on a stream; it runs now as far as the adversary likes.
+    /// Enqueues work on a stream; it runs now as far as the adversary likes. A stream that is being captured records
+    /// it instead.
     pub(crate) fn submit(
         &'static self,
         mut state: MutexGuard<'static, State>,
@@ -254,6 +256,18 @@ impl World {
         work: Work,
     ) -> Result<Point> {
         refuse_on_scheduler()?;
+        let stream = state.streams.get(&id).ok_or_else(|| Fail::parameter("the stream is gone"))?;
+        if stream.capture.is_some() {
+            state.record(id, name, work)?;
+            // Nothing was enqueued: whoever waits for it waits for nothing.
+            return Ok(Point { stream: id, seq: 0 });
+        }
+        let next = Point { stream: id, seq: stream.submitted + 1 };
+        let work = match work {
+            work if stream.update.is_some() => state.renew(id, name, work)?,
+            Work::Meet { comm, shares, .. } => state.book(comm, &shares, next)?,
+            work => work,
+        };
         let call = state.log.last();
         let stream = state.streams.get_mut(&id).ok_or_else(|| Fail::parameter("the stream is gone"))?;
         stream.queue.push_back(Task { call, name, work });
@@ -316,6 +330,16 @@ fn begin(state: &mut State, id: u64, task: Task) -> Step {
     let skip = stream.stop_on_error && stream.error.is_some();
     match task.work {
         Work::Kernel(_) | Work::Copy(_) if skip => Step::Nothing(Ok(())),
+        Work::Meet { rank, keys, .. } if skip => {
+            state.miss_meetings(&keys, rank, "its stream stopped after an error");
+            Step::Nothing(Ok(()))
+        }
+        Work::Meet { comm, rank, shares, keys } => match state.next_meeting(&keys) {
+            None => Step::Nothing(state.leave_meetings(&keys, rank)),
+            Some((key, parts)) => {
+                Step::Meeting(Task { work: Work::Meet { comm, rank, shares, keys }, ..task }, key, parts)
+            }
+        },
         Work::Kernel(action) => {
             match state.faults.lost().map(KernelFault::Fails).or_else(|| state.faults.at_kernel()) {
                 None => Step::Action(action),
@@ -336,7 +360,15 @@ fn begin(state: &mut State, id: u64, task: Task) -> Step {
             }
             Step::Nothing(Ok(()))
         }
-        Work::Wait { .. } => Step::Nothing(Ok(())),
+        Work::Wait { patience, .. } if stream.expired == Some(stream.done + 1) => {
+            let text = format!("the event was not reached within {:?}", patience.unwrap_or_default());
+            Step::Nothing(Err(Fail::new(code::RT_WAIT_TIMEOUT, text)))
+        }
+        Work::Wait { .. } | Work::Await { .. } => Step::Nothing(Ok(())),
+        Work::Report { call, blocks } => match state.leave_report(id, call) {
+            Ok(report) if blocks => Step::Stay(Task { work: Work::Await { report }, ..task }),
+            other => Step::Nothing(other.map(drop)),
+        },
         Work::Reset { event } => {
             if let Some(event) = state.events.get_mut(&event) {
                 (event.latest, event.reached) = (None, None);
@@ -344,6 +376,7 @@ fn begin(state: &mut State, id: u64, task: Task) -> Step {
             Step::Nothing(Ok(()))
         }
         Work::Host(host) => Step::Host(host),
+        Work::Join { lanes, graph, .. } => Step::Nothing(state.end_run(&lanes, graph)),
     }
 }
 

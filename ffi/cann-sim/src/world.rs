@@ -1,17 +1,21 @@
 //! The one world of a loaded copy of the library: its devices, memory, streams, faults and log.
 
+use crate::capture::Capture;
+use crate::collective::{Clique, Comm, Key, Meeting, Rendezvous, Root, Timeouts, timeouts};
 use crate::context::Context;
 use crate::error::{Fail, Result, code};
 use crate::fault::Faults;
+use crate::graph::{Graph, Group};
 use crate::log::Log;
 use crate::memory::Memory;
 use crate::profile::Profile;
 use crate::schedule::{Adversary, Schedule};
-use crate::stream::{Event, Stream};
+use crate::stream::{Event, HostCall, Stream};
 use serde_json::Value;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ffi::c_void;
 use std::sync::{Condvar, Mutex, MutexGuard, Once, OnceLock, PoisonError};
+use std::time::Duration;
 
 /// What a world is made of.
 pub(crate) struct Options {
@@ -22,6 +26,10 @@ pub(crate) struct Options {
     pub(crate) adversary: Adversary,
     pub(crate) seed: u64,
     pub(crate) faults: Faults,
+    /// Tasks that one graph may hold.
+    pub(crate) graph_tasks: usize,
+    /// How long ranks wait for each other.
+    pub(crate) timeouts: Timeouts,
     /// Whether leaks are reported on standard error when the program finalises.
     pub(crate) reports: bool,
 }
@@ -35,6 +43,9 @@ impl Default for Options {
             adversary: Adversary::Late,
             seed: 0,
             faults: Faults::default(),
+            // The vendor documents streams and events as the limit, and none of tasks.
+            graph_tasks: usize::MAX,
+            timeouts: timeouts(),
             reports: false,
         }
     }
@@ -59,6 +70,15 @@ impl Options {
         if let Some(bytes) = number("memory_bytes")? {
             options.memory_bytes = usize::try_from(bytes).map_err(|error| error.to_string())?;
         }
+        if let Some(tasks) = number("graph_tasks")? {
+            options.graph_tasks = usize::try_from(tasks).unwrap_or(usize::MAX);
+        }
+        if let Some(ms) = number("connection_timeout_ms")? {
+            options.timeouts.connection = Duration::from_millis(ms);
+        }
+        if let Some(ms) = number("execution_timeout_ms")? {
+            options.timeouts.execution = Duration::from_millis(ms);
+        }
         if let Some(name) = config["adversary"].as_str() {
             options.adversary = Adversary::named(name)
                 .ok_or_else(|| format!("`adversary` is {name}, expected late, early or seeded"))?;
@@ -82,6 +102,24 @@ pub(crate) struct State {
     pub(crate) contexts: BTreeMap<u64, Context>,
     pub(crate) streams: BTreeMap<u64, Stream>,
     pub(crate) events: BTreeMap<u64, Event>,
+    pub(crate) captures: BTreeMap<u64, Capture>,
+    pub(crate) graphs: BTreeMap<u64, Graph>,
+    /// Groups of tasks: the graph, and where in it.
+    pub(crate) groups: BTreeMap<u64, (u64, Group)>,
+    pub(crate) graph_tasks: usize,
+    pub(crate) comms: BTreeMap<u64, Comm>,
+    pub(crate) cliques: BTreeMap<u64, Clique>,
+    /// Where ranks that come together find each other.
+    pub(crate) roots: BTreeMap<Root, Rendezvous>,
+    pub(crate) meetings: BTreeMap<Key, Meeting>,
+    pub(crate) timeouts: Timeouts,
+    /// How long a stream waits for an event where the wait does not say.
+    pub(crate) wait_timeout: Option<Duration>,
+    /// Functions of the program that were left for a thread, with their numbers; those that have not ended yet.
+    pub(crate) callbacks: BTreeMap<u64, VecDeque<(HostCall, u64)>>,
+    pub(crate) open_reports: BTreeSet<u64>,
+    /// The thread that a stream's reports go to.
+    pub(crate) subscribers: BTreeMap<u64, u64>,
     /// (from, to): devices that may read each other.
     pub(crate) peers: BTreeSet<(usize, usize)>,
     /// Calls of `aclInit` that were not taken back.
@@ -165,7 +203,9 @@ fn from_environment() -> core::result::Result<Options, String> {
 
 impl World {
     fn new(options: Options) -> Self {
-        let Options { profile, memory_bytes, adversary, seed, faults, reports, .. } = options;
+        let Options {
+            profile, memory_bytes, adversary, seed, faults, graph_tasks, timeouts, reports, ..
+        } = options;
         let memory = Memory::new(options.devices, memory_bytes, profile.padding());
         let (memory, broken) = match memory {
             Ok(memory) => (memory, None),
@@ -182,6 +222,19 @@ impl World {
             contexts: BTreeMap::new(),
             streams: BTreeMap::new(),
             events: BTreeMap::new(),
+            captures: BTreeMap::new(),
+            graphs: BTreeMap::new(),
+            groups: BTreeMap::new(),
+            graph_tasks,
+            comms: BTreeMap::new(),
+            cliques: BTreeMap::new(),
+            roots: BTreeMap::new(),
+            meetings: BTreeMap::new(),
+            timeouts,
+            wait_timeout: None,
+            callbacks: BTreeMap::new(),
+            open_reports: BTreeSet::new(),
+            subscribers: BTreeMap::new(),
             peers: BTreeSet::new(),
             initialized: 0,
             violations: Vec::new(),
@@ -213,6 +266,10 @@ pub(crate) enum Kind {
     Context = 1,
     Stream = 2,
     Event = 3,
+    Graph = 4,
+    Group = 5,
+    Comm = 6,
+    Physical = 7,
 }
 
 /// Handles are numbers that no process maps: following one faults at once.

@@ -1,113 +1,15 @@
 //! Operators through their exported symbols: planned, launched on a stream, seen after a synchronise.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod rig;
+
 use portolan_cann_sys::bindings::*;
-use portolan_cann_sys::sim::{Adversary, SimOptions, SimWorld};
-use std::ffi::c_void;
+use rig::{World, call, operator};
 use std::ptr::{null, null_mut};
-
-/// Calls a function of one of the driver's tables: its result.
-macro_rules! call {
-    ($table:expr, $name:ident($($arg:expr),* $(,)?)) => {
-        // SAFETY: arguments as the interface asks for, or wrong ones that the simulator has to refuse.
-        unsafe { ($table.$name().unwrap())($($arg),*) }
-    };
-}
-
-/// Both phases of an operator on a stream: the code of the first that fails.
-macro_rules! operator {
-    ($world:expr, $stream:expr, $plan:ident, $launch:ident, $($arg:expr),* $(,)?) => {{
-        let (mut size, mut executor) = (0, null_mut());
-        match call!($world.0.libraries().operators, $plan($($arg,)* &mut size, &mut executor)) {
-            0 => {
-                let workspace = if size == 0 { null_mut() } else { $world.memory(size as usize) };
-                call!($world.0.libraries().operators, $launch(workspace, size, executor, $stream))
-            }
-            code => code,
-        }
-    }};
-}
-
-struct World(SimWorld);
-
-impl World {
-    fn new(soc: &str) -> World {
-        let (soc, memory_bytes) = (soc.to_string(), 64 << 20);
-        let options = SimOptions { soc, memory_bytes, adversary: Adversary::Late, ..SimOptions::default() };
-        let world = World(SimWorld::new(&options).unwrap());
-        assert_eq!(call!(world.0.libraries().runtime, aclInit(null())), 0);
-        assert_eq!(call!(world.0.libraries().runtime, aclrtSetDevice(0)), 0);
-        world
-    }
-
-    fn memory(&self, bytes: usize) -> *mut c_void {
-        let mut address = null_mut();
-        let code = call!(self.0.libraries().runtime, aclrtMalloc(&mut address, bytes, 0));
-        assert_eq!(code, 0, "{}", self.message());
-        address
-    }
-
-    fn message(&self) -> String {
-        self.0.libraries().recent_message().unwrap_or_default()
-    }
-
-    fn stream(&self) -> aclrtStream {
-        let mut stream = null_mut();
-        assert_eq!(call!(self.0.libraries().runtime, aclrtCreateStream(&mut stream)), 0);
-        stream
-    }
-
-    fn synchronize(&self, stream: aclrtStream) -> i32 {
-        call!(self.0.libraries().runtime, aclrtSynchronizeStream(stream))
-    }
-
-    fn upload<V: Copy>(&self, values: &[V]) -> *mut c_void {
-        let (bytes, from) = (size_of_val(values), values.as_ptr().cast());
-        let to = self.memory(bytes);
-        let code =
-            call!(self.0.libraries().runtime, aclrtMemcpy(to, bytes, from, bytes, ACL_MEMCPY_HOST_TO_DEVICE));
-        assert_eq!(code, 0);
-        to
-    }
-
-    fn floats(&self, from: *mut c_void, count: usize) -> Vec<f32> {
-        let mut values = vec![0f32; count];
-        let (to, bytes) = (values.as_mut_ptr().cast(), 4 * count);
-        let code =
-            call!(self.0.libraries().runtime, aclrtMemcpy(to, bytes, from, bytes, ACL_MEMCPY_DEVICE_TO_HOST));
-        assert_eq!(code, 0);
-        values
-    }
-
-    fn strided(
-        &self,
-        dtype: i32,
-        shape: &[i64],
-        strides: &[i64],
-        format: i32,
-        at: *mut c_void,
-    ) -> *mut aclTensor {
-        let (dims, rank) = (shape.as_ptr(), shape.len() as u64);
-        let table = &self.0.libraries().descriptors;
-        call!(table, aclCreateTensor(dims, rank, dtype, strides.as_ptr(), 0, format, dims, rank, at))
-    }
-
-    fn tensor(&self, dtype: i32, shape: &[i64], at: *mut c_void) -> *mut aclTensor {
-        let strides: Vec<i64> = (0..shape.len()).map(|axis| shape[axis + 1..].iter().product()).collect();
-        self.strided(dtype, shape, &strides, ACL_FORMAT_ND, at)
-    }
-
-    fn scalar(&self, value: f32) -> *mut aclScalar {
-        call!(
-            self.0.libraries().descriptors,
-            aclCreateScalar((&raw const value).cast_mut().cast(), ACL_FLOAT)
-        )
-    }
-}
 
 #[test]
 fn a_sum_is_there_after_the_stream_has_passed() {
-    let world = World::new("A3");
+    let world = World::of("A3");
     let stream = world.stream();
     let (x, y, out) = (world.upload(&[1f32, 2.0, 3.0, 4.0]), world.upload(&[10f32, 20.0]), world.memory(16));
     // The transpose of x, and y along its rows.
@@ -122,7 +24,7 @@ fn a_sum_is_there_after_the_stream_has_passed() {
 
 #[test]
 fn wrong_arguments_are_refused_in_phase_one_by_name() {
-    let world = World::new("310P");
+    let world = World::of("310P");
     let stream = world.stream();
     let memory = world.memory(64);
     let (x, y) = (world.tensor(ACL_BF16, &[2], memory), world.tensor(ACL_FLOAT, &[3], memory));
@@ -143,7 +45,7 @@ fn entry(place: i64) -> (u16, f32) {
 
 #[test]
 fn a_weight_turned_into_blocks_multiplies_as_before() {
-    let world = World::new("A2");
+    let world = World::of("A2");
     let stream = world.stream();
     let (n, k) = (18i64, 20i64);
     let x = world.upload(&(0..k).map(|i| entry(i).0).collect::<Vec<u16>>());
@@ -175,7 +77,7 @@ fn a_weight_turned_into_blocks_multiplies_as_before() {
 
 #[test]
 fn an_index_outside_shows_at_the_synchronise() {
-    let world = World::new("A3");
+    let world = World::of("A3");
     let stream = world.stream();
     let (table, index, out) = (world.upload(&[1f32, 2.0]), world.upload(&[5i64]), world.memory(32));
     let (table, index) = (world.tensor(ACL_FLOAT, &[2, 1], table), world.tensor(ACL_INT64, &[1], index));
@@ -188,7 +90,7 @@ fn an_index_outside_shows_at_the_synchronise() {
 
 #[test]
 fn a_repeatable_executor_reads_where_it_is_pointed() {
-    let world = World::new("A3");
+    let world = World::of("A3");
     let stream = world.stream();
     let (first, second, out) = (world.upload(&[1f32, 2.0]), world.upload(&[-3f32, 4.0]), world.memory(32));
     let (x, y) = (world.tensor(ACL_FLOAT, &[2], first), world.tensor(ACL_FLOAT, &[2], out));

@@ -377,7 +377,7 @@ fn a_hidden_symbol_is_missing_and_no_other() {
     let runtime = &world.libraries().runtime;
     let error = runtime.aclrtLaunchHostFunc().unwrap_err().to_string();
     assert!(error.contains("aclrtLaunchHostFunc") && error.contains("libascendcl.so"), "{error}");
-    assert!(runtime.aclrtCreateStream().is_ok() && runtime.aclrtLaunchCallback().is_err());
+    assert!(runtime.aclrtCreateStream().is_ok() && runtime.aclrtLaunchCallback().is_ok());
     let unknown = SimOptions { hidden: vec!["aclrtNothing".into()], ..SimOptions::default() };
     assert!(matches!(SimWorld::new(&unknown), Err(SimError::Folder { .. })));
 }

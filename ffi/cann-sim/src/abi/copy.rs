@@ -107,6 +107,7 @@ impl Copy2d {
     fn now(&self) -> Result {
         let state = world().state();
         state.current()?;
+        state.refuse_while_capturing()?;
         if self.is_empty() {
             return Ok(());
         }
@@ -153,13 +154,21 @@ impl Copy2d {
             None => false,
             Some(side) => state.memory.pinned(side.address, self.extent(side)?).is_none(),
         };
+        if pageable {
+            state.refuse_while_capturing()?;
+            // A graph would read or write it whenever it runs, and nobody promises that it is there then.
+            if state.capture_on(id).is_some() {
+                let text = "a graph cannot hold a copy from or to pageable memory; use aclrtMallocHost";
+                return Err(Fail::new(code::RT_CAPTURE_MODE, text));
+            }
+        }
         let on_host = host.is_some();
         let action = move |world: &'static World| {
             let mapped = self.map(&world.state(), on_host && !pageable).map_err(as_fault)?;
             self.run(&mapped);
             Ok(())
         };
-        let point = world().submit(state, id, name, Work::Copy(Box::new(action)))?;
+        let point = world().submit(state, id, name, Work::Copy(Arc::new(action)))?;
         if pageable || kind == HOST_TO_BUF_TO_DEVICE {
             // Nobody holds such memory until later, so the copy is over before the call returns.
             drop(world().reach(world().state(), &[point], None)?);
@@ -242,6 +251,7 @@ driver! {
         let (address, value) = fill(address, room, value, bytes)?;
         let state = world().state();
         state.current()?;
+        state.refuse_while_capturing()?;
         let pointer = state.memory.map(address, bytes)?;
         // SAFETY: the range lies in one living allocation.
         unsafe { pointer.write_bytes(value, bytes) };
@@ -259,6 +269,6 @@ driver! {
             unsafe { pointer.write_bytes(value, bytes) };
             Ok(())
         };
-        world().submit(state, id, "aclrtMemsetAsync", Work::Copy(Box::new(action))).map(drop)
+        world().submit(state, id, "aclrtMemsetAsync", Work::Copy(Arc::new(action))).map(drop)
     }
 }

@@ -12,8 +12,25 @@ use std::time::Duration;
 
 /// `ACL_HOST`: the program runs beside the device, not on it.
 const RUN_ON_HOST: i32 = 1;
-/// `ACL_DEV_ATTR_TOTAL_GLOBAL_MEM_SIZE`.
-const TOTAL_MEMORY: i32 = 301;
+
+/// A number that `aclrtDevAttr` names.
+fn attribute(state: &State, attribute: i32) -> Result<i64> {
+    let profile = &state.profile;
+    match attribute {
+        // AI CPUs; AI cores, which here are those for matrices; vector cores.
+        1 => Ok(6),
+        101 | 102 => Ok(profile.cores.0),
+        201 => Ok(profile.cores.1),
+        301 => Ok(i64::try_from(state.memory.limit).unwrap_or(i64::MAX)),
+        302 => Ok(profile.l2_bytes),
+        501 => Ok(0),
+        601 => Ok(profile.architecture),
+        _ => {
+            let text = format!("attribute {attribute} is not one that the simulator has a value for");
+            Err(Fail::new(code::RT_FEATURE_NOT_SUPPORT, text))
+        }
+    }
+}
 
 /// Waits for every stream of a context.
 fn synchronize(
@@ -22,6 +39,11 @@ fn synchronize(
     context: u64,
     timeout: Option<Duration>,
 ) -> Result<MutexGuard<'static, State>> {
+    let mut state = state;
+    let captured = state.streams.iter().find(|(_, s)| s.context == context && s.capture.is_some());
+    if let Some(id) = captured.map(|(&id, _)| id) {
+        state.refuse_captured_stream(id)?;
+    }
     let streams = state.streams.iter().filter(|(_, stream)| stream.context == context);
     let goals: Vec<Point> =
         streams.map(|(&id, stream)| Point { stream: id, seq: stream.submitted }).collect();
@@ -51,6 +73,7 @@ fn reset(id: i32, all: bool) -> Result {
         *count
     });
     if left == Some(0) {
+        state.break_captures(|stream| stream.context == context, "its device was reset");
         let streams = state.streams.values().filter(|s| s.context == context);
         let hung = streams.clone().any(|s| s.hung);
         if !hung {
@@ -60,6 +83,9 @@ fn reset(id: i32, all: bool) -> Result {
         }
         let call = state.log.last();
         state.memory.forget(device, call);
+        state.graphs.retain(|_, graph| graph.device != device);
+        let State { graphs, groups, .. } = &mut *state;
+        groups.retain(|_, (graph, _)| graphs.contains_key(graph));
         state.end_context(context);
     }
     Ok(())
@@ -118,17 +144,22 @@ driver! {
     fn aclrtGetDeviceInfo(id: u32, attribute: i32, value: *mut i64) {
         let state = world().state();
         state.device(id.into())?;
-        match attribute {
-            TOTAL_MEMORY => {
-                let bytes = i64::try_from(state.memory.limit).unwrap_or(i64::MAX);
-                // SAFETY: the caller's place for the result.
-                unsafe { give(value, bytes, "value") }
-            }
-            _ => {
-                let text = format!("attribute {attribute} is not one that the simulator has a value for");
-                Err(Fail::new(code::RT_FEATURE_NOT_SUPPORT, text))
-            }
-        }
+        let found = self::attribute(&state, attribute)?;
+        // SAFETY: the caller's place for the result.
+        unsafe { give(value, found, "value") }
+    }
+
+    fn aclGetDeviceCapability(id: u32, information: i32, value: *mut i64) {
+        let state = world().state();
+        state.device(id.into())?;
+        let found = match information {
+            0 => state.profile.cores.0,
+            1 => state.profile.cores.1,
+            2 => state.profile.l2_bytes,
+            _ => return Err(Fail::parameter(format!("information {information} is unknown"))),
+        };
+        // SAFETY: the caller's place for the result.
+        unsafe { give(value, found, "value") }
     }
 
     fn aclrtDeviceCanAccessPeer(can: *mut i32, device: i32, peer: i32) {
@@ -170,7 +201,11 @@ driver! {
     }
 
     fn aclrtSetOpWaitTimeout(seconds: u32) {
-        world().state().current().map(drop)
+        let mut state = world().state();
+        state.current()?;
+        // 0 is for ever.
+        state.wait_timeout = (seconds > 0).then(|| Duration::from_secs(seconds.into()));
+        Ok(())
     }
 
     fn aclrtSetOpExecuteTimeOut(seconds: u32) {
@@ -197,6 +232,7 @@ driver! {
         if pending > 0 {
             state.violate(format!("{pending} streams of the context have work pending"));
         }
+        state.break_captures(|stream| stream.context == id, "its context was destroyed");
         state.end_context(id);
         Ok(())
     }

@@ -14,16 +14,13 @@ fn create(place: *mut *mut c_void, flags: u32, renewable: bool) -> Result {
     if flags == 0 || flags & !0x7b != 0 {
         return Err(Fail::parameter(format!("flags {flags:#x} are unknown")));
     }
-    if state.events.values().filter(|event| event.device == device).count() >= state.profile.events {
-        let text = format!("device {device} has {} events, and no more", state.profile.events);
-        return Err(Fail::new(code::RT_NO_EVENT_RESOURCE, text));
-    }
+    state.room_for_event(device)?;
     if place.is_null() {
         return Err(Fail::parameter("the place for the event is NULL"));
     }
     let id = state.number();
-    let (latest, recordings, reached, polls) = (None, 0, None, 0);
-    let event = Event { context, device, flags, renewable, latest, recordings, reached, polls };
+    let (latest, recordings, reached, polls, mark) = (None, 0, None, 0, None);
+    let event = Event { context, device, flags, renewable, latest, recordings, reached, polls, mark };
     state.events.insert(id, event);
     // SAFETY: not NULL, and the caller's place for the result.
     unsafe { give(place, handle(Kind::Event, id), "event") }
@@ -32,6 +29,7 @@ fn create(place: *mut *mut c_void, flags: u32, renewable: bool) -> Result {
 fn synchronize(event: *mut c_void, timeout: Option<Duration>) -> Result {
     let state = world().state();
     let id = state.event_of(event)?;
+    state.refuse_captured_event(id)?;
     let Some(point) = state.events.get(&id).and_then(|event| event.latest) else { return Ok(()) };
     let (state, reached) = world().reach(state, &[point], timeout)?;
     if !reached {
@@ -74,6 +72,7 @@ driver! {
     fn aclrtDestroyEvent(event: *mut c_void) {
         let mut state = world().state();
         let id = state.event_of(event)?;
+        state.refuse_captured_event(id)?;
         state.events.remove(&id);
         world().changed.notify_all();
         Ok(())
@@ -83,6 +82,9 @@ driver! {
         let mut state = world().state();
         let stream_id = state.stream_of(stream)?;
         let id = state.event_of(event)?;
+        if state.record_event(stream_id, id)? {
+            return Ok(());
+        }
         let seq = state.streams.get(&stream_id).map_or(0, |stream| stream.submitted + 1);
         let Some(event) = state.events.get_mut(&id) else { return Ok(()) };
         event.recordings += 1;
@@ -96,12 +98,19 @@ driver! {
         let state = world().state();
         let stream_id = state.stream_of(stream)?;
         let id = state.event_of(event)?;
+        if state.capture_on(stream_id).is_none() {
+            state.refuse_captured_event(id)?;
+        } else if !state.events.get(&id).is_some_and(Event::is_external) {
+            // Within a graph an event is an edge, which nothing takes back.
+            return Ok(());
+        }
         world().submit(state, stream_id, "aclrtResetEvent", Work::Reset { event: id }).map(drop)
     }
 
     fn aclrtQueryEventStatus(event: *mut c_void, status: *mut i32) {
         let mut state = world().state();
         let id = state.event_of(event)?;
+        state.refuse_captured_event(id)?;
         let seed = state.schedule.seed;
         let mut done = true;
         let Some((latest, renewable, polls)) = state.events.get_mut(&id).map(|event| {

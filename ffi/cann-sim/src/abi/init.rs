@@ -1,7 +1,7 @@
 //! Beginning, end, and what the driver says of itself.
 
 use crate::call::{driver, enter, give, last_error, recent_message};
-use crate::error::{Fail, code};
+use crate::error::{Fail, Result, code};
 use crate::world::world;
 use std::cell::Cell;
 use std::ffi::{CString, c_char};
@@ -59,6 +59,47 @@ driver! {
             give(major, 1, "major")?;
             give(minor, 17, "minor")?;
             give(patch, 0, "patch")
+        }
+    }
+}
+
+/// The packages that a driver consists of, as version queries name them, and the version that is simulated.
+const PACKAGES: [&[u8]; 7] = [b"runtime", b"opp", b"toolkit", b"driver", b"hccl", b"hcomm", b"ops"];
+const VERSION: &core::ffi::CStr = c"9.1.0";
+const VERSION_NUMBER: i32 = 90_100_000;
+
+/// # Safety
+/// `name` is NULL or a text that ends in a zero byte.
+unsafe fn known_package(name: *const c_char) -> Result {
+    if name.is_null() {
+        return Err(Fail::parameter("the package's name is NULL"));
+    }
+    // SAFETY: not NULL, and as the caller of this function says.
+    let name = unsafe { core::ffi::CStr::from_ptr(name) };
+    match PACKAGES.contains(&name.to_bytes()) {
+        true => Ok(()),
+        false => Err(Fail::parameter(format!("{name:?} is no package of this driver"))),
+    }
+}
+
+driver! {
+    fn aclsysGetVersionStr(package: *mut c_char, version: *mut c_char) {
+        // SAFETY: the caller's text.
+        unsafe { known_package(package) }?;
+        if version.is_null() {
+            return Err(Fail::parameter("the place for the version is NULL"));
+        }
+        let text = VERSION.to_bytes_with_nul();
+        // SAFETY: not NULL, and the caller gives 128 bytes.
+        unsafe { version.cast::<u8>().copy_from_nonoverlapping(text.as_ptr(), text.len()) };
+        Ok(())
+    }
+
+    fn aclsysGetVersionNum(package: *mut c_char, version: *mut i32) {
+        // SAFETY: the caller's text, and its place for the result.
+        unsafe {
+            known_package(package)?;
+            give(version, VERSION_NUMBER, "version")
         }
     }
 }

@@ -1,13 +1,19 @@
 //! The exported functions, by the part of the interface they belong to. Each checks its arguments, does a few lines'
 //! work on the world, and returns a code; `call.rs` holds what they have in common.
 
+mod capture;
+mod collective;
+mod communicator;
 mod copy;
 mod descriptor;
 mod device;
 mod event;
 mod init;
+mod mapping;
 mod memory;
 mod stream;
+
+pub(crate) use copy::as_fault;
 
 use crate::error::{Fail, Result, code};
 use crate::world::{Kind, State, number_of};

@@ -3,6 +3,7 @@
 use super::milliseconds;
 use crate::call::{driver, give};
 use crate::error::{Fail, Result, code};
+use crate::report::not_subscribed;
 use crate::schedule::mix;
 use crate::stream::{EVENT_SYNC, HostCall, Point, Stream, Work};
 use crate::world::{Kind, handle, world};
@@ -17,12 +18,7 @@ const MOST_POLLS: u64 = 8;
 fn create(place: *mut *mut c_void) -> Result {
     let mut state = world().state();
     let (context, device) = state.current()?;
-    let alive = state.streams.values().filter(|stream| stream.device == device).count();
-    let own = state.contexts.values().filter(|context| context.device == device).count();
-    if alive - own.min(alive) >= state.profile.streams {
-        let text = format!("device {device} has {} streams, and no more", state.profile.streams);
-        return Err(Fail::new(code::RT_NO_STREAM_RESOURCE, text));
-    }
+    state.room_for_stream(device)?;
     if place.is_null() {
         return Err(Fail::parameter("the place for the stream is NULL"));
     }
@@ -38,6 +34,7 @@ fn destroy(stream: *mut c_void, force: bool) -> Result {
         return Err(Fail::parameter("the stream is NULL"));
     }
     let id = state.stream_of(stream)?;
+    state.refuse_captured_stream(id)?;
     let Some(found) = state.streams.get(&id) else { return Ok(()) };
     let (pending, hung) = (found.queue.len(), found.hung);
     let goal = Point { stream: id, seq: found.submitted };
@@ -47,14 +44,16 @@ fn destroy(stream: *mut c_void, force: bool) -> Result {
             state = world().reach(state, &[goal], Some(PATIENCE))?.0;
         }
     }
-    state.streams.remove(&id);
+    let lanes = state.streams.remove(&id).map_or(Vec::new(), |stream| stream.pending_lanes());
+    state.drop_lanes(&lanes);
     world().changed.notify_all();
     Ok(())
 }
 
 fn synchronize(stream: *mut c_void, timeout: Option<Duration>) -> Result {
-    let state = world().state();
+    let mut state = world().state();
     let id = state.stream_of(stream)?;
+    state.refuse_captured_stream(id)?;
     let Some(found) = state.streams.get(&id) else { return Ok(()) };
     let goal = Point { stream: id, seq: found.submitted };
     let (mut state, reached) = world().reach(state, &[goal], timeout)?;
@@ -70,17 +69,25 @@ pub(super) fn polled_enough(seed: u64, id: u64, polls: u64) -> bool {
     polls > 1 + mix(seed, id) % (MOST_POLLS - 1)
 }
 
-fn wait_event(stream: *mut c_void, event: *mut c_void, name: &'static str) -> Result {
+fn wait_event(
+    stream: *mut c_void,
+    event: *mut c_void,
+    patience: Option<Duration>,
+    name: &'static str,
+) -> Result {
     let mut state = world().state();
     let id = state.stream_of(stream)?;
     let event_id = state.event_of(event)?;
     let Some(event) = state.events.get(&event_id) else { return Ok(()) };
-    if event.flags & EVENT_SYNC == 0 {
+    if event.flags & EVENT_SYNC == 0 && !event.is_external() {
         return Err(Fail::parameter(
             "the event was made without ACL_EVENT_SYNC, so no stream can wait for it",
         ));
     }
     let (point, renewable) = (event.latest, event.renewable);
+    if state.wait_captured(id, event_id)? {
+        return Ok(());
+    }
     if point.is_none() && renewable {
         // Never recorded: complete.
         return Ok(());
@@ -88,7 +95,7 @@ fn wait_event(stream: *mut c_void, event: *mut c_void, name: &'static str) -> Re
     if point.is_none() {
         state.violate("the event has not been recorded; the stream waits until somebody does".into());
     }
-    world().submit(state, id, name, Work::Wait { event: event_id, point }).map(drop)
+    world().submit(state, id, name, Work::Wait { event: event_id, point, patience }).map(drop)
 }
 
 driver! {
@@ -122,6 +129,7 @@ driver! {
     fn aclrtStreamQuery(stream: *mut c_void, status: *mut i32) {
         let mut state = world().state();
         let id = state.stream_of(stream)?;
+        state.refuse_captured_stream(id)?;
         let seed = state.schedule.seed;
         let mut done = true;
         if let Some(stream) = state.streams.get_mut(&id) {
@@ -139,15 +147,63 @@ driver! {
     fn aclrtStreamAbort(stream: *mut c_void) {
         let mut state = world().state();
         let id = state.stream_of(stream)?;
-        if let Some(stream) = state.streams.get_mut(&id) {
-            stream.abort();
-        }
+        state.refuse_captured_stream(id)?;
+        let lanes = state.streams.get_mut(&id).map_or(Vec::new(), Stream::abort);
+        state.drop_lanes(&lanes);
         world().changed.notify_all();
         Ok(())
     }
 
     fn aclrtStreamWaitEvent(stream: *mut c_void, event: *mut c_void) {
-        wait_event(stream, event, "aclrtStreamWaitEvent")
+        let patience = world().state().wait_timeout;
+        wait_event(stream, event, patience, "aclrtStreamWaitEvent")
+    }
+
+    fn aclrtStreamWaitEventWithTimeout(stream: *mut c_void, event: *mut c_void, seconds: i32) {
+        let seconds = u64::try_from(seconds)
+            .map_err(|_| Fail::parameter(format!("a timeout of {seconds} seconds; 0 is for ever")))?;
+        let patience = (seconds > 0).then(|| Duration::from_secs(seconds));
+        wait_event(stream, event, patience, "aclrtStreamWaitEventWithTimeout")
+    }
+
+    fn aclrtSubscribeReport(thread: u64, stream: *mut c_void) {
+        let mut state = world().state();
+        let id = state.stream_of(stream)?;
+        state.subscribe(id, thread)
+    }
+
+    fn aclrtUnSubscribeReport(thread: u64, stream: *mut c_void) {
+        let mut state = world().state();
+        let id = state.stream_of(stream)?;
+        state.unsubscribe(id, thread)
+    }
+
+    fn aclrtProcessReport(timeout: i32) {
+        let timeout = milliseconds(timeout)?;
+        world().process_reports(timeout)
+    }
+
+    fn aclrtLaunchCallback(
+        function: Option<unsafe extern "C" fn(*mut c_void)>,
+        argument: *mut c_void,
+        block: i32,
+        stream: *mut c_void,
+    ) {
+        let state = world().state();
+        let id = state.stream_of(stream)?;
+        let Some(function) = function else {
+            return Err(Fail::parameter("the function is NULL"));
+        };
+        let blocks = match block {
+            0 => false,
+            1 => true,
+            _ => return Err(Fail::parameter(format!("block type {block}; 0 does not hold the stream up, 1 does"))),
+        };
+        if !state.subscribers.contains_key(&id) {
+            return Err(not_subscribed("the stream's reports go to no thread"));
+        }
+        let work = Work::Report { call: HostCall { function, argument }, blocks };
+        world().submit(state, id, "aclrtLaunchCallback", work).map(drop)
     }
 
     fn aclrtSetStreamFailureMode(stream: *mut c_void, mode: u64) {

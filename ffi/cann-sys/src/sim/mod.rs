@@ -12,6 +12,7 @@ use std::ffi::{CString, c_char};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 /// The simulator's own file.
 const FILE: &str = "libportolan_cann_sim.so";
@@ -65,6 +66,27 @@ pub enum PlannedFault {
         /// Which kernel.
         at: u64,
     },
+    /// From its `at`-th collective on a rank never comes; the others wait for it in vain.
+    DeadRank {
+        /// The rank.
+        rank: u32,
+        /// Which of its collectives.
+        at: u64,
+    },
+    /// A rank comes late to every collective.
+    SlowRank {
+        /// The rank.
+        rank: u32,
+        /// By so much.
+        late: Duration,
+    },
+    /// The `at`-th collective that takes place fails on every rank with `code`.
+    Link {
+        /// Which collective.
+        at: u64,
+        /// What the streams report.
+        code: i32,
+    },
     /// From the `at`-th call of any function on the device is lost, and every call that needs it returns `code`.
     Lost {
         /// Which call.
@@ -80,6 +102,9 @@ impl PlannedFault {
             Self::Call { call, at, code } => json!({ "call": call, "at": at, "code": code }),
             Self::Kernel { at, code } => json!({ "kernel": at, "code": code }),
             Self::Hang { at } => json!({ "hang": at }),
+            Self::DeadRank { rank, at } => json!({ "rank": rank, "dead_at": at }),
+            Self::SlowRank { rank, late } => json!({ "rank": rank, "slow_ms": milliseconds(Some(*late)) }),
+            Self::Link { at, code } => json!({ "link": at, "code": code }),
             Self::Lost { at, code } => json!({ "lost": at, "code": code }),
         }
     }
@@ -100,6 +125,12 @@ pub struct SimOptions {
     pub seed: u64,
     /// What is to go wrong.
     pub faults: Vec<PlannedFault>,
+    /// Tasks that one captured graph may hold; `None` is without a limit.
+    pub graph_tasks: Option<u64>,
+    /// How long ranks wait for each other in the making of a communicator; `None` as the environment says.
+    pub connection_timeout: Option<Duration>,
+    /// How long ranks wait for each other in a collective; `None` as the environment says.
+    pub execution_timeout: Option<Duration>,
     /// Symbols that this driver lacks, as an older one would.
     pub hidden: Vec<String>,
     /// The simulator's library, where it is not near the program.
@@ -115,6 +146,9 @@ impl Default for SimOptions {
             adversary: Adversary::default(),
             seed: 0,
             faults: Vec::new(),
+            graph_tasks: None,
+            connection_timeout: None,
+            execution_timeout: None,
             hidden: Vec::new(),
             library: None,
         }
@@ -191,7 +225,11 @@ impl SimReport {
         for block in list(&answer["memory"]["host"]) {
             lines.push(format!("{} bytes of pinned memory", block["bytes"]));
         }
-        for kind in ["streams", "events", "contexts", "pending"] {
+        for (kind, what) in [("reserved", "ranges of addresses"), ("physical", "pieces of physical memory")] {
+            let count = answer["memory"][kind].as_u64().unwrap_or(0);
+            lines.extend((count > 0).then(|| format!("{count} {what}")));
+        }
+        for kind in ["streams", "events", "graphs", "captures", "communicators", "contexts", "pending"] {
             let count = answer[kind].as_u64().unwrap_or(0);
             let what = if kind == "pending" { "pieces of pending work" } else { kind };
             lines.extend((count > 0).then(|| format!("{count} {what}")));
@@ -247,6 +285,9 @@ impl SimWorld {
             "memory_bytes": options.memory_bytes,
             "adversary": options.adversary.name(),
             "seed": options.seed,
+            "graph_tasks": options.graph_tasks,
+            "connection_timeout_ms": milliseconds(options.connection_timeout),
+            "execution_timeout_ms": milliseconds(options.execution_timeout),
             "faults": options.faults.iter().map(PlannedFault::json).collect::<Value>(),
         }))?;
         Ok(world)
@@ -338,6 +379,10 @@ impl Drop for SimWorld {
         }
         let _ = std::fs::remove_dir_all(&self.folder);
     }
+}
+
+fn milliseconds(time: Option<Duration>) -> Option<u64> {
+    time.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
 }
 
 /// The simulator's library: the given one, or one near the program.
