@@ -103,6 +103,8 @@ pub enum Unsupported {
     Precision,
     /// The kernel needs lengths on the host and has none.
     HostLengths,
+    /// The driver lacks the function that the kernel is.
+    Symbol(&'static str),
     /// Computed on the host and uploaded.
     HostGenerated,
     /// The device keeps no data (shape-only backend).
@@ -119,6 +121,7 @@ impl fmt::Display for Unsupported {
             Unsupported::Determinism(level) => write!(f, "no kernel deterministic to {level:?}"),
             Unsupported::Precision => f.write_str("the native kernel rounds differently from the contract"),
             Unsupported::HostLengths => f.write_str("the kernel needs its lengths on the host"),
+            Unsupported::Symbol(symbol) => write!(f, "the driver has no {symbol}"),
             Unsupported::HostGenerated => f.write_str("generated on the host"),
             Unsupported::NoData => f.write_str("this device keeps no data"),
         }

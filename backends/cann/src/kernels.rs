@@ -1,11 +1,9 @@
-//! The kernel core: no operator has a kernel yet.
+//! The kernel core on the device: each method hands the operator to its file in `op/`.
 
-use crate::CannBackend;
-use portolan_core::{Kernels, Launch, Op, call};
-use portolan_ops::{Result, Unsupported};
-
-/// What to do meanwhile.
-const HINT: &str = "run it on cpu:0";
+use crate::aclnn::Run;
+use crate::{CannBackend, op};
+use portolan_core::{Kernels, Launch, call};
+use portolan_ops::Result;
 
 macro_rules! kernels {
     (
@@ -15,7 +13,7 @@ macro_rules! kernels {
         impl Kernels for CannBackend {
             $(
                 fn $method(&self, launch: &Launch<'_>, op: &call::$kind) -> Result<()> {
-                    Err(launch.unsupported(op.op_name(), Unsupported::NotImplemented, HINT))
+                    op::kernel(&Run::begin(self, launch)?, op)
                 }
             )*
         }

@@ -4,19 +4,24 @@
 //! where the system looks. Without one, [`CannBackend`] has no devices and says what is missing.
 //!
 //! `context.rs` makes a device current for each call, `memory.rs` and `queue/` are the contract's memory, streams and
-//! events, `error.rs` and `catalogue.rs` turn the vendor's codes into errors that say what to do. Operators are answered
-//! with `Unsupported` until their kernels come.
+//! events, `error.rs` and `catalogue.rs` turn the vendor's codes into errors that say what to do. `aclnn.rs` is the vendor's
+//! two-phase protocol and `descriptor.rs` what it takes; `op/` has a file for each operator. `rehearsal.rs` finds out what
+//! a launch would do.
 
+mod aclnn;
 mod catalogue;
 mod context;
+mod descriptor;
 mod driver;
 mod error;
 mod fused;
 mod kernels;
 mod memory;
+mod op;
 mod options;
 mod product;
 mod queue;
+mod rehearsal;
 
 pub use catalogue::{CATALOGUE, Entry, explain};
 pub use options::CannOptions;
@@ -76,7 +81,10 @@ impl Backend for CannBackend {
             .collect()
     }
 
-    fn support(&self, _device: Ordinal, _query: &OpQuery<'_>) -> Support {
-        Support::No(Unsupported::NotImplemented)
+    fn support(&self, _device: Ordinal, query: &OpQuery<'_>) -> Support {
+        match self.driver() {
+            Ok(driver) => rehearsal::support(driver, query),
+            Err(_) => Support::No(Unsupported::NotImplemented),
+        }
     }
 }

@@ -1,4 +1,5 @@
-//! The contract's areas on simulated products, as far as a device without operators can be held to them.
+//! The contract's areas beyond operators on simulated products. Poison is held in `queue.rs`: an index outside is the
+//! vendor's exception here, found when one waits, where the suite wants a fault of data that names its submission.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod rig;
@@ -9,46 +10,48 @@ use portolan_core::Backend;
 use rig::{assert_empties, backend_in, world};
 use std::sync::{Arc, Mutex};
 
-const PRODUCTS: [&str; 4] = ["310P", "A2", "A3", "950"];
+/// Every schedule on one product; the others differ in their operators alone.
+const RIGS: [(&str, Adversary); 6] = [
+    ("A3", Adversary::Late),
+    ("A3", Adversary::Early),
+    ("A3", Adversary::Seeded),
+    ("310P", Adversary::Seeded),
+    ("A2", Adversary::Seeded),
+    ("950", Adversary::Late),
+];
 
-/// Runs an area on every product; names in `passes` must pass, the others may say that they need operators.
-fn area(pattern: &str, passes: &[&str]) {
-    for (index, soc) in PRODUCTS.into_iter().enumerate() {
-        for adversary in [Adversary::Late, Adversary::Early, Adversary::Seeded] {
-            let worlds = Arc::new(Mutex::new(Vec::new()));
-            let kept = worlds.clone();
-            let suite = Suite::new(move || {
-                let world = world(soc, adversary, index as u64);
-                let backend: Arc<dyn Backend> = backend_in(&world);
-                kept.lock().unwrap().push(world);
-                Ok(backend)
-            });
-            let report = suite.contract(pattern);
-            Suite::assert(&report);
-            assert!(report.skipped().is_none());
-            for name in passes {
-                let outcome = report.outcomes.iter().find(|outcome| outcome.name == *name).unwrap();
-                assert_eq!(outcome.verdict, Verdict::Passed, "{soc}, {adversary:?}: {name}");
-            }
-            drop(suite);
-            for world in worlds.lock().unwrap().drain(..) {
-                assert_empties(&world);
-            }
+/// Runs an area; every test must pass but those that may say that they cannot be done here.
+fn area(pattern: &str, may_refuse: &[&str]) {
+    for (index, (soc, adversary)) in RIGS.into_iter().enumerate() {
+        let worlds = Arc::new(Mutex::new(Vec::new()));
+        let kept = worlds.clone();
+        let suite = Suite::new(move || {
+            let world = world(soc, adversary, index as u64);
+            let backend: Arc<dyn Backend> = backend_in(&world);
+            kept.lock().unwrap().push(world);
+            Ok(backend)
+        });
+        let report = suite.contract(pattern);
+        Suite::assert(&report);
+        assert!(report.skipped().is_none());
+        for outcome in &report.outcomes {
+            let refused = matches!(outcome.verdict, Verdict::Unsupported(_));
+            let name = &outcome.name;
+            assert!(
+                !refused || may_refuse.contains(&name.as_str()),
+                "{soc}, {adversary:?}: {name} was refused"
+            );
+        }
+        drop(suite);
+        for world in worlds.lock().unwrap().drain(..) {
+            assert_empties(&world);
         }
     }
 }
 
 #[test]
 fn memory() {
-    area(
-        "memory/*",
-        &[
-            "memory/allocations_are_aligned",
-            "memory/allocations_that_live_together_do_not_overlap",
-            "memory/the_high_water_mark_and_the_bytes_in_use_are_what_was_held",
-            "memory/running_out_names_the_largest_holders_and_the_pool_stays_usable",
-        ],
-    );
+    area("memory/*", &[]);
 }
 
 #[test]
@@ -62,6 +65,12 @@ fn events() {
 }
 
 #[test]
+fn capture() {
+    area("capture/*", &[]);
+}
+
+#[test]
 fn errors() {
-    area("errors/*", &["errors/requests_beyond_all_memory_are_shape_errors_or_exhaustion"]);
+    // 310P has no product of f32, which one of them counts.
+    area("errors/*", &["errors/the_report_adds_up_the_cost_of_every_run"]);
 }

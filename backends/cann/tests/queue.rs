@@ -5,8 +5,9 @@ mod rig;
 
 use portolan_cann::{CannBackend, CannOptions, Product};
 use portolan_cann_sys::sim::{Adversary, PlannedFault, SimOptions, SimWorld};
-use portolan_core::call::Fill;
+use portolan_core::call::{Fill, Unary};
 use portolan_core::{Backend, Registry, StreamOptions};
+use portolan_ops::kernel::UnaryKind;
 use portolan_ops::{ErrorKind, OpError};
 use rig::{adversaries, assert_empties, backend_in, f32s, open, options, shape, stream, world};
 use std::time::Duration;
@@ -214,14 +215,24 @@ fn a_wait_ends_with_the_streams_timeout() {
 }
 
 #[test]
-fn operators_are_refused_until_they_have_kernels() {
-    let world = world("A3", Adversary::Late, 0);
+fn a_driver_without_a_symbol_refuses_its_operators_by_name_and_no_others() {
+    let hidden = ["aclnnInplaceFillScalarGetWorkspaceSize", "aclnnErf"].map(str::to_owned).to_vec();
+    let world = SimWorld::new(&SimOptions { hidden, ..options("A3", Adversary::Late, 0) }).unwrap();
     let device = open(&world);
     let s = stream(&device);
-    let mut x = s.empty(&f32s(4)).unwrap();
-    let error = s.run(Fill::new(&mut x, 1.0).unwrap()).unwrap_err();
+    let error = s.run(Fill::new(&mut s.empty(&f32s(4)).unwrap(), 1.0).unwrap()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported);
-    assert!(error.to_string().contains("cann:0"), "{error}");
+    let text = error.to_string();
+    assert!(text.contains("cann:0") && text.contains("aclnnInplaceFillScalarGetWorkspaceSize"), "{text}");
+    let x = s.upload(&[1f32, -2.0], &shape(2)).unwrap();
+    let mut y = s.empty(&f32s(2)).unwrap();
+    // A symbol of the second phase counts as well: nothing is planned that cannot be launched.
+    let error = s.run(Unary::new(UnaryKind::Erf, &x, &mut y).unwrap()).unwrap_err();
+    assert!(error.to_string().contains("the driver has no aclnnErf"), "{error}");
+    s.run(Unary::new(UnaryKind::Neg, &x, &mut y).unwrap()).unwrap();
+    assert_eq!(s.download::<f32>(&y).unwrap().wait().unwrap(), [-1.0, 2.0]);
+    drop((x, y, s, device));
+    assert_empties(&world);
 }
 
 #[test]

@@ -106,6 +106,26 @@ impl CannStream {
             .ok_or_else(|| OpError::internal(launch.op_name(), "the stream is not one of the cann backend"))
     }
 
+    /// Makes the stream's device current, which has to be one of this driver.
+    pub(crate) fn enter(&self, driver: &Arc<Driver>) -> Result<OnDevice<'_>> {
+        if !Arc::ptr_eq(driver, &self.shared.driver) {
+            return Err(OpError::internal("launch", "the stream is of another driver"));
+        }
+        self.shared.enter()
+    }
+
+    /// Books what `enqueue` puts on the stream; the device has to be current.
+    pub(crate) fn submit(
+        &self,
+        launch: &Launch<'_>,
+        enqueue: impl FnOnce(aclrtStream) -> Result<()>,
+    ) -> Result<()> {
+        let mut progress = lock(&self.shared.progress);
+        enqueue(self.handle.0)?;
+        progress.enqueue(launch);
+        Ok(())
+    }
+
     /// Copies host memory, which may go at once, to the device.
     pub(crate) fn upload(&self, launch: &Launch<'_>, host: &HostBuffer, address: usize) -> Result<()> {
         let on = self.shared.enter()?;

@@ -12,6 +12,11 @@ operators! {
     Maximum(self: T, other: T, out: O) = tensors;
     Minimum(self: T, other: T, out: O) = tensors;
     PowTensorTensor(self: T, exponent: T, out: O) = tensors;
+    BitwiseAndTensor(self: T, other: T, out: O) = tensors;
+    BitwiseOrTensor(self: T, other: T, out: O) = tensors;
+    BitwiseXorTensor(self: T, other: T, out: O) = tensors;
+    DivMod(self: T, other: T, mode: Int, out: O) = tensors;
+    FmodTensor(self: T, other: T, out: O) = tensors;
     InplaceAdd(selfRef: U, other: T, alpha: S) = tensors;
     InplaceSub(selfRef: U, other: T, alpha: S) = tensors;
     InplaceMul(selfRef: U, other: T) = tensors;
@@ -46,8 +51,14 @@ enum Pair {
     Minimum,
     Pow,
     FloorDivide,
+    /// The quotient without its fraction.
+    TruncDivide,
     Remainder,
+    /// The remainder of that: it has the sign of a.
+    Fmod,
     And,
+    Or,
+    Xor,
 }
 
 impl Pair {
@@ -63,7 +74,16 @@ impl Pair {
             "PowTensorTensor" | "PowTensorScalar" | "PowScalarTensor" => Pair::Pow,
             "FloorDivides" => Pair::FloorDivide,
             "RemainderTensorScalar" => Pair::Remainder,
-            "BitwiseAndScalar" => Pair::And,
+            "FmodTensor" => Pair::Fmod,
+            "DivMod" => match args.int("mode")? {
+                0 => Pair::Div,
+                1 => Pair::TruncDivide,
+                2 => Pair::FloorDivide,
+                mode => return Err(args.unknown_mode("mode", mode)),
+            },
+            "BitwiseAndScalar" | "BitwiseAndTensor" => Pair::And,
+            "BitwiseOrTensor" => Pair::Or,
+            "BitwiseXorTensor" => Pair::Xor,
             other => return Err(args.unknown_mode("operator", other)),
         })
     }
@@ -72,6 +92,14 @@ impl Pair {
     fn domain(self, common: Dtype) -> Dtype {
         // A quotient of integers is a float.
         if self == Pair::Div && !in_floats(common) { Dtype::F32 } else { common }
+    }
+
+    /// Refuses what has no meaning in floats.
+    fn check(self, args: &Args, domain: Dtype) -> Result<(), Refusal> {
+        if matches!(self, Pair::And | Pair::Or | Pair::Xor) && in_floats(domain) {
+            return Err(args.invalid("self", "must be of an integer type or BOOL"));
+        }
+        Ok(())
     }
 
     fn floats(self, a: f64, b: f64) -> f64 {
@@ -86,12 +114,15 @@ impl Pair {
             Pair::Minimum => a.min(b),
             Pair::Pow => a.powf(b),
             Pair::FloorDivide => (a / b).floor(),
+            Pair::TruncDivide => (a / b).trunc(),
+            Pair::Fmod => a % b,
             // The sign of the divisor, as Python has it.
             Pair::Remainder => {
                 let rest = a % b;
                 if rest != 0.0 && (rest < 0.0) != (b < 0.0) { rest + b } else { rest }
             }
-            Pair::And => f64::from_bits(a.to_bits() & b.to_bits()),
+            // Refused before: bits are those of integers.
+            Pair::And | Pair::Or | Pair::Xor => f64::NAN,
         }
     }
 
@@ -103,6 +134,8 @@ impl Pair {
             Pair::Maximum => a.max(b),
             Pair::Minimum => a.min(b),
             Pair::And => a & b,
+            Pair::Or => a | b,
+            Pair::Xor => a ^ b,
             Pair::Pow => match u32::try_from(b) {
                 Ok(exponent) => a.wrapping_pow(exponent),
                 // Integer powers below 1: only ±1 have any.
@@ -113,7 +146,10 @@ impl Pair {
                 },
             },
             // The device gives no documented quotient by zero; the simulator gives −1 as the hardware divider does.
-            Pair::Div | Pair::FloorDivide if b == 0 => -1,
+            Pair::Div | Pair::FloorDivide | Pair::TruncDivide if b == 0 => -1,
+            Pair::TruncDivide => a.wrapping_div(b),
+            Pair::Fmod if b == 0 => 0,
+            Pair::Fmod => a.wrapping_rem(b),
             Pair::Div | Pair::FloorDivide => {
                 let quotient = a.wrapping_div(b);
                 if a.wrapping_rem(b) != 0 && (a < 0) != (b < 0) { quotient - 1 } else { quotient }
@@ -165,6 +201,7 @@ fn tensors(args: &Args) -> Result<Run, Refusal> {
     };
     args.shaped("out", out, &shape)?;
     let domain = pair.domain(promote(a.dtype, b.dtype));
+    pair.check(args, domain)?;
     check_result(args, "out", out, domain)?;
     let (a, b) = (args.spread("self", a, &shape)?, args.spread(second, b, &shape)?);
     let out = out.clone();
@@ -182,9 +219,7 @@ fn scalar(args: &Args) -> Result<Run, Refusal> {
     computable(args, "self", a.dtype)?;
     args.shaped("out", out, &a.shape)?;
     let domain = pair.domain(promote_scalar(a.dtype, b));
-    if pair == Pair::And && in_floats(domain) {
-        return Err(args.invalid("self", "must be of an integer type or BOOL"));
-    }
+    pair.check(args, domain)?;
     check_result(args, "out", out, domain)?;
     let (a, out) = (a.clone(), out.clone());
     run(move |memory| {
@@ -320,6 +355,26 @@ mod tests {
             .output("out", Dtype::F32, &[3])
             .done();
         assert_eq!(case.read("out"), [1.0, 8.0, 0.5]);
+    }
+
+    #[test]
+    fn integers_divide_towards_zero_and_combine_bit_by_bit() {
+        let pair = |case: Case, a: &[f64], b: &[f64]| {
+            let case =
+                case.input("self", Dtype::I32, &[a.len()], a).input("other", Dtype::I32, &[b.len()], b);
+            case.output("out", Dtype::I32, &[a.len()]).done().read("out")
+        };
+        let (a, b) = ([-7.0, 7.0, -7.0, 7.0], [2.0, -2.0, -2.0, 2.0]);
+        assert_eq!(pair(Case::new(Soc::A2, "DivMod").int("mode", 1), &a, &b), [-3.0, -3.0, 3.0, 3.0]);
+        assert_eq!(pair(Case::new(Soc::A2, "DivMod").int("mode", 2), &a, &b), [-4.0, -4.0, 3.0, 3.0]);
+        assert_eq!(pair(Case::new(Soc::A2, "FmodTensor"), &a, &b), [-1.0, 1.0, -1.0, 1.0]);
+        for (name, want) in [("BitwiseAndTensor", 8.0), ("BitwiseOrTensor", 14.0), ("BitwiseXorTensor", 6.0)]
+        {
+            assert_eq!(pair(Case::new(Soc::A2, name), &[12.0], &[10.0]), [want], "{name}");
+        }
+        let floats = Case::new(Soc::A2, "BitwiseOrTensor").input("self", Dtype::F32, &[1], &[0.0]);
+        let floats = floats.input("other", Dtype::F32, &[1], &[0.0]).output("out", Dtype::F32, &[1]);
+        assert!(floats.refused().message.contains("integer"));
     }
 
     #[test]

@@ -1,0 +1,130 @@
+//! Matrix products: one kernel, two with a result that is not contiguous; the epilogue is in f32 behind it.
+
+use super::Native;
+use crate::aclnn::{Plan, Run, Soc, aclnn};
+use crate::product::Product;
+use portolan_core::{Call, Tensor};
+use portolan_ops::kernel::{Activation, GemmForm, GemmSpec};
+use portolan_ops::{DType, Result, TensorSpec, Unsupported};
+
+/// `cubeMathType`: factors are multiplied in the type they have.
+const KEEP_DTYPE: i8 = 0;
+
+/// Whether the cube unit multiplies such factors as the contract wants.
+pub(super) fn plan_product<'s>(soc: &Soc<'_>, specs: impl IntoIterator<Item = &'s TensorSpec>) -> Plan {
+    soc.promises_rows()?;
+    specs.into_iter().try_for_each(|spec| match spec.dtype() {
+        // It would round f32 to fp16.
+        DType::F32 if soc.product == Product::P310 => Err(Unsupported::Precision),
+        DType::F32 | DType::F16 | DType::BF16 => soc.computes(spec.dtype()),
+        dtype => Err(Unsupported::DType(dtype)),
+    })
+}
+
+impl Native for GemmSpec {
+    fn plan(&self, soc: &Soc<'_>) -> Plan {
+        plan_product(soc, [self.a(), self.b()])?;
+        soc.computes(self.out().dtype())?;
+        match self.a().rank() > 6 {
+            true => Err(Unsupported::Shape("at most 6 dimensions")),
+            false => Ok(()),
+        }
+    }
+
+    fn launch(run: &Run<'_, '_>, op: &Call<Self>) -> Result<()> {
+        let spec = op.spec();
+        let turned = |x: Tensor| x.transpose(x.dims().len() - 2, x.dims().len() - 1);
+        let (a, b) = (op.require("a")?, op.require("b")?);
+        let (a, b) = match spec.form() {
+            GemmForm::Nn => (a, b),
+            GemmForm::Nt => (a, turned(b)?),
+            GemmForm::Tn => (turned(a)?, b),
+        };
+        let epilogue = Epilogue {
+            alpha: f64::from(spec.alpha()),
+            added: op.tensor("c").map(|c| (c, f64::from(spec.beta()))),
+            bias: op.tensor("bias"),
+            activation: spec.activation(),
+        };
+        multiply(run, &a, &b, &epilogue, &op.require("out")?)
+    }
+}
+
+/// What is done to a product before it is rounded.
+pub(super) struct Epilogue {
+    pub(super) alpha: f64,
+    /// A tensor of the result's extents, and its factor.
+    pub(super) added: Option<(Tensor, f64)>,
+    pub(super) bias: Option<Tensor>,
+    pub(super) activation: Activation,
+}
+
+impl Epilogue {
+    fn is_nothing(&self) -> bool {
+        self.is_bias() && self.bias.is_none()
+    }
+
+    /// Nothing but a bias, perhaps.
+    fn is_bias(&self) -> bool {
+        self.alpha == 1.0 && self.added.is_none() && self.activation == Activation::Identity
+    }
+}
+
+/// `out = epilogue(a · b)`, matrices in the last two dimensions.
+pub(super) fn multiply(
+    run: &Run<'_, '_>,
+    a: &Tensor,
+    b: &Tensor,
+    epilogue: &Epilogue,
+    out: &Tensor,
+) -> Result<()> {
+    let k = a.dims()[a.dims().len() - 1];
+    if epilogue.is_nothing() && out.spec().is_contiguous() {
+        return product(run, a, b, k, out);
+    }
+    if epilogue.is_nothing() {
+        let dense = run.scratch(out.dtype(), out.dims())?;
+        product(run, a, b, k, &dense)?;
+        return run.copy(&dense, out);
+    }
+    let one_type = [a, b].iter().all(|x| x.dtype() == out.dtype());
+    if let Some(bias) = epilogue.bias.as_ref().filter(|bias| one_type && bias.dtype() == out.dtype())
+        && epilogue.is_bias()
+        && out.dims().len() == 2
+        && out.spec().is_contiguous()
+        && k > 0
+    {
+        let (one, other) = (run.scalar(out.dtype(), 1.0)?, run.scalar(out.dtype(), 1.0)?);
+        let [bias, a, b, out] = [run.tensor(bias)?, run.tensor(a)?, run.tensor(b)?, run.tensor(out)?];
+        return aclnn!(run, aclnnAddmmGetWorkspaceSize, aclnnAddmm, bias, a, b, one, other, out, KEEP_DTYPE);
+    }
+    let sums = run.scratch(DType::F32, out.dims())?;
+    product(run, a, b, k, &sums)?;
+    if epilogue.alpha != 1.0 {
+        run.muls(&sums, epilogue.alpha, &sums)?;
+    }
+    if let Some((added, factor)) = &epilogue.added {
+        run.add(&sums, added, *factor, &sums)?;
+    }
+    if let Some(bias) = &epilogue.bias {
+        run.add(&sums, bias, 1.0, &sums)?;
+    }
+    match out.dtype() {
+        DType::F32 => run.activate(epilogue.activation, &sums, out),
+        _ if epilogue.activation == Activation::Identity => run.cast(&sums, out),
+        _ => {
+            let activated = run.scratch(DType::F32, out.dims())?;
+            run.activate(epilogue.activation, &sums, &activated)?;
+            run.cast(&activated, out)
+        }
+    }
+}
+
+/// `out = a · b`, out contiguous.
+fn product(run: &Run<'_, '_>, a: &Tensor, b: &Tensor, k: usize, out: &Tensor) -> Result<()> {
+    if k == 0 {
+        return run.zero(out);
+    }
+    let [a, b, out] = [run.tensor(a)?, run.tensor(b)?, run.tensor(out)?];
+    aclnn!(run, aclnnMatmulGetWorkspaceSize, aclnnMatmul, a, b, out, KEEP_DTYPE)
+}

@@ -1,0 +1,131 @@
+//! The Ascend form of each operator: a plan (whether the device has a kernel) and a launch, in the file of its name.
+//! The same plan answers `support()`, so the answer cannot drift from what runs.
+
+mod binary;
+mod cast;
+mod compare;
+mod copy;
+mod fill;
+mod gather;
+mod gemm;
+mod random;
+mod reduce;
+mod scan;
+mod scatter;
+mod select;
+mod steps;
+mod top_k;
+mod unary;
+
+use crate::aclnn::{Plan, Run, Soc};
+use portolan_core::{Call, Dispatch, Launch, Op};
+use portolan_ops::{Result, Unsupported};
+
+/// An operator that the device may have kernels for.
+pub(crate) trait Native: Dispatch {
+    /// Whether it has, for this call: decides for `support()` and for the launch.
+    fn plan(&self, soc: &Soc<'_>) -> Plan;
+
+    /// Whether the launch stands in for a kernel that there is none of, for a reason of the plan's; booked as a
+    /// composition.
+    fn stands_in(&self, why: &Unsupported) -> bool {
+        let _ = why;
+        false
+    }
+
+    /// Enqueues the kernels.
+    fn launch(run: &Run<'_, '_>, op: &Call<Self>) -> Result<()>;
+}
+
+/// Operators that are left to core's compositions.
+macro_rules! composed {
+    ($($spec:ty),* $(,)?) => {$(
+        impl Native for $spec {
+            fn plan(&self, _soc: &Soc<'_>) -> Plan {
+                Err(Unsupported::NotImplemented)
+            }
+
+            fn launch(run: &Run<'_, '_>, op: &Call<Self>) -> Result<()> {
+                Err(run.launch().unsupported(op.op_name(), Unsupported::NotImplemented, HINT))
+            }
+        }
+    )*};
+}
+
+composed! {
+    portolan_ops::quant::LinearSpec,
+    portolan_ops::quant::PrepackSpec,
+    portolan_ops::quant::UnpackSpec,
+    portolan_ops::quant::DequantizeSpec,
+    portolan_ops::quant::QuantizeSpec,
+    portolan_ops::quant::DynamicQuantizeSpec,
+    portolan_ops::quant::HadamardSpec,
+    portolan_ops::embedding::EmbeddingSpec,
+    portolan_ops::rope::RopeSpec,
+    portolan_ops::norm::RmsNormSpec,
+    portolan_ops::norm::LayerNormSpec,
+    portolan_ops::norm::AddRmsNormSpec,
+    portolan_ops::norm::SoftmaxSpec,
+    portolan_ops::norm::LogSoftmaxSpec,
+    portolan_ops::activation::SwigluSpec,
+    portolan_ops::activation::GegluSpec,
+    portolan_ops::sort::SortSpec,
+    portolan_ops::moe::MoeGateSpec,
+    portolan_ops::moe::MoePermuteSpec,
+    portolan_ops::moe::GroupedGemmSpec,
+    portolan_ops::moe::ExpertFfnSpec,
+    portolan_ops::moe::MoeUnpermuteSpec,
+    portolan_ops::attention::AttentionSpec,
+    portolan_ops::attention::PagedAttentionSpec,
+    portolan_ops::attention::MlaDecodeSpec,
+    portolan_ops::attention::SparseAttentionSpec,
+    portolan_ops::attention::IndexLogitsSpec,
+    portolan_ops::attention::MergeAttentionSpec,
+    portolan_ops::attention::KvCacheWriteSpec,
+    portolan_ops::ssm::CausalConv1dSpec,
+    portolan_ops::ssm::SelectiveScanSpec,
+    portolan_ops::ssm::SsdScanSpec,
+    portolan_ops::ssm::GatedDeltaRuleSpec,
+    portolan_ops::sample::SampleSpec,
+}
+
+const HINT: &str = "cast to a type that the device has, or run it on cpu:0";
+
+/// Launches an operator of the kernel core.
+pub(crate) fn kernel<C: Native>(run: &Run<'_, '_>, op: &Call<C>) -> Result<()> {
+    match op.spec().plan(&run.soc()) {
+        Ok(()) => C::launch(run, op),
+        Err(why) if op.spec().stands_in(&why) => {
+            run.launch().composed(op, why)?;
+            C::launch(run, op)
+        }
+        Err(why) => Err(run.launch().unsupported(op.op_name(), why, HINT)),
+    }
+}
+
+/// Launches a fused operator, or its composition.
+pub(crate) fn fused<C: Native>(
+    run: &Run<'_, '_>,
+    op: &Call<C>,
+    compose: fn(&Launch<'_>, &Call<C>, Unsupported) -> Result<()>,
+) -> Result<()> {
+    match op.spec().plan(&run.soc()) {
+        Ok(()) => C::launch(run, op),
+        Err(why) => compose(run.launch(), op, why),
+    }
+}
+
+impl Run<'_, '_> {
+    /// The error for a form of an operator that this library did not know when it was written.
+    fn unknown(&self, op: &dyn Op, form: &str) -> portolan_ops::OpError {
+        let why = Unsupported::NotImplemented;
+        let error = self.launch().unsupported(op.op_name(), why, HINT);
+        match error {
+            portolan_ops::OpError::Unsupported { op, device, reason, .. } => {
+                let hint = format!("{form} is not known here").into();
+                portolan_ops::OpError::Unsupported { op, device, reason, hint }
+            }
+            other => other,
+        }
+    }
+}

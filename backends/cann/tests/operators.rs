@@ -1,0 +1,55 @@
+//! The conformance suite's operators on every simulated product: as far as `support()` says yes, and honest where not.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod rig;
+
+use portolan_cann_sys::sim::Adversary;
+use portolan_conformance::{OpKind, Suite};
+use portolan_core::Backend;
+use rig::{assert_empties, backend_in, world};
+use std::sync::{Arc, Mutex};
+
+/// Every `every`-th case of an operator on a product.
+fn operator(soc: &'static str, kind: OpKind, every: usize) {
+    // One schedule an operator, another for the next: no case has but one stream.
+    let seed = kind.name().bytes().map(u64::from).sum::<u64>() % 20;
+    let worlds = Arc::new(Mutex::new(Vec::new()));
+    let kept = worlds.clone();
+    let suite = Suite::new(move || {
+        let world = world(soc, Adversary::Seeded, seed);
+        let backend: Arc<dyn Backend> = backend_in(&world);
+        kept.lock().unwrap().push(world);
+        Ok(backend)
+    });
+    let suite = suite.every(every);
+    let report = suite.operator(kind);
+    Suite::assert(&report);
+    assert!(report.skipped().is_none());
+    drop(suite);
+    for world in worlds.lock().unwrap().drain(..) {
+        assert_empties(&world);
+    }
+}
+
+macro_rules! tests {
+    (
+        kernel { $( $(#[$kdoc:meta])* $kind:ident, $spec:ty, $method:ident; )* }
+        fused { $( $(#[$fdoc:meta])* $fkind:ident, $fspec:ty, $fmethod:ident; )* }
+    ) => {
+        tests! { @product a3, "A3", 1; $( $kind $method, )* $( $fkind $fmethod, )* }
+        tests! { @product a2, "A2", 12; $( $kind $method, )* $( $fkind $fmethod, )* }
+        tests! { @product a5, "950", 6; $( $kind $method, )* $( $fkind $fmethod, )* }
+        tests! { @product p310, "310P", 6; $( $kind $method, )* $( $fkind $fmethod, )* }
+    };
+    (@product $module:ident, $soc:literal, $every:literal; $( $kind:ident $method:ident, )*) => {
+        mod $module {
+            $(
+                #[test]
+                fn $method() {
+                    super::operator($soc, portolan_conformance::OpKind::$kind, $every);
+                }
+            )*
+        }
+    };
+}
+portolan_conformance::for_each_op!(tests);
