@@ -8,6 +8,7 @@
 //! shapes, support, costs, memory and errors. Tests that are about values report as unsupported there.
 
 mod account;
+mod arguments;
 mod batch;
 mod case;
 mod contract;
@@ -18,7 +19,6 @@ mod failure;
 mod operators;
 mod packing;
 mod pattern;
-mod probe;
 #[cfg(feature = "proptest")]
 mod property;
 mod reference;
@@ -27,6 +27,7 @@ mod rig;
 mod suite;
 mod views;
 
+pub use arguments::check_arguments;
 pub use case::{Subject, check_case, written_bytes};
 pub use core_only::CoreOnly;
 pub use custom::{check_custom, compare_custom};
