@@ -28,15 +28,24 @@ const SCHEMES: [QuantScheme; 14] = [
 
 /// Bytes as choices; zeros once they are used up.
 #[derive(Debug)]
-pub(crate) struct Choices<'a>(core::slice::Iter<'a, u8>);
+pub(crate) struct Choices<'a> {
+    bytes: core::slice::Iter<'a, u8>,
+    /// Lengths on the host are those of a device that holds zeros.
+    of_zeros: bool,
+}
 
 impl<'a> Choices<'a> {
     pub(super) fn new(bytes: &'a [u8]) -> Self {
-        Self(bytes.iter())
+        Self { bytes: bytes.iter(), of_zeros: false }
+    }
+
+    /// For arguments that are run on operands of zeros: what the host says of their contents is true.
+    pub(super) fn of_zeros(self) -> Self {
+        Self { of_zeros: true, ..self }
     }
 
     pub(super) fn byte(&mut self) -> u8 {
-        self.0.next().copied().unwrap_or(0)
+        self.bytes.next().copied().unwrap_or(0)
     }
 
     pub(super) fn flag(&mut self) -> bool {
@@ -239,7 +248,7 @@ impl<'a> Choices<'a> {
         let max = [0, 1, 1, 2, 4, u32::from(self.byte()), u32::MAX][usize::from(self.byte()) % 7];
         let lens = LensSpec::new("any", "lens", &device, max)?;
         match self.byte() % 4 {
-            0 => {
+            0 if !self.of_zeros => {
                 let host: Vec<u32> = (0..self.size().min(20)).map(|_| u32::from(self.byte() % 8)).collect();
                 lens.with_host("any", "lens", host.into())
             }

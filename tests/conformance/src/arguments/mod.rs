@@ -5,14 +5,16 @@
 
 mod attention;
 mod choices;
+mod honesty;
 mod kernel;
 mod moe;
 mod quant;
 mod rows;
 mod ssm;
 
-pub(crate) use choices::Choices;
-
+use crate::operators::Finding;
+use crate::rig::Rig;
+use choices::Choices;
 use portolan_core::{Dispatch, OpKind, SpecRef};
 use portolan_ops::{Access, Contract, DType, Result};
 
@@ -112,6 +114,15 @@ macro_rules! by_kind {
                 $( OpKind::$kind => accept::<$spec>(from), )*
                 $( OpKind::$fkind => accept::<$fspec>(from), )*
                 _ => Ok(()),
+            }
+        }
+
+        /// Whether what the device says of any arguments of an operator is what happens.
+        pub(crate) fn honest_kind(kind: OpKind, rig: &Rig, every: usize, seed: u64) -> Result<Finding> {
+            match kind {
+                $( OpKind::$kind => honesty::honest::<$spec>(rig, every, seed), )*
+                $( OpKind::$fkind => honesty::honest::<$fspec>(rig, every, seed), )*
+                _ => Ok(Ok(false)),
             }
         }
 
