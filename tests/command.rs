@@ -596,6 +596,9 @@ fn a_full_disk_behind_stdout_is_one_line() {
         &["inspect", &path],
         &["inspect", "--json", &path],
         &["devices"],
+        &["--help"],
+        &["generate", "--help"],
+        &["--version"],
         &["bench", "--model", &path, "--prompt", "4", "--generate", "2", "--repeat", "1"],
     ] {
         let output = command(args).stdout(file("/dev/full")).stderr(Stdio::piped()).output().unwrap();

@@ -2,9 +2,6 @@
 
 #![no_main]
 
-#[path = "../operators.rs"]
-mod operators;
-
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    operators::build(bytes);
+    portolan_conformance::check_arguments(bytes);
 });

@@ -106,6 +106,7 @@ impl SmallFloat {
 
 /// Exponent and mantissa fields, as one integer, of the number nearest to a finite positive one, ties to even;
 /// the exponent field may overflow.
+#[inline]
 pub(crate) fn nearest_binary(magnitude: f64, exponent_bits: u32, mantissa_bits: u32) -> u64 {
     let lowest = 2 - (1 << (exponent_bits - 1));
     let exponent = ((magnitude.to_bits() >> 52) as i32 - 1023).max(lowest);

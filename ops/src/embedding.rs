@@ -2,7 +2,8 @@
 //!
 //! The forms of a weight are in `quant/weight.rs`.
 
-use crate::quant::{QuantScheme, QuantSpec, WeightSpec};
+use crate::quant::linear::case_schemes;
+use crate::quant::{QuantSpec, WeightSpec};
 use crate::{
     Access, Case, Cases, Contract, Cost, DType, Fill, OpError, Operand, Result, TensorSpec, Tolerance,
     expect_dims, expect_dtype, expect_writable,
@@ -136,13 +137,7 @@ impl Cases for EmbeddingSpec {
         for dtype in [DType::F32, DType::F16, DType::BF16] {
             weights.push((dtype.name(), WeightSpec::dense(&TensorSpec::of(dtype, &[13, 96])?)?));
         }
-        for (name, scheme) in [
-            ("q4_0", QuantScheme::Q4_0),
-            ("q4_1", QuantScheme::Q4_1),
-            ("q8_0", QuantScheme::Q8_0),
-            ("q4_k", QuantScheme::Q4_K),
-            ("q6_k", QuantScheme::Q6_K),
-        ] {
+        for (name, scheme) in case_schemes(96)? {
             weights.push((name, WeightSpec::from(QuantSpec::of(scheme, 13, 96)?)));
         }
         for (name, weight) in &weights {

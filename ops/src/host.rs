@@ -28,13 +28,7 @@ impl HostTensor {
             return Err(OpError::shape("encode", format!("{} values for {spec}", values.len())));
         }
         let mut tensor = Self::filled(spec, fill)?;
-        let mut values = values.iter();
-        let bytes = &mut tensor.bytes;
-        visit(spec, |place| {
-            if let Some(&value) = values.next() {
-                encode(spec.dtype(), value, bytes, place);
-            }
-        });
+        with_format(spec.dtype(), Encode { spec, values, bytes: &mut tensor.bytes });
         Ok(tensor)
     }
 
@@ -83,13 +77,15 @@ impl HostTensor {
 
     /// The elements, exactly, in logical row-major order.
     pub fn to_f64(&self) -> Vec<f64> {
-        let mut values = Vec::with_capacity(self.spec.numel());
-        visit(&self.spec, |place| values.push(decode(self.spec.dtype(), &self.bytes, place)));
-        values
+        with_format(self.spec.dtype(), Decode { spec: &self.spec, bytes: &self.bytes })
     }
 
     /// The first byte outside every element that no longer holds `fill`: proof that a kernel overstepped.
     pub fn overstepped(&self, fill: u8) -> Option<usize> {
+        let whole = self.spec.is_contiguous() && self.spec.layout().offset() == 0;
+        if whole && self.bytes.len() == self.spec.span_bytes() {
+            return None;
+        }
         let mut covered = vec![false; self.bytes.len()];
         let bits = self.spec.dtype().bits() as usize;
         visit(&self.spec, |place| {
@@ -105,39 +101,47 @@ impl Fill {
     ///
     /// Deterministic: value `i` is made of lane `i % 4` of block `i / 4` of the Philox stream of `seed`.
     pub fn draw(&self, spec: &TensorSpec, seed: u64) -> Vec<f64> {
-        let dtype = spec.dtype();
-        let mut block = [0; 4];
-        let mut uniform = |i: usize, low: f64, high: f64| {
-            if i.is_multiple_of(4) {
-                block = philox_block(seed, (i / 4) as u64);
+        let (dtype, numel) = (spec.dtype(), spec.numel());
+        let mut drawn: Vec<f64> = match self {
+            Fill::Values(values) if values.is_empty() => vec![0.0; numel],
+            Fill::Values(values) => values.iter().copied().cycle().take(numel).collect(),
+            Fill::Range(low, high) => uniform(dtype, [*low, *high], numel, seed),
+            Fill::Unit => {
+                let range = match dtype {
+                    DType::Bool => [0.0, 2.0],
+                    // A scale is positive: ¼ to 2.
+                    DType::E8M0 => [0.25, 2.0],
+                    DType::U8 | DType::U4 => [0.0, 8.0],
+                    _ if dtype.is_int() || dtype == DType::I4 => [-8.0, 8.0],
+                    _ => [-1.0, 1.0],
+                };
+                uniform(dtype, range, numel, seed)
             }
-            let bits = block[i % 4];
-            let value = low + (high - low) * (f64::from(bits) / 4_294_967_296.0);
-            if dtype.is_float() || dtype.is_storage_float() { value } else { value.floor() }
         };
-        let mut value = |i: usize| match self {
-            Fill::Values(values) if values.is_empty() => 0.0,
-            Fill::Values(values) => values[i % values.len()],
-            Fill::Range(low, high) => uniform(i, *low, *high),
-            Fill::Unit => match dtype {
-                DType::Bool => uniform(i, 0.0, 2.0),
-                // A scale is positive: ¼ to 2.
-                DType::E8M0 => uniform(i, 0.25, 2.0),
-                DType::U8 | DType::U4 => uniform(i, 0.0, 8.0),
-                _ if dtype.is_int() || dtype == DType::I4 => uniform(i, -8.0, 8.0),
-                _ => uniform(i, -1.0, 1.0),
-            },
-        };
-        (0..spec.numel()).map(|i| rounded(dtype, value(i))).collect()
+        with_format(dtype, Round(&mut drawn));
+        drawn
     }
+}
+
+fn uniform(dtype: DType, [low, high]: [f64; 2], numel: usize, seed: u64) -> Vec<f64> {
+    let whole = !dtype.is_float() && !dtype.is_storage_float();
+    let mut drawn = Vec::with_capacity(numel.next_multiple_of(4));
+    for block in 0..numel.div_ceil(4) {
+        for bits in philox_block(seed, block as u64) {
+            let value = low + (high - low) * (f64::from(bits) / 4_294_967_296.0);
+            drawn.push(if whole { value.floor() } else { value });
+        }
+    }
+    drawn.truncate(numel);
+    drawn
 }
 
 /// The nearest value of an element type, ties to even; integers truncate and saturate, NaN gives 0, bool is `x ≠ 0`;
 /// types below 16 bits as [`SmallFloat`] and [`e8m0_code`] say, f8e5m2 overflowing to infinity.
 pub fn rounded(dtype: DType, value: f64) -> f64 {
-    let mut bytes = [0; 8];
-    encode(dtype, value, &mut bytes, 0);
-    decode(dtype, &bytes, 0)
+    let mut value = [value];
+    with_format(dtype, Round(&mut value));
+    value[0]
 }
 
 /// Calls `f` with the place of every element, in elements from the allocation's start, in logical order.
@@ -159,56 +163,112 @@ fn narrow(value: f64, exponent_bits: u32, mantissa_bits: u32) -> u16 {
     (sign | bits) as u16
 }
 
-#[inline]
-fn encode(dtype: DType, value: f64, bytes: &mut [u8], place: usize) {
-    let mut put = |encoded: &[u8]| bytes[place * encoded.len()..][..encoded.len()].copy_from_slice(encoded);
+/// What is done with the elements of a type: its loop is compiled for each type, so that nothing is asked per element.
+trait OnElements {
+    type Out;
+
+    /// Elements of whole bytes.
+    fn whole<const N: usize>(
+        self,
+        encode: impl Fn(f64) -> [u8; N],
+        decode: impl Fn([u8; N]) -> f64,
+    ) -> Self::Out;
+
+    /// Two elements a byte, the first in the lower bits; codes have no bits above those four.
+    fn nibbles(self, encode: impl Fn(f64) -> u8, decode: impl Fn(u8) -> f64) -> Self::Out;
+}
+
+/// How every type stores a number, and which number its bytes are.
+fn with_format<U: OnElements>(dtype: DType, user: U) -> U::Out {
+    let code = |code: u8| code_value(dtype, code).map_or(f64::NAN, f64::from);
+    let byte = |[byte]: [u8; 1]| code(byte);
     match dtype {
-        DType::F64 => put(&value.to_le_bytes()),
-        DType::F32 => put(&(value as f32).to_le_bytes()),
-        DType::F16 => put(&narrow(value, 5, 10).to_le_bytes()),
-        DType::BF16 => put(&narrow(value, 8, 7).to_le_bytes()),
-        DType::I64 => put(&(value as i64).to_le_bytes()),
-        DType::I32 => put(&(value as i32).to_le_bytes()),
-        DType::I8 => put(&(value as i8).to_le_bytes()),
-        DType::U8 => put(&[value as u8]),
-        DType::Bool => put(&[u8::from(value != 0.0)]),
-        DType::F8E4M3 => put(&[SmallFloat::E4M3.encode(value, Overflow::Saturate)]),
-        DType::F8E5M2 => put(&[SmallFloat::E5M2.encode(value, Overflow::Infinity)]),
-        DType::E8M0 => put(&[e8m0_code(value)]),
-        DType::F4E2M1 | DType::I4 | DType::U4 => {
-            let nibble = match dtype {
-                DType::F4E2M1 => SmallFloat::E2M1.encode(value, Overflow::Saturate),
-                DType::I4 => value.clamp(-8.0, 7.0) as i8 as u8 & 15,
-                _ => value.clamp(0.0, 15.0) as u8,
-            };
-            let shift = 4 * (place % 2);
-            let byte = &mut bytes[place / 2];
-            *byte = *byte & !(15 << shift) | nibble << shift;
+        DType::F64 => user.whole(f64::to_le_bytes, f64::from_le_bytes),
+        DType::F32 => user.whole(|v| (v as f32).to_le_bytes(), |b| f32::from_le_bytes(b).into()),
+        DType::F16 => {
+            user.whole(|v| narrow(v, 5, 10).to_le_bytes(), |b| half::f16::from_le_bytes(b).to_f64())
         }
+        DType::BF16 => {
+            user.whole(|v| narrow(v, 8, 7).to_le_bytes(), |b| half::bf16::from_le_bytes(b).to_f64())
+        }
+        DType::I64 => user.whole(|v| (v as i64).to_le_bytes(), |b| i64::from_le_bytes(b) as f64),
+        DType::I32 => user.whole(|v| (v as i32).to_le_bytes(), |b| i32::from_le_bytes(b).into()),
+        DType::I8 => user.whole(|v| (v as i8).to_le_bytes(), byte),
+        DType::U8 => user.whole(|v| [v as u8], byte),
+        DType::Bool => user.whole(|v| [u8::from(v != 0.0)], byte),
+        DType::F8E4M3 => user.whole(|v| [SmallFloat::E4M3.encode(v, Overflow::Saturate)], byte),
+        DType::F8E5M2 => user.whole(|v| [SmallFloat::E5M2.encode(v, Overflow::Infinity)], byte),
+        DType::E8M0 => user.whole(|v| [e8m0_code(v)], byte),
+        DType::F4E2M1 => user.nibbles(|v| SmallFloat::E2M1.encode(v, Overflow::Saturate), code),
+        DType::I4 => user.nibbles(|v| v.clamp(-8.0, 7.0) as i8 as u8 & 15, code),
+        DType::U4 => user.nibbles(|v| v.clamp(0.0, 15.0) as u8, code),
     }
 }
 
-#[inline]
-fn decode(dtype: DType, bytes: &[u8], place: usize) -> f64 {
-    fn get<const N: usize>(bytes: &[u8], place: usize) -> [u8; N] {
-        let mut out = [0; N];
-        out.copy_from_slice(&bytes[place * N..][..N]);
-        out
+/// Writes values to their places.
+struct Encode<'a> {
+    spec: &'a TensorSpec,
+    values: &'a [f64],
+    bytes: &'a mut [u8],
+}
+
+impl OnElements for Encode<'_> {
+    type Out = ();
+
+    fn whole<const N: usize>(self, encode: impl Fn(f64) -> [u8; N], _: impl Fn([u8; N]) -> f64) {
+        let (elements, mut values) = (self.bytes.as_chunks_mut::<N>().0, self.values.iter());
+        visit(self.spec, |place| {
+            if let Some(&value) = values.next() {
+                elements[place] = encode(value);
+            }
+        });
     }
-    match dtype {
-        DType::F64 => f64::from_le_bytes(get(bytes, place)),
-        DType::F32 => f64::from(f32::from_le_bytes(get(bytes, place))),
-        DType::F16 => half::f16::from_le_bytes(get(bytes, place)).to_f64(),
-        DType::BF16 => half::bf16::from_le_bytes(get(bytes, place)).to_f64(),
-        DType::I64 => i64::from_le_bytes(get(bytes, place)) as f64,
-        DType::I32 => f64::from(i32::from_le_bytes(get(bytes, place))),
-        dtype => {
-            let code = match dtype.is_sub_byte() {
-                true => bytes[place / 2] >> (4 * (place % 2)) & 15,
-                false => bytes[place],
-            };
-            code_value(dtype, code).map_or(f64::NAN, f64::from)
-        }
+
+    fn nibbles(self, encode: impl Fn(f64) -> u8, _: impl Fn(u8) -> f64) {
+        let mut values = self.values.iter();
+        visit(self.spec, |place| {
+            if let Some(&value) = values.next() {
+                let (byte, shift) = (&mut self.bytes[place / 2], 4 * (place % 2));
+                *byte = *byte & !(15 << shift) | encode(value) << shift;
+            }
+        });
+    }
+}
+
+/// Reads the values at their places.
+struct Decode<'a> {
+    spec: &'a TensorSpec,
+    bytes: &'a [u8],
+}
+
+impl OnElements for Decode<'_> {
+    type Out = Vec<f64>;
+
+    fn whole<const N: usize>(self, _: impl Fn(f64) -> [u8; N], decode: impl Fn([u8; N]) -> f64) -> Vec<f64> {
+        let (elements, mut values) = (self.bytes.as_chunks::<N>().0, Vec::with_capacity(self.spec.numel()));
+        visit(self.spec, |place| values.push(decode(elements[place])));
+        values
+    }
+
+    fn nibbles(self, _: impl Fn(f64) -> u8, decode: impl Fn(u8) -> f64) -> Vec<f64> {
+        let mut values = Vec::with_capacity(self.spec.numel());
+        visit(self.spec, |place| values.push(decode(self.bytes[place / 2] >> (4 * (place % 2)) & 15)));
+        values
+    }
+}
+
+/// Replaces values by what is left of them once they are stored.
+struct Round<'a>(&'a mut [f64]);
+
+impl OnElements for Round<'_> {
+    type Out = ();
+
+    fn whole<const N: usize>(self, encode: impl Fn(f64) -> [u8; N], decode: impl Fn([u8; N]) -> f64) {
+        self.0.iter_mut().for_each(|value| *value = decode(encode(*value)));
+    }
+
+    fn nibbles(self, encode: impl Fn(f64) -> u8, decode: impl Fn(u8) -> f64) {
+        self.0.iter_mut().for_each(|value| *value = decode(encode(*value)));
     }
 }
 

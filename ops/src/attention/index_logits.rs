@@ -4,7 +4,7 @@
 
 use super::LensSpec;
 use super::kv_scales::{CODES, code_fills, expect_scaled, take_entries};
-use super::paged_attention::{page_capacity, paged_row};
+use super::paged_attention::{cache_room, paged_row};
 use crate::{
     Access, Case, Cases, Contract, Cost, DType, Fill, OpError, Operand, Result, TensorSpec, Tolerance,
     expect_dims, expect_dtype, expect_rank, expect_writable,
@@ -73,7 +73,7 @@ impl IndexLogitsSpec {
         ratio: u32,
         logits: &TensorSpec,
     ) -> Result<Self> {
-        Self::contiguous([q, k, weights, logits], None, lens, ratio)
+        Self::checked([q, k, weights, logits], [None, None], lens, ratio)
     }
 
     /// Over a contiguous cache of codes and its scales, one for each key.
@@ -85,7 +85,7 @@ impl IndexLogitsSpec {
         ratio: u32,
         logits: &TensorSpec,
     ) -> Result<Self> {
-        Self::contiguous([q, k, weights, logits], Some(k_scale), lens, ratio)
+        Self::checked([q, k, weights, logits], [Some(k_scale), None], lens, ratio)
     }
 
     /// Over a paged cache of codes and its scales, one for each key.
@@ -98,26 +98,8 @@ impl IndexLogitsSpec {
         ratio: u32,
         logits: &TensorSpec,
     ) -> Result<Self> {
-        expect_rank(NAME, "k", k, 3)?;
-        let capacity = page_capacity(NAME, k, block_table, lens[1])?;
         let tables = [Some(k_scale), Some(block_table)];
-        Self::checked([q, k, weights, logits], tables, lens, ratio, capacity)
-    }
-
-    fn contiguous(
-        [q, k, weights, logits]: [&TensorSpec; 4],
-        k_scale: Option<&TensorSpec>,
-        lens: [&LensSpec; 2],
-        ratio: u32,
-    ) -> Result<Self> {
-        expect_rank(NAME, "k", k, 3)?;
-        if k.dims()[0] != lens[1].count() {
-            return Err(OpError::shape(
-                NAME,
-                format!("k is {}, kv_lens has {} sequences", k.shape(), lens[1].count()),
-            ));
-        }
-        Self::checked([q, k, weights, logits], [k_scale, None], lens, ratio, k.dims()[1])
+        Self::checked([q, k, weights, logits], tables, lens, ratio)
     }
 
     /// Over a paged cache of keys; lens are q_lens and kv_lens.
@@ -130,9 +112,7 @@ impl IndexLogitsSpec {
         ratio: u32,
         logits: &TensorSpec,
     ) -> Result<Self> {
-        expect_rank(NAME, "k", k, 3)?;
-        let capacity = page_capacity(NAME, k, block_table, lens[1])?;
-        Self::checked([q, k, weights, logits], [None, Some(block_table)], lens, ratio, capacity)
+        Self::checked([q, k, weights, logits], [None, Some(block_table)], lens, ratio)
     }
 
     fn checked(
@@ -140,8 +120,8 @@ impl IndexLogitsSpec {
         [k_scale, block_table]: [Option<&TensorSpec>; 2],
         [q_lens, kv_lens]: [&LensSpec; 2],
         ratio: u32,
-        capacity: usize,
     ) -> Result<Self> {
+        let capacity = cache_room(NAME, ("k", k), 3, block_table, ("kv_lens", kv_lens))?;
         expect_rank(NAME, "q", q, 3)?;
         expect_dtype(NAME, "q", q, &[DType::F32, DType::F16, DType::BF16])?;
         let narrow = q.dtype() == DType::F32 && matches!(k.dtype(), DType::F16 | DType::BF16);

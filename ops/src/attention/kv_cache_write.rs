@@ -5,7 +5,7 @@
 use super::LensSpec;
 use super::geometry::{DTYPES, GEOMETRIES};
 use super::kv_scales::{expect_codes, row_scheme};
-use super::paged_attention::{page_capacity, paged_row};
+use super::paged_attention::{cache_room, paged_row};
 use crate::codec::{Overflow, SmallFloat};
 use crate::{
     Access, Case, Cases, Contract, Cost, DType, Fill, OpError, Operand, QuantScheme, Result, TensorSpec,
@@ -62,7 +62,7 @@ pub struct KvCacheWriteSpec {
 impl KvCacheWriteSpec {
     /// Writes into a contiguous cache.
     pub fn new(x: &TensorSpec, cache: &TensorSpec, q_lens: &LensSpec, kv_lens: &LensSpec) -> Result<Self> {
-        Self::contiguous(x, cache, None, [q_lens, kv_lens])
+        Self::checked(x, cache, [None, None], [q_lens, kv_lens])
     }
 
     /// Writes codes and scales into a contiguous cache.
@@ -73,7 +73,7 @@ impl KvCacheWriteSpec {
         q_lens: &LensSpec,
         kv_lens: &LensSpec,
     ) -> Result<Self> {
-        Self::contiguous(x, cache, Some(scale), [q_lens, kv_lens])
+        Self::checked(x, cache, [Some(scale), None], [q_lens, kv_lens])
     }
 
     /// Writes codes and scales into a paged cache.
@@ -85,25 +85,7 @@ impl KvCacheWriteSpec {
         q_lens: &LensSpec,
         kv_lens: &LensSpec,
     ) -> Result<Self> {
-        expect_rank(NAME, "cache", cache, 4)?;
-        let capacity = page_capacity(NAME, cache, block_table, kv_lens)?;
-        Self::checked(x, cache, Some(scale), Some(*block_table), [q_lens, kv_lens], capacity)
-    }
-
-    fn contiguous(
-        x: &TensorSpec,
-        cache: &TensorSpec,
-        scale: Option<&TensorSpec>,
-        [q_lens, kv_lens]: [&LensSpec; 2],
-    ) -> Result<Self> {
-        expect_rank(NAME, "cache", cache, 4)?;
-        if cache.dims()[0] != kv_lens.count() {
-            return Err(OpError::shape(
-                NAME,
-                format!("cache is {}, kv_lens has {} sequences", cache.shape(), kv_lens.count()),
-            ));
-        }
-        Self::checked(x, cache, scale, None, [q_lens, kv_lens], cache.dims()[1])
+        Self::checked(x, cache, [Some(scale), Some(block_table)], [q_lens, kv_lens])
     }
 
     /// Writes into a paged cache.
@@ -114,19 +96,16 @@ impl KvCacheWriteSpec {
         q_lens: &LensSpec,
         kv_lens: &LensSpec,
     ) -> Result<Self> {
-        expect_rank(NAME, "cache", cache, 4)?;
-        let capacity = page_capacity(NAME, cache, block_table, kv_lens)?;
-        Self::checked(x, cache, None, Some(*block_table), [q_lens, kv_lens], capacity)
+        Self::checked(x, cache, [None, Some(block_table)], [q_lens, kv_lens])
     }
 
     fn checked(
         x: &TensorSpec,
         cache: &TensorSpec,
-        scale: Option<&TensorSpec>,
-        block_table: Option<TensorSpec>,
+        [scale, block_table]: [Option<&TensorSpec>; 2],
         [q_lens, kv_lens]: [&LensSpec; 2],
-        capacity: usize,
     ) -> Result<Self> {
+        let capacity = cache_room(NAME, ("cache", cache), 4, block_table, ("kv_lens", kv_lens))?;
         let floats = [DType::F32, DType::F16, DType::BF16];
         expect_rank(NAME, "x", x, 3)?;
         expect_dtype(NAME, "x", x, &floats)?;
@@ -162,7 +141,7 @@ impl KvCacheWriteSpec {
             x: *x,
             cache: *cache,
             scale: scale.copied(),
-            block_table,
+            block_table: block_table.copied(),
             q_lens: q_lens.clone(),
             kv_lens: kv_lens.clone(),
         })

@@ -4,7 +4,7 @@
 
 use super::geometry::{DTYPES, Geometry, MLA_GEOMETRIES};
 use super::kv_scales::{code_fills, expect_scaled, take_entries};
-use super::paged_attention::{page_capacity, paged_row};
+use super::paged_attention::{cache_room, paged_row};
 use super::query::{AttentionQuery, CacheExtents};
 use super::scores::{VARIANTS, score_attributes};
 use super::{AttentionMask, LensSpec};
@@ -66,7 +66,7 @@ impl MlaDecodeSpec {
         scale: f32,
         out: &TensorSpec,
     ) -> Result<Self> {
-        Self::contiguous([q, cache, out], None, [q_lens, kv_lens], scale)
+        Self::checked([q, cache, out], [None, None], [q_lens, kv_lens], scale)
     }
 
     /// The same over a contiguous cache of codes and its scales, one for each position.
@@ -78,7 +78,7 @@ impl MlaDecodeSpec {
         scale: f32,
         out: &TensorSpec,
     ) -> Result<Self> {
-        Self::contiguous([q, cache, out], Some(cache_scale), [q_lens, kv_lens], scale)
+        Self::checked([q, cache, out], [Some(cache_scale), None], [q_lens, kv_lens], scale)
     }
 
     /// The same over a paged cache of codes and its scales, one for each position.
@@ -91,26 +91,8 @@ impl MlaDecodeSpec {
         scale: f32,
         out: &TensorSpec,
     ) -> Result<Self> {
-        expect_rank(NAME, "cache", cache, 3)?;
-        let capacity = page_capacity(NAME, cache, block_table, kv_lens)?;
         let tables = [Some(cache_scale), Some(block_table)];
-        Self::checked([q, cache, out], tables, [q_lens, kv_lens], capacity, scale)
-    }
-
-    fn contiguous(
-        [q, cache, out]: [&TensorSpec; 3],
-        cache_scale: Option<&TensorSpec>,
-        [q_lens, kv_lens]: [&LensSpec; 2],
-        scale: f32,
-    ) -> Result<Self> {
-        expect_rank(NAME, "cache", cache, 3)?;
-        if cache.dims()[0] != kv_lens.count() {
-            return Err(OpError::shape(
-                NAME,
-                format!("cache is {}, kv_lens has {} sequences", cache.shape(), kv_lens.count()),
-            ));
-        }
-        Self::checked([q, cache, out], [cache_scale, None], [q_lens, kv_lens], cache.dims()[1], scale)
+        Self::checked([q, cache, out], tables, [q_lens, kv_lens], scale)
     }
 
     /// Causal attention over a paged cache.
@@ -123,18 +105,16 @@ impl MlaDecodeSpec {
         scale: f32,
         out: &TensorSpec,
     ) -> Result<Self> {
-        expect_rank(NAME, "cache", cache, 3)?;
-        let capacity = page_capacity(NAME, cache, block_table, kv_lens)?;
-        Self::checked([q, cache, out], [None, Some(block_table)], [q_lens, kv_lens], capacity, scale)
+        Self::checked([q, cache, out], [None, Some(block_table)], [q_lens, kv_lens], scale)
     }
 
     fn checked(
         [q, cache, out]: [&TensorSpec; 3],
         [cache_scale, block_table]: [Option<&TensorSpec>; 2],
         lens: [&LensSpec; 2],
-        capacity: usize,
         scale: f32,
     ) -> Result<Self> {
+        let capacity = cache_room(NAME, ("cache", cache), 3, block_table, ("kv_lens", lens[1]))?;
         expect_rank(NAME, "out", out, 3)?;
         if let Some(cache_scale) = cache_scale {
             expect_scaled(NAME, ["cache", "cache_scale"], cache, cache_scale)?;

@@ -175,8 +175,29 @@ impl PagedAttentionSpec {
     }
 }
 
+/// Room for the entries of one sequence, in a cache `[batch, max_len, ..]` or, with a table, in its pages.
+pub(super) fn cache_room(
+    op: &'static str,
+    (arg, cache): (&'static str, &TensorSpec),
+    rank: usize,
+    block_table: Option<&TensorSpec>,
+    (lens_arg, lens): (&'static str, &LensSpec),
+) -> Result<usize> {
+    expect_rank(op, arg, cache, rank)?;
+    if let Some(block_table) = block_table {
+        return page_capacity(op, cache, block_table, lens);
+    }
+    if cache.dims()[0] != lens.count() {
+        return Err(OpError::shape(
+            op,
+            format!("{arg} is {}, {lens_arg} has {} sequences", cache.shape(), lens.count()),
+        ));
+    }
+    Ok(cache.dims()[1])
+}
+
 /// Checks a block table against a paged cache and gives the number of keys one sequence has room for.
-pub(super) fn page_capacity(
+fn page_capacity(
     op: &'static str,
     cache: &TensorSpec,
     block_table: &TensorSpec,

@@ -5,7 +5,7 @@
 use super::LensSpec;
 use super::geometry::{DTYPES, Geometry, MLA_GEOMETRIES};
 use super::kv_scales::{code_fills, expect_scaled, take_entries};
-use super::paged_attention::{page_capacity, paged_row};
+use super::paged_attention::{cache_room, paged_row};
 use super::query::{attend_tolerance, softmax_mean};
 use super::scores::AttentionScores;
 use crate::{
@@ -77,7 +77,7 @@ impl SparseAttentionSpec {
         scale: f32,
         out: &TensorSpec,
     ) -> Result<Self> {
-        Self::contiguous([q, cache, indices, out], None, q_lens, scale)
+        Self::checked([q, cache, indices, out], [None, None], q_lens, scale)
     }
 
     /// Over a contiguous cache of codes and its scales, one for each position.
@@ -89,7 +89,7 @@ impl SparseAttentionSpec {
         scale: f32,
         out: &TensorSpec,
     ) -> Result<Self> {
-        Self::contiguous([q, cache, indices, out], Some(cache_scale), q_lens, scale)
+        Self::checked([q, cache, indices, out], [Some(cache_scale), None], q_lens, scale)
     }
 
     /// Over a paged cache of codes and its scales, one for each position.
@@ -102,26 +102,8 @@ impl SparseAttentionSpec {
         scale: f32,
         out: &TensorSpec,
     ) -> Result<Self> {
-        expect_rank(NAME, "cache", cache, 3)?;
-        let capacity = page_capacity(NAME, cache, block_table, q_lens)?;
         let tables = [Some(cache_scale), Some(block_table)];
-        Self::checked([q, cache, indices, out], tables, q_lens, scale, capacity)
-    }
-
-    fn contiguous(
-        [q, cache, indices, out]: [&TensorSpec; 4],
-        cache_scale: Option<&TensorSpec>,
-        q_lens: &LensSpec,
-        scale: f32,
-    ) -> Result<Self> {
-        expect_rank(NAME, "cache", cache, 3)?;
-        if cache.dims()[0] != q_lens.count() {
-            return Err(OpError::shape(
-                NAME,
-                format!("cache is {}, q_lens has {} sequences", cache.shape(), q_lens.count()),
-            ));
-        }
-        Self::checked([q, cache, indices, out], [cache_scale, None], q_lens, scale, cache.dims()[1])
+        Self::checked([q, cache, indices, out], tables, q_lens, scale)
     }
 
     /// Over a paged cache.
@@ -134,9 +116,7 @@ impl SparseAttentionSpec {
         scale: f32,
         out: &TensorSpec,
     ) -> Result<Self> {
-        expect_rank(NAME, "cache", cache, 3)?;
-        let capacity = page_capacity(NAME, cache, block_table, q_lens)?;
-        Self::checked([q, cache, indices, out], [None, Some(block_table)], q_lens, scale, capacity)
+        Self::checked([q, cache, indices, out], [None, Some(block_table)], q_lens, scale)
     }
 
     fn checked(
@@ -144,8 +124,8 @@ impl SparseAttentionSpec {
         [cache_scale, block_table]: [Option<&TensorSpec>; 2],
         q_lens: &LensSpec,
         scale: f32,
-        capacity: usize,
     ) -> Result<Self> {
+        let capacity = cache_room(NAME, ("cache", cache), 3, block_table, ("q_lens", q_lens))?;
         expect_rank(NAME, "q", q, 3)?;
         expect_dtype(NAME, "q", q, &[DType::F32, DType::F16, DType::BF16])?;
         let narrow = q.dtype() == DType::F32 && matches!(cache.dtype(), DType::F16 | DType::BF16);

@@ -1,10 +1,10 @@
 //! The residual sum and the norm that follows it, in one pass over the row.
 
 use super::rms_norm::{flops, normalise, tolerance};
-use super::{EDGES, FLOATS, expect_eps, expect_rows, strided_pairs};
+use super::{EDGES, expect_eps, expect_rows_out, rows_out, strided_pairs};
 use crate::{
     Access, Case, Cases, Contract, Cost, DType, Operand, Result, TensorSpec, Tolerance, expect_dims,
-    expect_dtype, expect_writable, rounded, streaming_cost,
+    expect_dtype, rounded, streaming_cost,
 };
 
 /// Adds to the residual stream and normalises the sum.
@@ -48,22 +48,15 @@ const OP: &str = "add_rms_norm";
 impl AddRmsNormSpec {
     /// The sum and its norm without weight.
     pub fn new(x: &TensorSpec, residual: &TensorSpec, out: &TensorSpec, eps: f32) -> Result<Self> {
-        let want = Self::out_spec(x)?;
-        expect_dims(OP, "residual", residual, want.dims())?;
-        expect_dtype(OP, "residual", residual, &[want.dtype(), DType::F32])?;
-        expect_writable(OP, "residual", residual)?;
-        expect_dims(OP, "out", out, want.dims())?;
-        expect_dtype(OP, "out", out, &[want.dtype()])?;
-        expect_writable(OP, "out", out)?;
+        expect_rows_out(OP, x, ("residual", residual), &[x.dtype(), DType::F32])?;
+        expect_rows_out(OP, x, ("out", out), &[x.dtype()])?;
         expect_eps(OP, eps)?;
         Ok(Self { x: *x, residual: *residual, weight: None, out: *out, eps })
     }
 
     /// The normalised result: contiguous, of x's extents and type.
     pub fn out_spec(x: &TensorSpec) -> Result<TensorSpec> {
-        expect_rows(OP, "x", x)?;
-        expect_dtype(OP, "x", x, &FLOATS)?;
-        Ok(x.to_contiguous())
+        rows_out(OP, x)
     }
 
     /// Multiplies column i of the norm by `weight[i]`.

@@ -1,9 +1,9 @@
 //! Layer norm: rows shifted to mean 0 and divided by their standard deviation, times a weight, plus a bias.
 
-use super::{EDGES, FLOATS, expect_eps, expect_rows, strided_pairs};
+use super::{EDGES, FLOATS, expect_eps, expect_rows_out, rows_out, strided_pairs};
 use crate::{
     Access, Case, Cases, Contract, Cost, DType, Fill, OpError, Operand, Result, TensorSpec, Tolerance,
-    expect_dims, expect_dtype, expect_writable, streaming_cost,
+    expect_dims, expect_dtype, streaming_cost,
 };
 
 /// Shifts each row to mean 0, divides it by its standard deviation, multiplies by a weight and adds a bias.
@@ -53,19 +53,14 @@ const OP: &str = "layer_norm";
 impl LayerNormSpec {
     /// The norm without weight and bias.
     pub fn new(x: &TensorSpec, out: &TensorSpec, eps: f32) -> Result<Self> {
-        let want = Self::out_spec(x)?;
-        expect_dims(OP, "out", out, want.dims())?;
-        expect_dtype(OP, "out", out, &[want.dtype()])?;
-        expect_writable(OP, "out", out)?;
+        expect_rows_out(OP, x, ("out", out), &[x.dtype()])?;
         expect_eps(OP, eps)?;
         Ok(Self { x: *x, weight: None, bias: None, out: *out, eps })
     }
 
     /// The result: contiguous, of x's extents and type.
     pub fn out_spec(x: &TensorSpec) -> Result<TensorSpec> {
-        expect_rows(OP, "x", x)?;
-        expect_dtype(OP, "x", x, &FLOATS)?;
-        Ok(x.to_contiguous())
+        rows_out(OP, x)
     }
 
     /// Multiplies column i by `weight[i]`.

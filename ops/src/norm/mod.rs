@@ -13,7 +13,7 @@ pub use log_softmax::LogSoftmaxSpec;
 pub use rms_norm::RmsNormSpec;
 pub use softmax::SoftmaxSpec;
 
-use crate::{DType, OpError, Result, TensorSpec, expect_rank};
+use crate::{DType, OpError, Result, TensorSpec, expect_dims, expect_dtype, expect_rank, expect_writable};
 
 /// The element types normalisations and activations take.
 pub(crate) const FLOATS: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
@@ -24,6 +24,25 @@ pub(crate) fn expect_rows(op: &'static str, arg: &'static str, spec: &TensorSpec
         0 => expect_rank(op, arg, spec, 1),
         _ => Ok(()),
     }
+}
+
+/// The result of an operator that gives a row for each row: contiguous, of x's extents and type.
+pub(crate) fn rows_out(op: &'static str, x: &TensorSpec) -> Result<TensorSpec> {
+    expect_rows(op, "x", x)?;
+    expect_dtype(op, "x", x, &FLOATS)?;
+    Ok(x.to_contiguous())
+}
+
+/// Fails unless a result has x's extents and one of these types.
+pub(crate) fn expect_rows_out(
+    op: &'static str,
+    x: &TensorSpec,
+    (arg, out): (&'static str, &TensorSpec),
+    dtypes: &[DType],
+) -> Result<()> {
+    expect_dims(op, arg, out, rows_out(op, x)?.dims())?;
+    expect_dtype(op, arg, out, dtypes)?;
+    expect_writable(op, arg, out)
 }
 
 /// Fails unless eps is a finite number, not negative.

@@ -1,9 +1,9 @@
 //! Root-mean-square norm: rows divided by the root of their mean square, times a weight.
 
-use super::{EDGES, FLOATS, expect_eps, expect_rows, strided_pairs};
+use super::{EDGES, FLOATS, expect_eps, expect_rows_out, rows_out, strided_pairs};
 use crate::{
     Access, Case, Cases, Contract, Cost, DType, Fill, Operand, Result, TensorSpec, Tolerance, expect_dims,
-    expect_dtype, expect_writable, streaming_cost,
+    expect_dtype, streaming_cost,
 };
 
 /// Divides each row by the root of its mean square and multiplies by a weight.
@@ -51,19 +51,14 @@ const OP: &str = "rms_norm";
 impl RmsNormSpec {
     /// The norm without weight.
     pub fn new(x: &TensorSpec, out: &TensorSpec, eps: f32) -> Result<Self> {
-        let want = Self::out_spec(x)?;
-        expect_dims(OP, "out", out, want.dims())?;
-        expect_dtype(OP, "out", out, &[want.dtype()])?;
-        expect_writable(OP, "out", out)?;
+        expect_rows_out(OP, x, ("out", out), &[x.dtype()])?;
         expect_eps(OP, eps)?;
         Ok(Self { x: *x, weight: None, out: *out, eps })
     }
 
     /// The result: contiguous, of x's extents and type.
     pub fn out_spec(x: &TensorSpec) -> Result<TensorSpec> {
-        expect_rows(OP, "x", x)?;
-        expect_dtype(OP, "x", x, &FLOATS)?;
-        Ok(x.to_contiguous())
+        rows_out(OP, x)
     }
 
     /// Multiplies column i by `weight[i]`, or of group g by `weight[g, i]`.

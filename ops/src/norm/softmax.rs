@@ -1,9 +1,9 @@
 //! Softmax along the last dimension.
 
-use super::{EDGES, FLOATS, expect_rows, strided_pairs};
+use super::{EDGES, expect_rows_out, rows_out, strided_pairs};
 use crate::{
     Access, Case, Cases, Contract, Cost, DType, Fill, OpError, Operand, Result, TensorSpec, Tolerance,
-    expect_dims, expect_dtype, expect_writable, streaming_cost,
+    streaming_cost,
 };
 
 /// Turns each row into a distribution.
@@ -45,18 +45,13 @@ const OP: &str = "softmax";
 impl SoftmaxSpec {
     /// Softmax of x itself.
     pub fn new(x: &TensorSpec, out: &TensorSpec) -> Result<Self> {
-        let want = Self::out_spec(x)?;
-        expect_dims(OP, "out", out, want.dims())?;
-        expect_dtype(OP, "out", out, &[want.dtype(), DType::F32])?;
-        expect_writable(OP, "out", out)?;
+        expect_rows_out(OP, x, ("out", out), &[x.dtype(), DType::F32])?;
         Ok(Self { x: *x, out: *out, scale: 1.0 })
     }
 
     /// The result: contiguous, of x's extents and type.
     pub fn out_spec(x: &TensorSpec) -> Result<TensorSpec> {
-        expect_rows(OP, "x", x)?;
-        expect_dtype(OP, "x", x, &FLOATS)?;
-        Ok(x.to_contiguous())
+        rows_out(OP, x)
     }
 
     /// Multiplies x first: one over a temperature, or the scale of attention scores.

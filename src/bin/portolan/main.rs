@@ -22,6 +22,7 @@ mod trace;
 
 use args::{Command, CommandLine};
 use clap::Parser;
+use std::io::Write;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -33,9 +34,13 @@ fn main() -> ExitCode {
     let line = match CommandLine::try_parse() {
         Ok(line) => line,
         Err(error) => {
-            // Help and version go to stdout with 0, everything else to stderr with 2.
-            let _ = error.print();
-            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+            // Help and version go to stdout with 0, everything else to stderr with 2. Whoever asked for help has not
+            // got it when it cannot be written.
+            let printed = error.print().and_then(|()| std::io::stdout().flush());
+            return match printed {
+                Err(failed) if !error.use_stderr() => failure::Failure::from(failed).report(),
+                _ => ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2)),
+            };
         }
     };
     let done = interrupt::install().and_then(|()| match &line.command {

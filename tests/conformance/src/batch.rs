@@ -146,6 +146,11 @@ fn forms(kind: OpKind, stream: &Stream) -> Result<Vec<(&'static str, OnRows)>> {
 /// Whether a form held, was refused, or which promise it broke and how.
 pub(crate) type Held = core::result::Result<bool, (Promise, String)>;
 
+/// The names of the operator's forms; any stream that keeps data will do.
+pub(crate) fn names(kind: OpKind, stream: &Stream) -> Result<Vec<&'static str>> {
+    Ok(forms(kind, stream)?.into_iter().map(|(name, _)| name).collect())
+}
+
 /// For each form of the operator whether it held, what did not, or that the device refuses it.
 pub(crate) fn batch(kind: OpKind, stream: &Stream) -> Result<Vec<(&'static str, Held)>> {
     let forms = forms(kind, stream)?;

@@ -2,7 +2,7 @@
 //!
 //! Edges are read off the operands and not off the cases' names, which promise nothing.
 
-use crate::probe::probe;
+use crate::arguments::probe;
 use portolan_core::{Device, Dispatch, OpKind, OpQuery, Support};
 use portolan_ops::{Cases, DType, Determinism, HostTensor, Result, TensorSpec};
 

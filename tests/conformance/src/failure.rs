@@ -28,6 +28,20 @@ pub enum Promise {
 }
 
 impl Promise {
+    /// Every one.
+    pub(crate) const ALL: [Promise; 10] = [
+        Promise::Oracle,
+        Promise::Guards,
+        Promise::Support,
+        Promise::Errors,
+        Promise::Equivalence,
+        Promise::Determinism,
+        Promise::Batch,
+        Promise::Coverage,
+        Promise::Views,
+        Promise::Account,
+    ];
+
     /// The first part of test names.
     pub const fn name(self) -> &'static str {
         match self {

@@ -8,17 +8,20 @@
 //! shapes, support, costs, memory and errors. Tests that are about values report as unsupported there.
 
 mod account;
+mod arguments;
 mod batch;
 mod case;
 mod contract;
 mod core_only;
 mod coverage;
 mod custom;
+mod drawn;
+mod exceptions;
 mod failure;
+mod group;
 mod operators;
 mod packing;
 mod pattern;
-mod probe;
 #[cfg(feature = "proptest")]
 mod property;
 mod reference;
@@ -27,7 +30,8 @@ mod rig;
 mod suite;
 mod views;
 
-pub use case::{Subject, check_case, written_bytes};
+pub use arguments::check_arguments;
+pub use case::{Subject, check_case};
 pub use core_only::CoreOnly;
 pub use custom::{check_custom, compare_custom};
 pub use failure::{Failure, Promise};

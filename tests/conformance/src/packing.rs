@@ -2,7 +2,7 @@
 //!
 //! Only a backend knows its packed bytes, so they have no oracle; the weights to pack are the operator's.
 
-use crate::case::{BAND, GUARD, download, seed};
+use crate::drawn::{BAND, GUARD, download, seed};
 use crate::{Failure, Outcome, Promise};
 use portolan_core::call::{Prepack, Unpack};
 use portolan_core::{Call, HostBuffer, OpKind, Stream, Tensor};

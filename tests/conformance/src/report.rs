@@ -1,6 +1,5 @@
 //! What became of the tests: name, verdict, and a summary that a person can read.
 
-use crate::pattern::matches;
 use core::fmt;
 use std::time::Duration;
 
@@ -30,39 +29,6 @@ pub struct TestOutcome {
     pub took: Duration,
 }
 
-/// A backend author's word on tests: permanent gaps and known failures, by pattern, each with its reason.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Exceptions {
-    pub(crate) unsupported: Vec<(String, String)>,
-    pub(crate) expected_failures: Vec<(String, String)>,
-}
-
-impl Exceptions {
-    fn find<'a>(list: &'a [(String, String)], name: &str) -> Option<&'a str> {
-        // Patterns may leave out the promise: `gemm/*` is `oracle/gemm/*` and all others.
-        let bare = name.split_once('/').map_or(name, |(_, bare)| bare);
-        let found = list.iter().find(|(pattern, _)| matches(pattern, name) || matches(pattern, bare));
-        found.map(|(_, reason)| reason.as_str())
-    }
-
-    /// What a verdict means under these exceptions. One that no longer holds is a failure, or the list would rot.
-    pub(crate) fn judge(&self, name: &str, verdict: Verdict) -> Verdict {
-        let unsupported = Self::find(&self.unsupported, name);
-        let expected = Self::find(&self.expected_failures, name);
-        match (verdict, unsupported, expected) {
-            (Verdict::Passed, Some(reason), _) => {
-                Verdict::Failed(format!("declared unsupported ({reason}), yet it ran; take the entry out"))
-            }
-            (Verdict::Passed, _, Some(reason)) => {
-                Verdict::Failed(format!("expected to fail ({reason}), yet it passed; take the entry out"))
-            }
-            (Verdict::Unsupported(_), Some(reason), _) => Verdict::Unsupported(reason.into()),
-            (Verdict::Failed(what), _, Some(reason)) => Verdict::ExpectedFailure(format!("{reason}: {what}")),
-            (verdict, ..) => verdict,
-        }
-    }
-}
-
 /// Tests and what became of them.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
@@ -87,6 +53,11 @@ impl Report {
             Verdict::Skipped(why) => Some(why.as_str()),
             _ => None,
         })
+    }
+
+    /// Books one test.
+    pub(crate) fn add(&mut self, name: impl Into<String>, verdict: Verdict, took: Duration) {
+        self.outcomes.push(TestOutcome { name: name.into(), verdict, took });
     }
 
     /// Appends another report.

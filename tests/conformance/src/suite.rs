@@ -1,15 +1,15 @@
 //! The suite: a backend and its exceptions, run as functions that report or as tests of the test runner.
 
+use crate::arguments::honest_kind;
 use crate::batch::batch;
 use crate::contract::{ContractTest, TESTS};
 use crate::coverage::gaps;
-use crate::operators::{
-    Sample, account_kind, compare_kind, equivalence_kind, repeat_kind, run_kind, survey_kind,
-};
-use crate::report::Exceptions;
+use crate::exceptions::Exceptions;
+use crate::group::{Beside, CasesOn, Everything, Group};
+use crate::operators::{Sample, survey_kind, visit_kind};
 use crate::rig::{Rig, Stop};
 use crate::views::ViewCase;
-use crate::{CoreOnly, Failure, Promise, Report, Subject, TestOutcome, Verdict};
+use crate::{Failure, Promise, Report, TestOutcome, Verdict};
 use portolan_core::{Backend, OpKind, Stream, StreamOptions};
 use portolan_ops::{Determinism, OpError, Result};
 use std::io::Write;
@@ -17,8 +17,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Runs whose bytes have to be alike.
-const REPEATS: usize = 100;
 /// Random views of each form.
 const VIEWS: u32 = 48;
 
@@ -78,6 +76,7 @@ impl Suite {
         for &kind in OpKind::ALL {
             report.extend(self.operator(kind));
         }
+        report.extend(self.exceptions_match());
         report
     }
 
@@ -89,10 +88,48 @@ impl Suite {
     /// The operators whose cases agree with the oracle and leave other memory alone, and nothing else of them:
     /// what is left to ask of a second executor or instruction set. Without data: whose cases are accounted for.
     pub fn cases(&self, kind: OpKind) -> Report {
-        self.with_rig(kind.name(), |rig, report| {
-            let mut group = Group::new(self, kind, report);
-            self.cases_on(rig, &rig.stream()?, &mut group)
-        })
+        Self::cases_of(&[("", self)], kind)
+    }
+
+    /// As [`Suite::cases`], for several suites at once, whose names come first in those of the tests: every case is
+    /// drawn, and its oracle asked, once for all of them.
+    pub fn cases_of(suites: &[(&str, &Suite)], kind: OpKind) -> Report {
+        let mut reports: Vec<Report> = suites.iter().map(|_| Report::default()).collect();
+        let mut opened = Vec::new();
+        for ((_, suite), report) in suites.iter().zip(&mut reports) {
+            let rig = suite.rig();
+            let both = rig.and_then(|rig| rig.stream().map(|s| (rig, s)).map_err(|e| failed(&e)));
+            opened.push(both.map_err(|verdict| report.add(kind.name(), verdict, Duration::ZERO)).ok());
+        }
+        let mut all = Vec::new();
+        for ((&(_, suite), opened), report) in suites.iter().zip(&opened).zip(&mut reports) {
+            let Some((rig, stream)) = opened else { continue };
+            let group = Group::new(suite, kind, report);
+            all.push(CasesOn { rig, stream, sample: suite.sample(), group });
+        }
+        let ended = guarded(|| visit_kind(kind, &mut all));
+        let mut whole = Report::default();
+        for ((name, _), mut report) in suites.iter().zip(reports) {
+            let named = |outcome: &mut TestOutcome| outcome.name = format!("{name}/{}", outcome.name);
+            report.outcomes.iter_mut().filter(|_| !name.is_empty()).for_each(named);
+            whole.extend(report);
+        }
+        if let Err(verdict) = ended {
+            whole.add(kind.name(), verdict, Duration::ZERO);
+        }
+        whole
+    }
+
+    /// Whether every exception is one of a test that there is: a pattern that matches no name protects nothing.
+    pub fn exceptions_match(&self) -> Report {
+        let mut report = Report::default();
+        match self.exceptions.entries() {
+            Ok(entries) => {
+                entries.into_iter().for_each(|(name, verdict)| report.add(name, verdict, Duration::ZERO));
+            }
+            Err(error) => report.add("exceptions", failed(&error), Duration::ZERO),
+        }
+        report
     }
 
     /// The tests of the contract whose names match a pattern, each on a device of its own: `memory/*`.
@@ -124,20 +161,29 @@ impl Suite {
         })
     }
 
+    pub(crate) fn exceptions(&self) -> &Exceptions {
+        &self.exceptions
+    }
+
+    fn sample(&self) -> Sample {
+        Sample { every: self.every, shard: self.shard, ..Sample::ALL }
+    }
+
+    /// A freshly opened device, or what becomes of the tests without one.
+    fn rig(&self) -> core::result::Result<Rig, Verdict> {
+        (self.open)().and_then(Rig::new).map_err(|error| match error {
+            OpError::Unavailable { backend, what } => Verdict::Skipped(format!("{backend}: {what}")),
+            error => Verdict::Failed(format!("opening the backend: {error}")),
+        })
+    }
+
     /// Opens a device and runs a group of tests on it; what goes wrong around them is a failure of the group.
     fn with_rig(&self, name: &str, group: impl FnOnce(&Rig, &mut Report) -> Result<()>) -> Report {
         let mut report = Report::default();
         let start = Instant::now();
-        let verdict = match (self.open)().and_then(Rig::new) {
-            Err(OpError::Unavailable { backend, what }) => Verdict::Skipped(format!("{backend}: {what}")),
-            Err(error) => Verdict::Failed(format!("opening the backend: {error}")),
-            Ok(rig) => match catch_unwind(AssertUnwindSafe(|| group(&rig, &mut report))) {
-                Ok(Ok(())) => return report,
-                Ok(Err(error)) => Verdict::Failed(error.to_string()),
-                Err(panic) => Verdict::Failed(format!("panicked: {}", panic_text(panic.as_ref()))),
-            },
-        };
-        report.outcomes.push(TestOutcome { name: name.into(), verdict, took: start.elapsed() });
+        if let Err(verdict) = self.rig().and_then(|rig| guarded(|| group(&rig, &mut report))) {
+            report.add(name, verdict, start.elapsed());
+        }
         report
     }
 
@@ -156,14 +202,15 @@ impl Suite {
     }
 
     fn operator_on(&self, kind: OpKind, rig: &Rig, report: &mut Report) -> Result<()> {
-        let mut group = Group::new(self, kind, report);
-        let stream = rig.stream()?;
-        let sample = Sample { every: self.every, shard: self.shard, ..Sample::ALL };
-
-        self.cases_on(rig, &stream, &mut group)?;
+        let (stream, sample) = (rig.stream()?, self.sample());
+        let beside = if rig.keeps_data() { Some(Beside::new(kind, rig, sample)?) } else { None };
+        let group = Group::new(self, kind, report);
+        let mut everything = Everything { cases: CasesOn { rig, stream: &stream, sample, group }, beside };
+        visit_kind(kind, &mut everything)?;
+        let mut group = everything.cases.group;
         let ran = group.passed > 0;
         if rig.keeps_data() {
-            self.values_on(rig, &stream, sample, &mut group)?;
+            self.values_on(kind, rig, &stream, &mut group)?;
         }
 
         let level = stream.options().determinism;
@@ -180,39 +227,8 @@ impl Suite {
         Ok(())
     }
 
-    /// Every sampled case: against the oracle, or as far as that goes without data.
-    fn cases_on(&self, rig: &Rig, stream: &Stream, group: &mut Group<'_>) -> Result<()> {
-        let (kind, sample) = (group.kind, Sample { every: self.every, shard: self.shard, ..Sample::ALL });
-        if !rig.keeps_data() {
-            return account_kind(kind, stream, sample, &mut |case, found| {
-                group.case(Promise::Account, case, found);
-            });
-        }
-        let subject = Subject { stream, slack: 1.0 };
-        run_kind(kind, &subject, sample, &mut |case, found| group.case(Promise::Oracle, case, found))
-    }
-
-    /// What is promised of results beside their values: compositions, threads, repetition, batches, views.
-    fn values_on(&self, rig: &Rig, stream: &Stream, sample: Sample, group: &mut Group<'_>) -> Result<()> {
-        let kind = group.kind;
-        if kind.is_fused() {
-            let composed = Rig::new(CoreOnly::new(rig.backend.clone()))?.stream()?;
-            equivalence_kind(kind, stream, &composed, sample, &mut |case, found| {
-                group.case(Promise::Equivalence, case, found);
-            })?;
-        }
-
-        // A few cases are enough to see bits change, and dear enough to be few.
-        let sparse = |every: usize, phase: usize| Sample { every: every * self.every, phase, ..sample };
-        let threads = |n| rig.stream_with(StreamOptions { threads: n, ..StreamOptions::default() });
-        let streams = [threads(None)?, threads(Some(1))?, threads(Some(3))?];
-        compare_kind(kind, &streams, sparse(11, 6), &mut |case, found| {
-            group.case(Promise::Determinism, &format!("{case}/threads"), found);
-        })?;
-        repeat_kind(kind, stream, sparse(67, 9), REPEATS, &mut |case, found| {
-            group.case(Promise::Determinism, &format!("{case}/repeats"), found);
-        })?;
-
+    /// What is promised of an operator beside its cases: batches, views, any arguments.
+    fn values_on(&self, kind: OpKind, rig: &Rig, stream: &Stream, group: &mut Group<'_>) -> Result<()> {
         let invariant =
             StreamOptions { determinism: Determinism::BatchInvariant, ..StreamOptions::default() };
         for (form, held) in batch(kind, &rig.stream_with(invariant)?)? {
@@ -228,6 +244,7 @@ impl Suite {
                 group.case(Promise::Views, form, found);
             });
         }
+        group.case(Promise::Support, "arguments", honest_kind(kind, rig, self.every, self.seed)?);
         Ok(())
     }
 
@@ -251,37 +268,16 @@ impl Suite {
     }
 }
 
-/// Where the cases of one operator go.
-struct Group<'a> {
-    suite: &'a Suite,
-    kind: OpKind,
-    report: &'a mut Report,
-    since: Instant,
-    passed: usize,
+/// What a group of tests ends with, when not well.
+fn guarded(group: impl FnOnce() -> Result<()>) -> core::result::Result<(), Verdict> {
+    match catch_unwind(AssertUnwindSafe(group)) {
+        Ok(ended) => ended.map_err(|error| failed(&error)),
+        Err(panic) => Err(Verdict::Failed(format!("panicked: {}", panic_text(panic.as_ref())))),
+    }
 }
 
-impl<'a> Group<'a> {
-    fn new(suite: &'a Suite, kind: OpKind, report: &'a mut Report) -> Self {
-        Self { suite, kind, report, since: Instant::now(), passed: 0 }
-    }
-
-    /// Books a case under the promise it was run for, or under the one it broke.
-    fn case(&mut self, promise: Promise, case: &str, found: core::result::Result<bool, Failure>) {
-        let (promise, verdict) = match found {
-            Ok(true) => (promise, Verdict::Passed),
-            Ok(false) => (promise, Verdict::Unsupported("support() says no".into())),
-            Err(failure) => (failure.promise, Verdict::Failed(failure.to_string())),
-        };
-        let kind = self.kind.name();
-        // Most case names begin with the operator's.
-        let case = case.strip_prefix(kind).and_then(|rest| rest.strip_prefix('/')).unwrap_or(case);
-        let name = format!("{}/{kind}/{case}", promise.name());
-        let verdict = self.suite.exceptions.judge(&name, verdict);
-        self.passed += usize::from(verdict == Verdict::Passed);
-        let now = Instant::now();
-        let took = now - std::mem::replace(&mut self.since, now);
-        self.report.outcomes.push(TestOutcome { name, verdict, took });
-    }
+fn failed(error: &OpError) -> Verdict {
+    Verdict::Failed(error.to_string())
 }
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
@@ -321,6 +317,11 @@ macro_rules! suite {
 
         mod contract {
             $crate::for_each_contract!($crate::contract_tests);
+        }
+
+        #[test]
+        fn exceptions() {
+            $crate::Suite::assert(&portolan_suite().exceptions_match());
         }
     };
 }

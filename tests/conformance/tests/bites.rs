@@ -2,12 +2,15 @@
 //! others.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+#[path = "bites/attention.rs"]
+mod attention;
 #[path = "../../../examples/custom_backend.rs"]
 #[allow(dead_code, unreachable_pub)]
 mod custom_backend;
 
+use attention::Forgets;
 use custom_backend::ToyBackend;
-use portolan_conformance::{Report, Suite, Verdict};
+use portolan_conformance::{ReferenceBackend, Report, Suite, Verdict};
 use portolan_core::{
     Backend, Call, Collectives, DeviceInfo, Dispatch, Fault, FusedOps, HostBuffer, Kernels, Launch, Memory,
     MemoryInfo, MemoryTraits, Op, OpKind, OpQuery, Ordinal, Queue, RawCopy, RawEvent, RawStream, Segment,
@@ -38,23 +41,32 @@ enum Plant {
     BatchDependentOrder,
     /// Uploads do not wait for the work before them.
     EarlyAccess,
+    /// Attention leaves something out.
+    Attention(Forgets),
 }
 
-/// The toy with a fault.
+/// A backend with a fault: the toy, or, for what the toy does not do, the reference device.
 struct Faulty {
-    toy: Arc<ToyBackend>,
+    inner: Arc<dyn Backend>,
+    toy: Option<Arc<ToyBackend>>,
     plant: Plant,
 }
 
 impl Faulty {
     fn suite(plant: Plant) -> Suite {
-        Suite::new(move || Ok(Arc::new(Faulty { toy: ToyBackend::new(), plant })))
+        Suite::new(move || {
+            let toy = ToyBackend::new();
+            Ok(match plant {
+                Plant::Attention(_) => Arc::new(Faulty { inner: ReferenceBackend::new(), toy: None, plant }),
+                _ => Arc::new(Faulty { inner: toy.clone(), toy: Some(toy), plant }),
+            })
+        })
     }
 
     /// Overwrites bytes of the operand `out` behind the work enqueued so far.
     fn spoil<C: Dispatch>(&self, launch: &Launch<'_>, op: &Call<C>, at: usize, byte: u8) -> Result<()> {
         let address = op.address("out").unwrap() + at;
-        self.toy.copy(launch, RawCopy::Upload { host: HostBuffer::from_bytes(&[byte])?, address })
+        self.inner.copy(launch, RawCopy::Upload { host: HostBuffer::from_bytes(&[byte])?, address })
     }
 
     /// Runs the operator, then does what is planted.
@@ -62,7 +74,12 @@ impl Faulty {
         if self.plant == Plant::BatchDependentOrder && C::KIND == OpKind::Gemm && self.halves(launch, op)? {
             return Ok(());
         }
-        let ran = C::dispatch(self.toy.as_ref(), launch, op);
+        if let Plant::Attention(forgets) = self.plant
+            && forgets.run(self.inner.as_ref(), launch, op)?
+        {
+            return Ok(());
+        }
+        let ran = C::dispatch(self.inner.as_ref(), launch, op);
         if let (Plant::WrongErrorKind, Err(OpError::Unsupported { .. })) = (self.plant, &ran) {
             return Err(OpError::internal(op.op_name(), "what is this?"));
         }
@@ -92,37 +109,38 @@ impl Faulty {
         let half = |t: &Tensor, start: usize, len: usize| t.narrow(1, start, len);
         let (left, right) = (k / 2, k - k / 2);
         let first = call::Gemm::nt(&half(&a, 0, left)?, &half(&b, 0, left)?, &mut out)?;
-        self.toy.gemm(launch, &first)?;
+        self.inner.gemm(launch, &first)?;
         let second = call::Gemm::nt(&half(&a, left, right)?, &half(&b, left, right)?, &mut out.clone())?;
-        self.toy.gemm(launch, &second.accumulate(&out, 1.0)?)?;
+        self.inner.gemm(launch, &second.accumulate(&out, 1.0)?)?;
         Ok(true)
     }
 }
 
 impl Memory for Faulty {
     fn traits(&self, device: Ordinal) -> MemoryTraits {
-        self.toy.traits(device)
+        self.inner.traits(device)
     }
     fn reserve(&self, device: Ordinal, bytes: usize) -> Result<Segment> {
-        self.toy.reserve(device, bytes)
+        self.inner.reserve(device, bytes)
     }
     fn release(&self, device: Ordinal, segment: Segment) -> Result<()> {
         match self.plant {
             Plant::Leak => Ok(()),
-            _ => self.toy.release(device, segment),
+            _ => self.inner.release(device, segment),
         }
     }
     fn copy(&self, launch: &Launch<'_>, copy: RawCopy) -> Result<()> {
         match copy {
             RawCopy::Upload { host, address } if self.plant == Plant::EarlyAccess => {
+                let toy = self.toy.as_ref().unwrap();
                 // SAFETY: the host memory of an upload is not written before the copy is done, which is here.
-                self.toy.poke(address, unsafe { host.bytes_unchecked() })
+                toy.poke(address, unsafe { host.bytes_unchecked() })
             }
-            copy => self.toy.copy(launch, copy),
+            copy => self.inner.copy(launch, copy),
         }
     }
     fn memory_info(&self, device: Ordinal) -> Result<MemoryInfo> {
-        self.toy.memory_info(device)
+        self.inner.memory_info(device)
     }
 }
 
@@ -152,7 +170,7 @@ impl RawStream for Deaf {
 
 impl Queue for Faulty {
     fn stream_create(&self, device: Ordinal, options: &StreamOptions) -> Result<Arc<dyn RawStream>> {
-        let stream = self.toy.stream_create(device, options)?;
+        let stream = self.inner.stream_create(device, options)?;
         Ok(if self.plant == Plant::IgnoredEvent { Arc::new(Deaf(stream)) } else { stream })
     }
 }
@@ -180,15 +198,15 @@ impl Collectives for Faulty {}
 
 impl Backend for Faulty {
     fn name(&self) -> &'static str {
-        self.toy.name()
+        self.inner.name()
     }
     fn devices(&self) -> Result<Vec<DeviceInfo>> {
-        self.toy.devices()
+        self.inner.devices()
     }
     fn support(&self, device: Ordinal, query: &OpQuery<'_>) -> Support {
         match (self.plant, query.spec.kind()) {
             (Plant::SupportLie, OpKind::Compare) => Support::Native,
-            _ => self.toy.support(device, query),
+            _ => self.inner.support(device, query),
         }
     }
 }
@@ -278,6 +296,49 @@ fn an_order_of_summation_that_depends_on_the_batch_is_caught_by_the_batch_tests(
 fn an_access_before_its_turn_is_caught_by_the_tests_of_order_within_a_stream() {
     let by = ["streams/an_upload_waits_for_earlier_work_of_its_stream"];
     assert_caught(Plant::EarlyAccess, &by, &["streams/", "memory/", "capture/"]);
+}
+
+/// Every so many-th case of attention, of which there are thousands.
+const SAMPLED: usize = 13;
+
+#[test]
+fn what_attention_forgets_is_caught_by_the_cases_named_after_it_and_by_no_others() {
+    let mut kinds: Vec<&str> = attention::ALL.iter().map(|(_, kind, _)| *kind).collect();
+    kinds.dedup();
+    for kind in OpKind::ALL.iter().filter(|kind| kinds.contains(&kind.name())) {
+        let plants: Vec<_> = attention::ALL.iter().filter(|(_, name, _)| *name == kind.name()).collect();
+        let named = |(forgets, ..): &&(Forgets, _, _)| {
+            (format!("{forgets:?}"), Faulty::suite(Plant::Attention(*forgets)).every(SAMPLED))
+        };
+        let suites: Vec<(String, Suite)> = plants.iter().map(named).collect();
+        let suites: Vec<(&str, &Suite)> = suites.iter().map(|(name, suite)| (name.as_str(), suite)).collect();
+        let report = Suite::cases_of(&suites, *kind);
+        println!("{}", report.to_string().lines().next().unwrap_or_default());
+        for ((name, _), (.., marks)) in suites.iter().zip(plants) {
+            let mut caught = 0;
+            for outcome in report.failures().filter(|o| o.name.starts_with(&format!("{name}/"))) {
+                let text = format!("{} {:?}", outcome.name, outcome.verdict);
+                assert!(marks.iter().any(|mark| text.contains(mark)), "{text}: about something else");
+                caught += 1;
+            }
+            println!("{name}: {caught} cases");
+            assert!(caught > 0, "nobody missed {name}");
+        }
+    }
+}
+
+#[test]
+fn an_exception_of_no_test_is_a_failure() {
+    let toy = || Faulty::suite(Plant::Nothing);
+    let real = toy().unsupported("cast/*", "f32 only").unsupported("views/softmax/*", "none");
+    let real = real.expected_failure("streams/a_read*", "no waits yet").expected_failure("*/threads", "-");
+    let report = real.exceptions_match();
+    assert_eq!((report.passed(), report.failures().count()), (4, 0), "{report}");
+    let report = toy().unsupported("cast/*", "-").expected_failure("gem/*", "typo").exceptions_match();
+    let failed: Vec<&str> = report.failures().map(|outcome| outcome.name.as_str()).collect();
+    assert_eq!(failed, ["exceptions/expected_failures/gem/*"], "{report}");
+    assert!(report.to_string().contains("typo"), "{report}");
+    assert!(toy().exceptions_match().outcomes.is_empty());
 }
 
 /// A backend that is not there.

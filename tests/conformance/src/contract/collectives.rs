@@ -1,7 +1,7 @@
 //! Operators over ranks against their oracles: groups of 1, 2, 3, 4 and 8 ranks, with guard bands around every operand.
 
 use super::ranks::{PATIENCE, Peer, on_ranks};
-use crate::case::{BAND, GUARD, download, seed};
+use crate::drawn::{BAND, GUARD, download, seed};
 use crate::rig::{Check, Rig, Stop, ensure, ensure_eq};
 use portolan_core::{CollectiveCall, CollectiveDispatch, HostBuffer, Op, OpKind, Support, Tensor};
 use portolan_ops::comm::{
