@@ -3,16 +3,13 @@
 use crate::op::args::{Args, enqueue};
 use crate::op::rows::{RowSource, element, load_row, store_row};
 use crate::queue::Exec;
+use crate::simd::PAST;
 use portolan_core::Launch;
 use portolan_core::call::Dequantize;
 use portolan_ops::{DType, DequantizeSpec, Result};
 
 /// Rows one task converts.
 const ROWS: usize = 8;
-
-/// Bytes from which on a result is written past the caches, which hold no more than that: then its lines need not be
-/// read before. Half of what eight cores of Zen 4 share.
-const PAST: usize = 16 << 20;
 
 pub(crate) fn launch(launch: &Launch<'_>, op: &Dequantize) -> Result<()> {
     enqueue(launch, op, run)

@@ -12,7 +12,7 @@ use crate::elementwise::Exec;
 use crate::pool::scratch;
 use crate::rows::for_each_range;
 use crate::simd::code::{Code, with_code};
-use crate::simd::{Kernel, Lanes, dispatch};
+use crate::simd::{Kernel, Lanes, PAST, dispatch};
 use crate::value::Value;
 use core::marker::PhantomData;
 use core::ops::Range;
@@ -23,6 +23,8 @@ use portolan_ops::{DType, QuantScheme, QuantSpec, ScaleKind, TensorSpec};
 const PIECE: usize = 1024;
 /// Elements of blocks of several rows that are copied at once: two copies are half a second-level cache of 1 MiB.
 const COPY: usize = 64 << 10;
+/// A cache line.
+const LINE: usize = 64;
 /// Blocks among them, at most.
 const MOST_BLOCKS: usize = 8;
 /// Rows between what is copied and what is asked for: a part of a row is too short for the processor to foresee it.
@@ -53,6 +55,7 @@ pub(crate) unsafe fn quantize(
                 unsafe { job.encode(row, start, job.fetch(row, start, &mut buf[..len]), Scales::Given) };
             }
         }
+        job.finish();
     });
 }
 
@@ -91,6 +94,7 @@ pub(crate) unsafe fn dynamic_quantize(
                 }
             }
         }
+        job.finish();
     });
 }
 
@@ -109,6 +113,8 @@ struct Job<'a> {
     scale: Grid,
     /// Minima or zero points, if there are any.
     offset: Option<Grid>,
+    /// Whether codes are written past the caches.
+    past: bool,
 }
 
 // SAFETY: tasks read operands and write rows of codes and scales of their own.
@@ -134,6 +140,8 @@ impl<'a> Job<'a> {
             codes_step: quant.codes().strides()[0],
             scale: Grid::new(quant.scale(), scale),
             offset: quant.offset().map(|spec| Grid::new(spec, offset.cast_mut())),
+            past: isa != Isa::Portable
+                && quant.codes().dtype().bytes_for(quant.n().saturating_mul(quant.k())) >= PAST,
         }
     }
 }
@@ -230,6 +238,13 @@ impl Found {
 }
 
 impl Job<'_> {
+    /// Ends a task.
+    fn finish(&self) {
+        if self.past {
+            dispatch(self.isa, Finish);
+        }
+    }
+
     /// Columns `start ..` of a row as f32: where they lie, or copied into `buf`.
     ///
     /// # Safety
@@ -316,6 +331,18 @@ impl Job<'_> {
         with_code!(self.quant.scheme().code, C => {
             dispatch(self.isa, Encode::<C> { job: self, row, start, x, scales, code: PhantomData })
         }, _ => ());
+    }
+}
+
+/// Orders codes written past the caches before what the thread does next.
+struct Finish;
+
+impl Kernel for Finish {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        L::finish_past();
     }
 }
 
@@ -425,6 +452,10 @@ impl Blocks<'_> {
     }
 }
 
+/// Codes on their way past the caches, which is taken by whole lines.
+#[repr(align(64))]
+struct Piece([u8; PIECE]);
+
 /// Columns `start .. start + x.len()` of a row to codes.
 struct Encode<'a, C> {
     job: &'a Job<'a>,
@@ -440,25 +471,46 @@ impl<C: Code> Kernel for Encode<'_, C> {
 
     #[inline(always)]
     fn run<L: Lanes>(self) {
-        // SAFETY: by the promise of `Job::encode`.
-        unsafe { self.job.encode_row::<L, C>(self.row, self.start, self.x, self.scales) }
+        let Self { job, row, start, x, scales, .. } = self;
+        let place = job.codes_at + row * job.codes_step + start;
+        let bits = C::DTYPE.bits() as usize;
+        let (to, bytes) = (job.codes.wrapping_add(place * bits / 8), x.len() * bits / 8);
+        let lines = [place * bits % 8, to as usize % LINE, bytes % LINE] == [0; 3];
+        // SAFETY: by the promise of `Job::encode`; the piece has room for as many bytes.
+        unsafe {
+            if !job.past || !lines || bytes > PIECE {
+                return job.encode_row::<L, C>([row, start], x, scales, job.codes, place);
+            }
+            let mut piece = Piece([0; PIECE]);
+            let from = piece.0.as_mut_ptr();
+            job.encode_row::<L, C>([row, start], x, scales, from, 0);
+            for at in (0..bytes).step_by(L::LEN * size_of::<f32>()) {
+                L::load(from.add(at).cast()).store_past(to.add(at).cast());
+            }
+        }
     }
 }
 
 impl Job<'_> {
-    /// As [`Job::encode`], inside a kernel.
+    /// As [`Job::encode`], inside a kernel, to element `line` of `codes` and on.
     ///
     /// # Safety
     /// As there.
     #[inline(always)]
-    unsafe fn encode_row<L: Lanes, C: Code>(&self, row: usize, start: usize, x: &[f32], scales: Scales<'_>) {
+    unsafe fn encode_row<L: Lanes, C: Code>(
+        &self,
+        [row, start]: [usize; 2],
+        x: &[f32],
+        scales: Scales<'_>,
+        codes: *mut u8,
+        line: usize,
+    ) {
         let scheme = self.quant.scheme();
         let (low, high) = scheme.code_range();
         let low = if matches!(scales, Scales::Given) { low } else { -high };
         let power = scheme.scale == ScaleKind::E8M0;
         let mut rule =
             Rule { offset: scheme.offset, scale: 0.0, power, shift: 0.0, low: low as f32, high: high as f32 };
-        let line = self.codes_at + row * self.codes_step + start;
         let (block_row, columns, first) = (row / scheme.block[0], scheme.block[1], start / scheme.block[1]);
         let (mut group, mut done) = (first, 0);
         // To the end of the group that the piece begins in.
@@ -482,7 +534,7 @@ impl Job<'_> {
                         self.scale.get(block_row, group)
                     }
                 };
-                rule.encode::<L, C>(part, self.codes, line + done);
+                rule.encode::<L, C>(part, codes, line + done);
             }
             done += part.len();
             group += 1;

@@ -16,3 +16,7 @@ mod words;
 
 pub(crate) use lanes::{Kernel, Lanes, Stored, apart, dispatch};
 pub(crate) use words::Words;
+
+/// Bytes from which on a result is written past the caches, which hold no more than that: then its lines need not be
+/// read before. Half of what eight cores of Zen 4 share.
+pub(crate) const PAST: usize = 16 << 20;
