@@ -4,10 +4,11 @@
 use crate::Error;
 use crate::load::WeightSource;
 use crate::models;
-use crate::nn::{Batch, Precision};
-use portolan_core::{Lens, OpKind, Registry, Stream, StreamOptions};
+use crate::nn::{Batch, Layout, Precision};
+use portolan_core::{CommConfig, Communicator, Device, Lens, OpKind, Registry, Stream, StreamOptions};
 use portolan_meta::{Count, MetaBackend, MetaOptions};
-use portolan_ops::{Cost, DType, OpError, TensorSpec};
+use portolan_ops::{Cost, DType, Determinism, OpError, TensorSpec};
+use std::time::Duration;
 
 /// Which pass to plan.
 #[derive(Clone, Debug)]
@@ -18,6 +19,8 @@ pub struct PlanOptions {
     pub cached: usize,
     /// Sequences.
     pub batch: usize,
+    /// Ranks that share the model, of which one is planned.
+    pub ranks: u32,
     /// How products treat activations, and the width of the cache.
     pub precision: Precision,
     /// How fused operators are counted.
@@ -25,9 +28,9 @@ pub struct PlanOptions {
 }
 
 impl Default for PlanOptions {
-    /// One token of one sequence, exact, every operator as one kernel.
+    /// One token of one sequence on one rank, exact, every operator as one kernel.
     fn default() -> Self {
-        Self { tokens: 1, cached: 0, batch: 1, precision: Precision::Exact, count: Count::Fused }
+        Self { tokens: 1, cached: 0, batch: 1, ranks: 1, precision: Precision::Exact, count: Count::Fused }
     }
 }
 
@@ -45,14 +48,15 @@ pub struct PlanRow {
 /// What a pass costs.
 ///
 /// Bytes are those of an ideal kernel: each operand read or written once, weights too, whatever stays in a
-/// processor's caches. Tokens are taken to be routed evenly to experts.
+/// processor's caches. Tokens are taken to be routed evenly to experts. Of several ranks it is the first one, which has no
+/// less to do than any other; the bytes it sends are those of the algorithms that send least.
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// By operator, in the order of [`OpKind`].
     pub operators: Vec<PlanRow>,
     /// The sum.
     pub total: Cost,
-    /// Bytes of the weights on the device.
+    /// Bytes of the weights on the device; of several ranks, with what finds experts.
     pub weight_bytes: usize,
     /// Bytes of what is kept of tokens, with room for this pass: keys and values, or a recurrence's state.
     pub kv_bytes: usize,
@@ -84,15 +88,17 @@ pub fn plan(source: &dyn WeightSource, options: &PlanOptions) -> Result<Plan, Er
     let alive = || device.memory().map(|memory| memory.live_bytes);
 
     let loading = device.stream(StreamOptions::default())?;
-    let model = models::load(&loading, source, options.precision, &mut |_, _| {})?;
-    let weight_bytes = alive()?;
+    let layout = layout(&device, &loading, options.ranks)?;
+    let joined = alive()?;
+    let model = models::load_rank(&loading, source, options.precision, &layout, &mut |_, _| {})?;
+    let weight_bytes = alive()? - joined;
 
     let (len, max) = (options.tokens.saturating_add(options.cached), model.info().max_context);
     if options.tokens == 0 || len > max {
         return Err(Error::Prompt { tokens: if options.tokens == 0 { 0 } else { len }, max });
     }
     let mut cache = model.cache(&loading, options.batch, len)?;
-    let kv_bytes = alive()? - weight_bytes;
+    let kv_bytes = alive()? - joined - weight_bytes;
 
     let stream = device.stream(StreamOptions::default())?;
     model.forward(&stream, &batch(&stream, options, len)?, &mut cache)?;
@@ -109,6 +115,18 @@ pub fn plan(source: &dyn WeightSource, options: &PlanOptions) -> Result<Plan, Er
         kv_bytes,
         peak_bytes: device.memory()?.peak_live_bytes,
     })
+}
+
+/// The share of the first of so many ranks.
+fn layout(device: &Device, stream: &Stream, ranks: u32) -> Result<Layout, Error> {
+    if ranks == 1 {
+        return Ok(Layout::default());
+    }
+    let id = device.backend().new_id()?;
+    // Nobody is waited for where nothing is sent.
+    let (timeout, determinism) = (Duration::ZERO, Determinism::Fast);
+    let config = CommConfig { id, rank: 0, world_size: ranks, timeout, determinism };
+    Ok(Layout::of_rank(&Communicator::join(stream, &config)?))
 }
 
 /// The operands of a pass in which all sequences are alike. Only lengths are known to the host: what they are decides

@@ -257,6 +257,18 @@ fn plan_shows_the_cost_by_operator_and_in_all_without_weights() {
     assert!(message.contains("expected 1 to 65536"), "{message}");
     std::fs::write(&config, "{\"architectures\": [\"MysteryForCausalLM\"]}").unwrap();
     assert!(fail(&["plan", "--model", config.to_str().unwrap()]).contains("MysteryForCausalLM"));
+    // Two of the four heads: each layer's two sums of five tokens of 32 numbers, of which a rank sends as much as it has.
+    let shared = json(&[&golden("llama-gqa"), "--tokens", "5", "--ranks", "2"]);
+    assert_eq!((shared["ranks"].as_u64(), whole["ranks"].as_u64()), (Some(2), Some(1)));
+    assert_eq!(shared["total"]["bytes_comm"].as_u64(), Some(2 * 2 * 5 * 32 * 4));
+    assert_eq!(whole["total"]["bytes_comm"].as_u64(), Some(0));
+    let text = succeed(&["plan", "--model", &golden("mixtral"), "--tokens", "5", "--ranks", "2"]);
+    assert!(
+        text.contains("ranks    2; what the first of them has and does") && text.contains("\nall_reduce "),
+        "{text}"
+    );
+    let message = fail(&["plan", "--model", &golden("llama-gqa"), "--ranks", "3"]);
+    assert!(message.contains("cannot share 4 heads equally; use a divisor"), "{message}");
 }
 
 #[test]

@@ -263,6 +263,83 @@ fn counting_through_compositions_costs_more_and_counts_the_same_calls() {
     assert!(composed.peak_bytes > fused.peak_bytes, "scratch is alive too");
 }
 
+/// Shoeybi et al. 2019, section 3, and Korthikanti et al. 2022, section 4.2.1: each part of a layer ends with a sum over
+/// the ranks of the activations `[tokens, hidden]`, of which a rank sends `2·(n − 1)/n`.
+fn sent(layers: u64, tokens: u64, hidden: u64, ranks: u64) -> u64 {
+    2 * layers * (2 * (ranks - 1) * (4 * tokens * hidden) / ranks)
+}
+
+#[test]
+fn ranks_share_what_a_pass_costs_and_send_what_megatrons_formula_says() {
+    for (paper, tokens, batch) in [(&LLAMA_2_7B, 512, 1), (&LLAMA_3_8B, 256, 3)] {
+        let (_folder, source) = paper.source("bfloat16");
+        for ranks in [1, 2, 4, 8u32] {
+            let options = PlanOptions { tokens, batch, ranks, ..PlanOptions::default() };
+            let plan = plan(source.as_ref(), &options).unwrap();
+            let (n, tokens, batch) = (u64::from(ranks), tokens as u64, batch as u64);
+
+            let sums = if n == 1 { 0 } else { sent(paper.layers, batch * tokens, paper.hidden, n) };
+            assert_eq!(plan.total.bytes_comm, sums, "{ranks}");
+            let calls: u64 = plan
+                .operators
+                .iter()
+                .filter(|row| matches!(row.kind, OpKind::Collective(_)))
+                .map(|row| row.calls)
+                .sum();
+            assert_eq!(calls, if n == 1 { 0 } else { 2 * paper.layers });
+            // The output matrix is every rank's.
+            let products = 2 * paper.layer_matrices() * tokens / n + 2 * paper.embedding();
+            assert_eq!(row(&plan, OpKind::Linear).cost.flops, batch * products);
+            assert_eq!(row(&plan, OpKind::Attention).cost.flops, batch * paper.attention(tokens, 0) / n);
+            let weights = 2 * (paper.layer_matrices() / n + paper.embeddings()) + 4 * paper.norms();
+            assert_eq!(plan.weight_bytes as u64, weights);
+            assert_eq!(plan.kv_bytes as u64, batch * paper.cache(tokens, 4) / n);
+        }
+    }
+    let (_folder, source) = LLAMA_3_8B.source("bfloat16");
+    let error = plan(source.as_ref(), &PlanOptions { ranks: 3, ..PlanOptions::default() }).unwrap_err();
+    assert!(error.to_string().contains("cannot share 32 heads equally"), "{error}");
+    // More ranks than key heads have copies of them.
+    let many = plan(source.as_ref(), &PlanOptions { ranks: 16, ..PlanOptions::default() }).unwrap();
+    assert_eq!(many.kv_bytes as u64, LLAMA_3_8B.cache(1, 4) / 8);
+}
+
+/// Mixtral 8x7B (Jiang et al. 2024, table 1): 46.7 billion parameters, of which a token uses 12.9.
+#[test]
+fn ranks_share_experts_and_send_no_more_for_them_than_for_a_plain_layer() {
+    let (layers, hidden, inner, experts, k, tokens) = (32u64, 4096u64, 14_336u64, 8u64, 2u64, 96u64);
+    let folder = tempfile::tempdir().unwrap();
+    let config = serde_json::json!({
+        "architectures": ["MixtralForCausalLM"], "torch_dtype": "bfloat16", "hidden_size": hidden,
+        "num_hidden_layers": layers, "num_attention_heads": 32, "num_key_value_heads": 8, "intermediate_size": inner,
+        "vocab_size": 32000, "num_local_experts": experts, "num_experts_per_tok": k, "sliding_window": null,
+        "max_position_embeddings": 32768, "tie_word_embeddings": false
+    });
+    std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    let source = load::open_specs(folder.path()).unwrap();
+    let planned = |ranks| {
+        let options = PlanOptions { tokens: tokens as usize, ranks, ..PlanOptions::default() };
+        plan(source.as_ref(), &options).unwrap()
+    };
+    let one = planned(1);
+    assert!((one.weight_bytes as f64 / 2.0 / 46.7e9 - 1.0).abs() < 0.01, "{}", one.weight_bytes);
+    for ranks in [1, 2, 4, 8u32] {
+        let (plan, n) = (planned(ranks), u64::from(ranks));
+        assert_eq!(plan.total.bytes_comm, if n == 1 { 0 } else { sent(layers, tokens, hidden, n) });
+        // Gate, up and down of every place; the unit and the weighted sum beside them.
+        let place = 2 * 3 * hidden * inner + 5 * inner + 2 * hidden;
+        assert_eq!(row(&plan, OpKind::ExpertFfn).cost.flops, layers * tokens * k * place / n);
+        let read = 2 * 3 * hidden * inner * layers * experts / n;
+        let operands = layers * tokens * (4 * hidden + 8 * k);
+        assert_eq!(row(&plan, OpKind::ExpertFfn).cost.bytes_read, read + operands);
+        // Three numbers an expert and layer say whose it is.
+        let tables = if n == 1 { 0 } else { 3 * 4 * experts * layers };
+        let attention = 2 * layers * hidden * (2 * hidden + 2 * 1024);
+        let whole = 2 * (2 * 32_000 * hidden + layers * experts * hidden) + 4 * (2 * layers + 1) * hidden;
+        assert_eq!(plan.weight_bytes as u64, whole + attention / n + read + tables);
+    }
+}
+
 #[test]
 fn logits_of_every_token_cost_a_product_each() {
     let device = Registry::new().with(MetaBackend::new(MetaOptions::default())).open("meta:0").unwrap();

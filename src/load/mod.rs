@@ -10,6 +10,7 @@ mod form;
 pub mod gguf;
 mod json;
 pub mod names;
+mod part;
 pub mod safetensors;
 mod source;
 mod weights;
@@ -17,6 +18,7 @@ mod weights;
 pub use config_only::ConfigOnly;
 pub use error::{LoadError, Result};
 pub use form::WeightForm;
+pub(crate) use part::Part;
 pub use source::{Bytes, FileSource, Source};
 pub use weights::{HostQuant, HostWeight, SourceMetadata, WeightSource, open, open_specs};
 

@@ -7,7 +7,8 @@ use crate::load::WeightSource;
 use crate::load::config::DeepseekConfig;
 use crate::load::names::DEEPSEEK;
 use crate::nn::{
-    Backbone, Batch, Cache, Decoder, LatentCache, Linear, Loader, MoeLayer, Precision, Progress, RmsNorm,
+    Backbone, Batch, Cache, Decoder, LatentCache, Layout, Linear, Loader, MoeLayer, Precision, Progress,
+    RmsNorm, Share,
 };
 use portolan_core::{Lens, Scope, Stream, Tensor, call, ops};
 use portolan_ops::{DType, TensorSpec};
@@ -36,8 +37,22 @@ impl DeepseekV3 {
         precision: Precision,
         progress: Progress<'_>,
     ) -> Result<Self, Error> {
+        Self::load_rank(stream, source, precision, &Layout::default(), progress)
+    }
+
+    /// Loads what one rank has of a model.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load); `Attribute` where the ranks cannot share it equally.
+    pub fn load_rank(
+        stream: &Stream,
+        source: &dyn WeightSource,
+        precision: Precision,
+        layout: &Layout,
+        progress: Progress<'_>,
+    ) -> Result<Self, Error> {
         let config = DeepseekConfig::from_source(source)?;
-        let mut loader = Loader::new(stream, source, DEEPSEEK, precision, progress);
+        let mut loader = Loader::new(stream, source, DEEPSEEK, precision, progress).of_rank(layout);
         let backbone = Backbone::load(&mut loader, &config.moe.decoder.backbone(), &Decoder::NORMS)?;
         let (mut attention, mut ffn) = (Vec::new(), Vec::new());
         for i in 0..config.moe.decoder.layers {
@@ -57,6 +72,8 @@ impl DeepseekV3 {
 /// One layer's attention.
 #[derive(Clone, Debug)]
 struct LatentAttention {
+    /// Of this rank.
+    heads: usize,
     query: Query,
     /// To a latent entry and the part of a key that all heads share.
     entry: Linear,
@@ -79,30 +96,38 @@ impl LatentAttention {
         let decoder = &config.moe.decoder;
         let (hidden, heads, rank) = (decoder.hidden, decoder.num_heads, config.kv_rank);
         let (nope, value) = (config.nope_dim(), config.v_head_dim);
+        let share = loader.layout().share(heads, "heads")?;
+        let rows = |each: usize| share.start * each..share.end * each;
         let linear = |loader: &mut Loader<'_>, name: &str, n: usize, k: usize| {
             Linear::load(loader, &[(name, n)], i, k, false)
         };
+        let of_heads = |loader: &mut Loader<'_>, name: &str, k: usize| {
+            let share = Share::whole(name, decoder.q_width(), k).rows(rows(decoder.head_dim));
+            Linear::load_shares(loader, &[share], i, false)
+        };
         let query = match config.q_rank {
-            None => Query::Direct(linear(loader, "layers.{i}.q", decoder.q_width(), hidden)?),
+            None => Query::Direct(of_heads(loader, "layers.{i}.q", hidden)?),
             Some(q_rank) => Query::Compressed(Box::new((
                 linear(loader, "layers.{i}.q_a", q_rank, hidden)?,
                 RmsNorm::load(loader, "layers.{i}.q_a_norm.weight", i, q_rank, INNER_EPS)?,
-                linear(loader, "layers.{i}.q_b", decoder.q_width(), q_rank)?,
+                of_heads(loader, "layers.{i}.q_b", q_rank)?,
             ))),
         };
-        let raised = loader.dense("layers.{i}.kv_b.weight", i, heads * (nope + value), rank)?;
-        let raised = raised.reshape(&[heads, nope + value, rank])?;
+        let raised = Share::whole("layers.{i}.kv_b", heads * (nope + value), rank).rows(rows(nope + value));
+        let raised = loader.dense(&raised, i)?.reshape(&[share.len(), nope + value, rank])?;
+        let output = Share::whole("layers.{i}.o", hidden, heads * value).columns(rows(value));
         Ok(Self {
+            heads: share.len(),
             query,
             entry: linear(loader, "layers.{i}.kv_a", config.entry_width(), hidden)?,
             entry_norm: RmsNorm::load(loader, "layers.{i}.kv_a_norm.weight", i, rank, INNER_EPS)?,
             key: raised.narrow(1, 0, nope)?,
             value: raised.narrow(1, nope, value)?,
-            output: linear(loader, "layers.{i}.o", hidden, heads * value)?,
+            output: Linear::load_shares(loader, &[output], i, false)?,
         })
     }
 
-    /// `[tokens, hidden]` to the same: writes the tokens' entries into the cache, then attends to all of them.
+    /// `[tokens, hidden]` to this rank's part of the same: writes the tokens' entries into the cache, then attends to all of them.
     fn forward(
         &self,
         stream: &Stream,
@@ -114,7 +139,7 @@ impl LatentAttention {
     ) -> Result<Tensor, Error> {
         let _scope = Scope::named("attention");
         let decoder = &config.moe.decoder;
-        let (tokens, heads, rope_dim) = (x.dims()[0], decoder.num_heads, config.rope_dim());
+        let (tokens, heads, rope_dim) = (x.dims()[0], self.heads, config.rope_dim());
         let q = match &self.query {
             Query::Direct(q) => q.forward(stream, x)?,
             Query::Compressed(parts) => {
@@ -152,7 +177,7 @@ impl LatentAttention {
         kv_lens: &Lens,
     ) -> Result<Tensor, Error> {
         let (sequences, width) = (entries.dims()[0], config.entry_width());
-        let (heads, nope, rank) = (config.moe.decoder.num_heads, config.nope_dim(), config.kv_rank);
+        let (heads, nope, rank) = (self.heads, config.nope_dim(), config.kv_rank);
         let len = kv_lens.spec("deepseek", "kv_lens")?.max() as usize;
         // In f32, as the products are, and without what lies behind the longest sequence.
         let entries = ops::cast(stream, &entries.narrow(1, 0, len)?, DType::F32)?;
@@ -183,7 +208,7 @@ impl LatentAttention {
         entries: &Tensor,
         batch: &Batch,
     ) -> Result<Tensor, Error> {
-        let (tokens, heads) = (q.dims()[0], config.moe.decoder.num_heads);
+        let (tokens, heads) = (q.dims()[0], self.heads);
         let (nope, rope, rank) = (config.nope_dim(), config.rope_dim(), config.kv_rank);
         let made = |width| stream.empty(&TensorSpec::of(DType::F32, &[tokens, heads, width])?);
         let (latent_q, mut latent, out) = (made(rank + rope)?, made(rank)?, made(config.v_head_dim)?);

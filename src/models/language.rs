@@ -4,7 +4,7 @@ use crate::Error;
 use crate::load::WeightSource;
 use crate::load::config::Family;
 use crate::models::{DeepseekV3, Llama, Mamba, Mamba2, Mixtral};
-use crate::nn::{Batch, Cache, Precision, Progress};
+use crate::nn::{Batch, Cache, Layout, Precision, Progress};
 use portolan_core::{Stream, Tensor};
 
 /// What a program has to know of a model to talk to it.
@@ -46,10 +46,32 @@ pub fn load(
     precision: Precision,
     progress: Progress<'_>,
 ) -> Result<Box<dyn LanguageModel>, Error> {
-    Ok(match Family::from_source(source)? {
-        Family::Llama => Box::new(Llama::load(stream, source, precision, progress)?),
-        Family::Mixtral | Family::QwenMoe => Box::new(Mixtral::load(stream, source, precision, progress)?),
-        Family::DeepseekV3 => Box::new(DeepseekV3::load(stream, source, precision, progress)?),
+    load_rank(stream, source, precision, &Layout::default(), progress)
+}
+
+/// Loads what one rank of a group has of a model. All ranks run the same batches in the same order, each with a cache that
+/// its model makes, and get the same logits.
+///
+/// # Errors
+/// As [`load`]; `Attribute` where the ranks cannot share the model equally, and for state-space models, which are not shared
+/// out.
+pub fn load_rank(
+    stream: &Stream,
+    source: &dyn WeightSource,
+    precision: Precision,
+    layout: &Layout,
+    progress: Progress<'_>,
+) -> Result<Box<dyn LanguageModel>, Error> {
+    let family = Family::from_source(source)?;
+    if matches!(family, Family::Mamba | Family::Mamba2) {
+        layout.expect_one("mamba")?;
+    }
+    Ok(match family {
+        Family::Llama => Box::new(Llama::load_rank(stream, source, precision, layout, progress)?),
+        Family::Mixtral | Family::QwenMoe => {
+            Box::new(Mixtral::load_rank(stream, source, precision, layout, progress)?)
+        }
+        Family::DeepseekV3 => Box::new(DeepseekV3::load_rank(stream, source, precision, layout, progress)?),
         Family::Mamba => Box::new(Mamba::load(stream, source, precision, progress)?),
         Family::Mamba2 => Box::new(Mamba2::load(stream, source, precision, progress)?),
     })

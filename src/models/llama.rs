@@ -6,7 +6,7 @@ use crate::Error;
 use crate::load::WeightSource;
 use crate::load::config::LlamaConfig;
 use crate::load::names::LLAMA;
-use crate::nn::{Batch, Cache, Decoder, Ffn, Loader, Precision, Progress};
+use crate::nn::{Batch, Cache, Decoder, Ffn, Layout, Loader, Precision, Progress};
 use portolan_core::{Stream, Tensor};
 
 /// A model's weights on a device.
@@ -27,8 +27,22 @@ impl Llama {
         precision: Precision,
         progress: Progress<'_>,
     ) -> Result<Self, Error> {
+        Self::load_rank(stream, source, precision, &Layout::default(), progress)
+    }
+
+    /// Loads what one rank has of a model.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load); `Attribute` where the ranks cannot share it equally.
+    pub fn load_rank(
+        stream: &Stream,
+        source: &dyn WeightSource,
+        precision: Precision,
+        layout: &Layout,
+        progress: Progress<'_>,
+    ) -> Result<Self, Error> {
         let config = LlamaConfig::from_source(source)?;
-        let mut loader = Loader::new(stream, source, LLAMA, precision, progress);
+        let mut loader = Loader::new(stream, source, LLAMA, precision, progress).of_rank(layout);
         let decoder = Decoder::load(&mut loader, &config)?;
         let mut ffn = Vec::new();
         for i in 0..config.layers {

@@ -7,7 +7,7 @@ use crate::Error;
 use crate::load::WeightSource;
 use crate::load::config::{Family, MoeConfig};
 use crate::load::names::{MIXTRAL, QWEN_MOE};
-use crate::nn::{Batch, Cache, Decoder, Loader, MoeLayer, Precision, Progress};
+use crate::nn::{Batch, Cache, Decoder, Layout, Loader, MoeLayer, Precision, Progress};
 use portolan_core::{Stream, Tensor};
 
 /// A model's weights on a device.
@@ -29,9 +29,23 @@ impl Mixtral {
         precision: Precision,
         progress: Progress<'_>,
     ) -> Result<Self, Error> {
+        Self::load_rank(stream, source, precision, &Layout::default(), progress)
+    }
+
+    /// Loads what one rank has of a model.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load); `Attribute` where the ranks cannot share it equally.
+    pub fn load_rank(
+        stream: &Stream,
+        source: &dyn WeightSource,
+        precision: Precision,
+        layout: &Layout,
+        progress: Progress<'_>,
+    ) -> Result<Self, Error> {
         let names = if Family::from_source(source)? == Family::Mixtral { MIXTRAL } else { QWEN_MOE };
         let config = MoeConfig::from_source(source, names)?;
-        let mut loader = Loader::new(stream, source, names, precision, progress);
+        let mut loader = Loader::new(stream, source, names, precision, progress).of_rank(layout);
         let decoder = Decoder::load(&mut loader, &config.decoder)?;
         let ffn = (0..config.decoder.layers).map(|i| MoeLayer::load(&mut loader, &config, i));
         let ffn = ffn.collect::<Result<_, Error>>()?;

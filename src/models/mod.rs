@@ -13,7 +13,7 @@ mod oracle;
 pub use bert::Bert;
 pub use deepseek::DeepseekV3;
 pub use embedded::{embedded, embedded_file};
-pub use language::{LanguageModel, ModelInfo, load};
+pub use language::{LanguageModel, ModelInfo, load, load_rank};
 pub use llama::Llama;
 pub use mamba::Mamba;
 pub use mamba2::Mamba2;

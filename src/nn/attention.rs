@@ -2,7 +2,8 @@
 
 use crate::Error;
 use crate::load::config::LlamaConfig;
-use crate::nn::{Batch, KvCache, Linear, Loader, RmsNorm};
+use crate::nn::{Batch, Heads, KvCache, Linear, Loader, RmsNorm, Share};
+use core::ops::Range;
 use portolan_core::{Scope, Stream, Tensor, call};
 use portolan_ops::TensorSpec;
 use portolan_ops::attention::AttentionMask;
@@ -11,6 +12,9 @@ use portolan_ops::attention::AttentionMask;
 #[derive(Clone, Debug)]
 pub struct Attention {
     layer: usize,
+    /// Of this rank.
+    heads: usize,
+    kv_heads: usize,
     qkv: Linear,
     /// Norms of each head's q and k.
     qk_norms: Option<(RmsNorm, RmsNorm)>,
@@ -18,20 +22,35 @@ pub struct Attention {
 }
 
 impl Attention {
-    /// Loads the attention of a layer.
+    /// Key and value heads of this rank, of which a cache has to have as many.
+    pub fn kv_heads(&self) -> usize {
+        self.kv_heads
+    }
+
+    /// Loads a rank's heads of the attention of a layer.
     ///
     /// # Errors
     /// Those of the file and of the device.
     pub fn load(loader: &mut Loader<'_>, config: &LlamaConfig, layer: usize) -> Result<Self, Error> {
         let (hidden, head_dim) = (config.hidden, config.head_dim);
         let (q, kv) = (config.q_width(), config.kv_width());
-        let qkv = [("layers.{i}.q", q), ("layers.{i}.k", kv), ("layers.{i}.v", kv)];
+        let Heads { queries, keys } = loader.layout().heads(config.num_heads, config.num_kv_heads)?;
+        let elements = |heads: &Range<usize>| heads.start * head_dim..heads.end * head_dim;
+        let qkv = [
+            Share::whole("layers.{i}.q", q, hidden).rows(elements(&queries)),
+            Share::whole("layers.{i}.k", kv, hidden).rows(elements(&keys)),
+            Share::whole("layers.{i}.v", kv, hidden).rows(elements(&keys)),
+        ];
+        let o = Share::whole("layers.{i}.o", hidden, q).columns(elements(&queries));
+        let o_bias = config.o_bias && loader.layout().is_first();
         let norm = |name: &str, loader: &mut Loader<'_>| {
             RmsNorm::load(loader, name, layer, head_dim, config.rms_eps)
         };
         Ok(Self {
             layer,
-            qkv: Linear::load(loader, &qkv, layer, hidden, config.qkv_bias)?,
+            heads: queries.len(),
+            kv_heads: keys.len(),
+            qkv: Linear::load_shares(loader, &qkv, layer, config.qkv_bias)?,
             qk_norms: match config.qk_norm {
                 false => None,
                 true => Some((
@@ -39,11 +58,12 @@ impl Attention {
                     norm("layers.{i}.k_norm.weight", loader)?,
                 )),
             },
-            o: Linear::load(loader, &[("layers.{i}.o", hidden)], layer, q, config.o_bias)?,
+            o: Linear::load_shares(loader, &[o], layer, o_bias)?,
         })
     }
 
-    /// `[tokens, hidden]` to the same: writes the tokens' keys and values into the cache, then attends to all of them.
+    /// `[tokens, hidden]` to this rank's part of the same: writes the tokens' keys and values into the cache, then attends to
+    /// all of them.
     ///
     /// # Errors
     /// As [`Stream::run`].
@@ -56,7 +76,7 @@ impl Attention {
         cache: &mut KvCache,
     ) -> Result<Tensor, Error> {
         let _scope = Scope::named("attention");
-        let (heads, kv_heads, head_dim) = (config.num_heads, config.num_kv_heads, config.head_dim);
+        let (heads, kv_heads, head_dim) = (self.heads, self.kv_heads, config.head_dim);
         let tokens = x.dims()[0];
         let qkv = self.qkv.forward(stream, x)?.reshape(&[tokens, heads + 2 * kv_heads, head_dim])?;
         let (q, k) = (qkv.narrow(1, 0, heads)?, qkv.narrow(1, heads, kv_heads)?);

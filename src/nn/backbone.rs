@@ -2,7 +2,7 @@
 //! brings the parts.
 
 use crate::Error;
-use crate::nn::{Batch, Embedding, Linear, Loader, RmsNorm};
+use crate::nn::{Batch, Embedding, Layout, Linear, Loader, RmsNorm};
 use portolan_core::{Scope, Stream, Tensor, ops};
 
 /// Extents of a backbone.
@@ -29,6 +29,7 @@ pub struct Backbone {
     layers: Vec<Vec<RmsNorm>>,
     norm: RmsNorm,
     output: Linear,
+    layout: Layout,
 }
 
 impl Backbone {
@@ -51,11 +52,11 @@ impl Backbone {
             true => Linear::tied(loader, embedding.weight())?,
             false => Linear::load(loader, &[("output", vocab)], 0, hidden, false)?,
         };
-        Ok(Self { embedding, layers, norm, output })
+        Ok(Self { embedding, layers, norm, output, layout: loader.layout().clone() })
     }
 
-    /// Runs the batch's tokens: logits `[rows, vocab]` in f32. `part` computes a part of a layer, by the numbers of both:
-    /// `[tokens, hidden]` to the same.
+    /// Runs the batch's tokens: logits `[rows, vocab]` in f32. `part` computes what a rank has of a part of a layer, by the
+    /// numbers of both: `[tokens, hidden]` to the same, which is summed over the ranks.
     ///
     /// # Errors
     /// As [`Stream::run`].
@@ -71,7 +72,9 @@ impl Backbone {
             let _scope = Scope::numbered("layers", i);
             for (at, norm) in norms.iter().enumerate() {
                 let x = normed(stream, norm, update.as_ref(), &mut residual)?;
-                update = Some(part(i, at, &x)?);
+                let made = part(i, at, &x)?;
+                self.layout.sum(stream, &made)?;
+                update = Some(made);
             }
         }
         let _scope = Scope::named("output");

@@ -46,7 +46,8 @@ impl Decoder {
     /// `OutOfMemory`.
     pub fn cache(&self, stream: &Stream, batch: usize, max_len: usize) -> Result<Cache, Error> {
         let config = &self.config;
-        let (heads, head_dim) = (config.num_kv_heads, config.head_dim);
+        let heads = self.attention.first().map_or(0, Attention::kv_heads);
+        let head_dim = config.head_dim;
         let dtype = self.precision.cache_dtype();
         Ok(KvCache::new(stream, config.layers, batch, max_len, heads, head_dim, dtype)?.into())
     }

@@ -1,7 +1,7 @@
 //! Products with weights, and rows of weights.
 
 use crate::Error;
-use crate::nn::Loader;
+use crate::nn::{Loader, Share};
 use portolan_core::{Stream, Tensor, Weight, call, ops};
 use portolan_ops::kernel::Activation;
 use portolan_ops::{ActQuant, DType, LinearSpec, TensorSpec};
@@ -27,15 +27,26 @@ impl Linear {
         k: usize,
         bias: bool,
     ) -> Result<Self, Error> {
-        let weights: Vec<(String, usize)> =
-            names.iter().map(|(name, n)| (format!("{name}.weight"), *n)).collect();
-        let weights: Vec<(&str, usize)> = weights.iter().map(|(name, n)| (name.as_str(), *n)).collect();
+        let shares: Vec<Share<'_>> = names.iter().map(|(name, n)| Share::whole(name, *n, k)).collect();
+        Self::load_shares(loader, &shares, layer, bias)
+    }
+
+    /// Loads what a rank takes of weights; all have biases, or none.
+    ///
+    /// # Errors
+    /// Those of the file and of the device.
+    pub fn load_shares(
+        loader: &mut Loader<'_>,
+        shares: &[Share<'_>],
+        layer: usize,
+        bias: bool,
+    ) -> Result<Self, Error> {
         let mut parts = Vec::new();
-        match loader.packed(&weights, layer, k)? {
+        match loader.packed(shares, layer)? {
             Some(weight) => parts.push(weight),
             None => {
-                for part in &weights {
-                    parts.extend(loader.packed(std::slice::from_ref(part), layer, k)?);
+                for share in shares {
+                    parts.extend(loader.packed(std::slice::from_ref(share), layer)?);
                 }
             }
         }
@@ -43,11 +54,8 @@ impl Linear {
             .into_iter()
             .map(|weight| loader.act_quant(&weight).map(|act_quant| (weight, act_quant)))
             .collect::<Result<Vec<_>, Error>>()?;
-        let biases: Vec<(String, usize)> =
-            names.iter().map(|(name, n)| (format!("{name}.bias"), *n)).collect();
-        let biases: Vec<(&str, usize)> = biases.iter().map(|(name, n)| (name.as_str(), *n)).collect();
-        let bias = if bias { Some(loader.vectors(&biases, layer)?) } else { None };
-        Ok(Self { parts, bias, n: names.iter().map(|(_, n)| n).sum() })
+        let bias = if bias { Some(loader.biases(shares, layer)?) } else { None };
+        Ok(Self { parts, bias, n: shares.iter().map(Share::n).sum() })
     }
 
     /// A layer of one weight that is on the device already (an output tied to the embedding).

@@ -4,7 +4,9 @@
 
 use crate::Error;
 use crate::load::names::NameMap;
-use crate::load::{HostWeight, LoadError, WeightForm, WeightSource};
+use crate::load::{HostWeight, LoadError, Part, WeightForm, WeightSource};
+use crate::nn::Layout;
+use core::ops::Range;
 use portolan_core::{Experts, HostBuffer, OpKind, QuantTensor, Stream, Tensor, Weight, ops};
 use portolan_ops::{ActQuant, DType, HostTensor, OpError, Shape, TensorSpec};
 use std::sync::Arc;
@@ -30,6 +32,42 @@ impl Precision {
     }
 }
 
+/// A weight `[n, k]` of the file, without `.weight` in its name, and what a rank takes of it.
+#[derive(Clone, Debug)]
+pub struct Share<'a> {
+    name: &'a str,
+    dims: [usize; 2],
+    part: Part,
+}
+
+impl<'a> Share<'a> {
+    /// All of it.
+    pub fn whole(name: &'a str, n: usize, k: usize) -> Self {
+        Self { name, dims: [n, k], part: Part { rows: 0..n, columns: 0..k } }
+    }
+
+    /// Some of its rows: outputs.
+    pub fn rows(mut self, rows: Range<usize>) -> Self {
+        self.part.rows = rows;
+        self
+    }
+
+    /// Some of its columns: inputs.
+    pub fn columns(mut self, columns: Range<usize>) -> Self {
+        self.part.columns = columns;
+        self
+    }
+
+    /// Rows taken.
+    pub fn n(&self) -> usize {
+        self.part.rows.len()
+    }
+
+    fn weight(&self) -> String {
+        format!("{}.weight", self.name)
+    }
+}
+
 /// Receives the bytes loaded so far and in all.
 pub type Progress<'a> = &'a mut dyn FnMut(u64, u64);
 
@@ -39,6 +77,7 @@ pub struct Loader<'a> {
     source: &'a dyn WeightSource,
     names: NameMap,
     precision: Precision,
+    layout: Layout,
     progress: Progress<'a>,
     loaded: u64,
     total: u64,
@@ -55,7 +94,19 @@ impl<'a> Loader<'a> {
     ) -> Self {
         let elements = |name: &&str| source.shape(name).map_or(0, |shape| shape.numel() as u64);
         let total = source.names().iter().map(elements).sum();
-        Self { stream, source, names, precision, progress, loaded: 0, total }
+        let layout = Layout::default();
+        Self { stream, source, names, precision, layout, progress, loaded: 0, total }
+    }
+
+    /// Loads what one rank has. Every rank reads the weights that it takes a part of whole.
+    pub fn of_rank(mut self, layout: &Layout) -> Self {
+        self.layout = layout.clone();
+        self
+    }
+
+    /// How layers are shared out among ranks.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
     }
 
     /// The stream that weights are uploaded on.
@@ -145,12 +196,28 @@ impl<'a> Loader<'a> {
 
     /// Several vectors behind each other, in f32.
     pub fn vectors(&mut self, parts: &[(&str, usize)], layer: usize) -> Result<Tensor, Error> {
+        let whole: Vec<_> = parts.iter().map(|&(canonical, len)| (canonical, len, 0..len)).collect();
+        self.stretches(&whole, layer)
+    }
+
+    /// The biases of the rows that shares have.
+    pub fn biases(&mut self, shares: &[Share<'_>], layer: usize) -> Result<Tensor, Error> {
+        let names: Vec<String> = shares.iter().map(|share| format!("{}.bias", share.name)).collect();
+        let rows = names.iter().zip(shares);
+        let rows: Vec<_> =
+            rows.map(|(name, share)| (name.as_str(), share.dims[0], share.part.rows.clone())).collect();
+        self.stretches(&rows, layer)
+    }
+
+    /// Stretches of vectors of so many elements behind each other.
+    fn stretches(&mut self, parts: &[(&str, usize, Range<usize>)], layer: usize) -> Result<Tensor, Error> {
         let (mut values, mut numel) = (Vec::new(), 0);
-        for &(canonical, len) in parts {
-            let form = self.form(canonical, layer, &[len])?;
+        for (canonical, len, stretch) in parts {
+            let form = self.form(canonical, layer, &[*len])?;
             let host = self.read(canonical, layer, &form)?;
-            values.extend(host.iter().flat_map(HostWeight::to_f32));
-            numel += len;
+            let taken = |host: &HostWeight| host.to_f32().get(stretch.clone()).unwrap_or_default().to_vec();
+            values.extend(host.iter().flat_map(taken));
+            numel += stretch.len();
         }
         self.floats(values, &[numel])
     }
@@ -173,51 +240,62 @@ impl<'a> Loader<'a> {
 
     /// A weight `[n, k]` in the float type that the file has it in, for products with parts of it; f32 for float codes with
     /// scales, which parts could not be taken of.
-    pub fn dense(&mut self, canonical: &str, layer: usize, n: usize, k: usize) -> Result<Tensor, Error> {
-        match self.weight(canonical, layer, n, k)? {
+    pub fn dense(&mut self, share: &Share<'_>, layer: usize) -> Result<Tensor, Error> {
+        let (form, host) = self.share(share, layer)?;
+        match self.upload(&form, host.as_slice(), share.name)? {
             Weight::Dense(weight) => Ok(weight),
             Weight::Quant(quant) if quant.spec().scheme().is_float() => {
                 Ok(ops::dequantize(self.stream, &quant, DType::F32)?)
             }
             _ => {
                 let what = "is quantized; it is read in float types only";
-                Err(LoadError::tensor(self.source.path(), canonical, what).into())
+                Err(LoadError::tensor(self.source.path(), share.name, what).into())
             }
         }
     }
 
     /// The rows of several weights as one, packed for products; `None` when their formats differ.
-    pub fn packed(
-        &mut self,
-        parts: &[(&str, usize)],
-        layer: usize,
-        k: usize,
-    ) -> Result<Option<Weight>, Error> {
-        let forms = parts.iter().map(|&(canonical, n)| self.form(canonical, layer, &[n, k]));
+    pub fn packed(&mut self, shares: &[Share<'_>], layer: usize) -> Result<Option<Weight>, Error> {
+        let forms = shares.iter().map(|share| self.form_of_share(share, layer));
         let forms = forms.collect::<Result<Vec<_>, Error>>()?;
         let Some(whole) = WeightForm::concat_rows(&forms)? else { return Ok(None) };
         let mut hosts = Vec::new();
-        for (&(canonical, _), form) in parts.iter().zip(&forms) {
-            hosts.extend(self.read(canonical, layer, form)?);
+        for share in shares {
+            hosts.extend(self.share(share, layer)?.1);
         }
-        let label = parts.first().map_or("weight", |(name, _)| name);
-        let weight = self.upload(&whole, &hosts, label)?;
+        let label = shares.first().map_or("weight".into(), Share::weight);
+        let weight = self.upload(&whole, &hosts, &label)?;
         Ok(Some(self.pack(&weight)?))
     }
 
-    /// The weights of all experts of a layer, packed for the feed-forward network; of each expert the rows of `parts`
-    /// behind each other, named by patterns with `{e}`.
+    fn form_of_share(&self, share: &Share<'_>, layer: usize) -> Result<WeightForm, Error> {
+        let name = self.file_name(&share.weight(), layer)?;
+        let form = self.form_of(&name, &share.dims)?.part(&share.part);
+        form.map_err(|error| LoadError::tensor(self.source.path(), &name, error.to_string()).into())
+    }
+
+    /// What a rank takes of a weight.
+    fn share(&mut self, share: &Share<'_>, layer: usize) -> Result<(WeightForm, Option<HostWeight>), Error> {
+        let form = self.form_of_share(share, layer)?;
+        let whole = self.form(&share.weight(), layer, &share.dims)?;
+        let host = self.read(&share.weight(), layer, &whole)?;
+        Ok((form, host.map(|host| host.part(&share.part)).transpose()?))
+    }
+
+    /// The weights of experts of a layer, packed for the feed-forward network; of each expert the rows of `parts` behind
+    /// each other, named by patterns with `{e}`.
     pub fn experts(
         &mut self,
         parts: &[(&str, usize)],
         layer: usize,
-        count: usize,
+        experts: Range<usize>,
         k: usize,
     ) -> Result<Experts, Error> {
+        let count = experts.len();
         let (source, label) = (self.source, parts.first().map_or("experts", |(name, _)| name));
         let refuse = |what: &str| Error::from(LoadError::tensor(source.path(), label, what));
         let (mut one, mut hosts) = (None, Vec::new());
-        for expert in 0..count {
+        for expert in experts {
             let named = parts.iter().map(|&(canonical, n)| {
                 let name = self.expert_file_name(canonical, layer, expert)?;
                 Ok((self.form_of(&name, &[n, k])?, name))

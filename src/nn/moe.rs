@@ -3,7 +3,7 @@
 use crate::Error;
 use crate::load::config::MoeConfig;
 use crate::nn::{Ffn, Linear, Loader};
-use portolan_core::{Experts, Stream, Tensor, call, ops};
+use portolan_core::{ExpertParallel, Experts, Stream, Tensor, call, ops};
 use portolan_ops::kernel::{BinaryKind, UnaryKind};
 use portolan_ops::moe::{GateScore, GroupScore, MoeGateSpec};
 
@@ -25,7 +25,7 @@ pub struct SharedExpert {
 }
 
 impl MoeLayer {
-    /// Loads what the configuration has in a layer.
+    /// Loads what a rank has of what the configuration has in a layer.
     ///
     /// # Errors
     /// Those of the file and of the device.
@@ -48,7 +48,7 @@ impl MoeLayer {
         Ok(MoeLayer::Sparse(Box::new((MoeFfn::load(loader, config, i)?, shared))))
     }
 
-    /// `[tokens, hidden]` to the same.
+    /// `[tokens, hidden]` to this rank's part of the same.
     ///
     /// # Errors
     /// As [`Stream::run`].
@@ -82,6 +82,8 @@ pub struct MoeFfn {
     router: Linear,
     /// Added to scores for the choice.
     bias: Option<Tensor>,
+    /// Finds the experts of this rank, where it has not all.
+    parallel: Option<ExpertParallel>,
     gate_up: Experts,
     down: Experts,
     top_k: usize,
@@ -92,7 +94,7 @@ pub struct MoeFfn {
 }
 
 impl MoeFfn {
-    /// Loads the router and the experts of a layer.
+    /// Loads the router and a rank's experts of a layer.
     ///
     /// # Errors
     /// Those of the file and of the device.
@@ -101,14 +103,17 @@ impl MoeFfn {
         let gate_up =
             [("layers.{i}.experts.{e}.gate.weight", width), ("layers.{i}.experts.{e}.up.weight", width)];
         let down = [("layers.{i}.experts.{e}.down.weight", hidden)];
+        let parallel = loader.layout().experts(loader.stream(), count)?;
+        let here = parallel.as_ref().map_or(0..count, ExpertParallel::experts);
         Ok(Self {
             router: Linear::load(loader, &[("layers.{i}.router", count)], layer, hidden, false)?,
             bias: match config.choice_bias {
                 true => Some(loader.vector("layers.{i}.router.bias", layer, count)?),
                 false => None,
             },
-            gate_up: loader.experts(&gate_up, layer, count, hidden)?,
-            down: loader.experts(&down, layer, count, width)?,
+            gate_up: loader.experts(&gate_up, layer, here.clone(), hidden)?,
+            down: loader.experts(&down, layer, here, width)?,
+            parallel,
             top_k: config.top_k,
             score: config.score,
             groups: config.groups,
@@ -117,7 +122,7 @@ impl MoeFfn {
         })
     }
 
-    /// `[tokens, hidden]` to the same.
+    /// `[tokens, hidden]` to this rank's part of the same.
     ///
     /// # Errors
     /// As [`Stream::run`].
@@ -136,6 +141,11 @@ impl MoeFfn {
             gate = gate.renormalize()?;
         }
         stream.run(gate.scale(self.scale)?)?;
-        Ok(ops::expert_ffn(stream, x, &ids, &weights, &self.gate_up, &self.down)?)
+        Ok(match &self.parallel {
+            None => ops::expert_ffn(stream, x, &ids, &weights, &self.gate_up, &self.down)?,
+            Some(parallel) => {
+                parallel.expert_ffn_of_all(stream, (x, &ids, &weights), &self.gate_up, &self.down)?
+            }
+        })
     }
 }

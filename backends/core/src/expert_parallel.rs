@@ -5,14 +5,14 @@
 use crate::call::all_to_all::all_to_all;
 use crate::call::copy::full;
 use crate::call::expert_ffn::expert_ffn;
-use crate::call::{AllToAll, Binary, Gather, MoePermute, MoeUnpermute, Scatter};
+use crate::call::{AllToAll, Binary, ExpertFfn, Gather, MoePermute, MoeUnpermute, Scatter};
 use crate::comm::Communicator;
 use crate::experts::Experts;
 use crate::stream::Stream;
 use crate::tensor::Tensor;
 use core::ops::Range;
 use portolan_ops::kernel::{BinaryKind, ScatterMode};
-use portolan_ops::moe::MoeUnpermuteSpec;
+use portolan_ops::moe::{ExpertFfnSpec, MoeUnpermuteSpec};
 use portolan_ops::{DType, OpError, Result, Shape, TensorSpec};
 
 /// The experts of a mixture shared out among the ranks of a group, in order and as equally as can be.
@@ -33,6 +33,9 @@ use portolan_ops::{DType, OpError, Result, Shape, TensorSpec};
 /// what there is and drop nothing; the first of them waits for the stream and reads the numbers back.
 ///
 /// A token goes to a rank once for each of its experts there.
+///
+/// Where every rank holds all tokens, as behind attention whose heads are spread over the ranks, nothing need be sent:
+/// [`ExpertParallel::expert_ffn_of_all`] is one step, whose results the ranks sum.
 #[derive(Clone, Debug)]
 pub struct ExpertParallel {
     comm: Communicator,
@@ -41,6 +44,8 @@ pub struct ExpertParallel {
     /// padding.
     rank: Tensor,
     place: Tensor,
+    /// Its place where it is this rank's, else 0; with 1 added too.
+    here: Tensor,
 }
 
 /// How many rows go to each rank and come from each, known to the host: what [`ExpertParallel::dispatch_v`] sends by.
@@ -101,7 +106,7 @@ impl Dispatched {
 }
 
 impl ExpertParallel {
-    /// `num_experts` experts on the ranks of a group. Uploads two small tables to the device of `stream`.
+    /// `num_experts` experts on the ranks of a group. Uploads three small tables to the device of `stream`.
     ///
     /// # Errors
     /// `Attribute` for more experts than an i32 names; as [`Stream::upload`].
@@ -118,7 +123,11 @@ impl ExpertParallel {
         }
         let shape = Shape::new(&[num_experts])?;
         let upload = |table: &[i32]| stream.upload(table, &shape);
-        Ok(Self { comm: comm.clone(), num_experts, rank: upload(&ranks)?, place: upload(&places)? })
+        let mine = (comm.ranks().index() + 1) as i32;
+        let on_rank = ranks.iter().zip(&places);
+        let here: Vec<i32> = on_rank.map(|(rank, place)| if *rank == mine { *place } else { 0 }).collect();
+        let (rank, place, here) = (upload(&ranks)?, upload(&places)?, upload(&here)?);
+        Ok(Self { comm: comm.clone(), num_experts, rank, place, here })
     }
 
     /// The group.
@@ -271,6 +280,40 @@ impl ExpertParallel {
         expert_ffn(stream, &sent.x, &sent.expert_ids, &ones, gate_up, down)
     }
 
+    /// This rank's part of what the experts make of tokens that every rank holds: the parts of all ranks add up to the
+    /// whole, rank by rank in the order of experts. `gate_up` and `down` are the experts of this rank only.
+    ///
+    /// # Shapes
+    /// As [`crate::ops::expert_ffn`], the same on all ranks.
+    ///
+    /// # Cost
+    /// As `expert_ffn` of this rank's share of the places, routing taken to be even. Sends nothing; the sum of the parts
+    /// sends `2·(world_size − 1)/world_size` of the result, whatever the number of experts a token goes to.
+    ///
+    /// # Errors
+    /// `Shape`, `DType`; as [`Stream::run`]. An expert id below zero is padding; one beyond the experts is a data fault.
+    ///
+    /// # Composition
+    /// Gather of each expert's place on this rank, −1 for those of others, expert_ffn.
+    ///
+    /// # Source
+    /// Tensor parallelism (Shoeybi et al. 2019) with experts in the place of columns.
+    pub fn expert_ffn_of_all(
+        &self,
+        stream: &Stream,
+        (x, expert_ids, weights): (&Tensor, &Tensor, &Tensor),
+        gate_up: &Experts,
+        down: &Experts,
+    ) -> Result<Tensor> {
+        let here = look_up(stream, &self.here, expert_ids)?;
+        let mut out = stream.empty(&ExpertFfnSpec::out_spec(x.spec(), gate_up.spec(), down.spec())?)?;
+        let call = ExpertFfn::new(x, &here, weights, gate_up, down, &mut out)?;
+        let share = self.experts().len() as u128 * expert_ids.numel() as u128;
+        let places = share.div_ceil(self.num_experts.max(1) as u128) as usize;
+        stream.run(call.expected_places(places)?)?;
+        Ok(out)
+    }
+
     /// Sends what became of the rows back to their tokens, and sums it there.
     ///
     /// `out[t, ..] = Σ_j weights[t, j] · y of the row that (t, j) was sent as`, over places that were sent
@@ -324,13 +367,8 @@ impl ExpertParallel {
             let what = format!("expert_ids is {}, expected [tokens, places]", expert_ids.shape());
             return Err(OpError::shape("dispatch", what));
         }
-        let look_up = |table: &Tensor| -> Result<Tensor> {
-            let mut found = stream.empty(&TensorSpec::of(DType::I32, expert_ids.dims())?)?;
-            stream.run(Gather::slices(table, 0, expert_ids, &mut found)?)?;
-            stream.run(Binary::scalar(BinaryKind::Sub, &found.clone(), 1.0, &mut found)?)?;
-            Ok(found)
-        };
-        Ok(Routes { rank: look_up(&self.rank)?, place: look_up(&self.place)? })
+        let found = |table| look_up(stream, table, expert_ids);
+        Ok(Routes { rank: found(&self.rank)?, place: found(&self.place)? })
     }
 
     /// Rows by rank, one rank's behind the other's; where each place of a token went, and where each rank's rows begin.
@@ -350,6 +388,14 @@ impl ExpertParallel {
         stream.run(Scatter::new(ScatterMode::Set, &none, 0, row_map, &routes.place, &mut places)?)?;
         Ok(places)
     }
+}
+
+/// What a table says of each expert; −1 for padding.
+fn look_up(stream: &Stream, table: &Tensor, expert_ids: &Tensor) -> Result<Tensor> {
+    let mut found = stream.empty(&TensorSpec::of(DType::I32, expert_ids.dims())?)?;
+    stream.run(Gather::slices(table, 0, expert_ids, &mut found)?)?;
+    stream.run(Binary::scalar(BinaryKind::Sub, &found.clone(), 1.0, &mut found)?)?;
+    Ok(found)
 }
 
 /// Elements of a row.

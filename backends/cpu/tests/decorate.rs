@@ -9,7 +9,8 @@ use portolan_core::decorate::{
     Decorate, Decorated, FaultKind, FaultPlan, Faulty, Moment, ShadowLog, Span, TraceLog,
 };
 use portolan_core::{
-    Backend, Device, Op, OpKind, Packing, Registry, Scope, Stream, StreamOptions, Tensor, Weight, ops,
+    Backend, Device, Experts, Lens, Op, OpKind, Packing, Registry, Scope, Stream, StreamOptions, Tensor,
+    Weight, call, ops,
 };
 use portolan_cpu::{CpuBackend, CpuOptions, Executor, Isa};
 use portolan_ops::kernel::BinaryKind;
@@ -462,5 +463,95 @@ fn an_error_of_a_thousandth_is_found_in_a_product_of_a_models_size() {
             ops::linear(&s, &x, &weight).unwrap();
             assert!(log.first().is_some() || !finds, "{:?}", log.agreements());
         }
+    }
+}
+
+/// What runs on a stream, from numbers and weights that a model has.
+type Work = fn(&Stream) -> Result<()>;
+
+/// Numbers between −size and size that nothing connects, not even with those of another size.
+fn numbers(count: usize, size: f32) -> Vec<f32> {
+    let mixed = |i: usize| {
+        let x = (i as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15 ^ u64::from(size.to_bits()) << 24);
+        let x = (x ^ x >> 29).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        ((x ^ x >> 32) >> 40) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..count).map(|i| mixed(i) * size).collect()
+}
+
+fn tensor(s: &Stream, dims: &[usize], size: f32) -> Result<Tensor> {
+    up(s, &numbers(dims.iter().product(), size)).reshape(dims)
+}
+
+fn ints(s: &Stream, values: &[i32]) -> Tensor {
+    s.upload(values, &Shape::new(&[values.len()]).unwrap()).unwrap()
+}
+
+/// Operators that sum products besides linear, at a model's sizes.
+const PRODUCTS: [(&str, Work); 7] = [
+    ("gemm", |s| {
+        let mut out = s.empty(&f32s(6 * 32))?.reshape(&[6, 32])?;
+        s.run(call::Gemm::nt(&tensor(s, &[6, 4096], 3.0)?, &tensor(s, &[32, 4096], 0.05)?, &mut out)?)
+    }),
+    ("gemm", |s| {
+        let mut out = s.empty(&f32s(2 * 5 * 9))?.reshape(&[2, 5, 9])?;
+        s.run(call::Gemm::nn(&tensor(s, &[2, 5, 2048], 0.1)?, &tensor(s, &[2, 2048, 9], 8.0)?, &mut out)?)
+    }),
+    ("gemm", |s| {
+        let mut out = s.empty(&f32s(5 * 7))?.reshape(&[5, 7])?;
+        let (a, c) = (tensor(s, &[4096, 5], 0.2)?, tensor(s, &[5, 7], 4.0)?);
+        let gemm = call::Gemm::tn(&a, &tensor(s, &[4096, 7], 2.0)?, &mut out)?;
+        s.run(gemm.alpha(0.5)?.accumulate(&c, 0.25)?)
+    }),
+    ("grouped_gemm", |s| {
+        let experts = Experts::dense(tensor(s, &[4, 48, 2048], 0.05)?)?;
+        let mut out = s.empty(&f32s(20 * 48))?.reshape(&[20, 48])?;
+        let offsets = ints(s, &[0, 7, 7, 18, 20]);
+        s.run(call::GroupedGemm::contiguous(&tensor(s, &[20, 2048], 3.0)?, &experts, &offsets, &mut out)?)
+    }),
+    ("expert_ffn", |s| {
+        let gate_up = Experts::dense(tensor(s, &[5, 2 * 96, 1024], 0.05)?)?;
+        let down = Experts::dense(tensor(s, &[5, 1024, 96], 0.1)?)?;
+        let ids = ints(s, &(0..24).map(|i| if i == 5 { -1 } else { i * 3 % 5 }).collect::<Vec<_>>());
+        let (ids, weights) = (ids.reshape(&[12, 2])?, tensor(s, &[12, 2], 0.7)?);
+        ops::expert_ffn(s, &tensor(s, &[12, 1024], 2.0)?, &ids, &weights, &gate_up, &down).map(|_| ())
+    }),
+    // A prefill whose cache has numbers of nobody behind the sequences' ends.
+    ("attention", |s| {
+        let (q, k) = (tensor(s, &[21, 8, 64], 3.0)?, tensor(s, &[2, 64, 2, 64], 2.0)?);
+        let v = tensor(s, &[2, 64, 2, 64], 1.5)?;
+        for cache in [&k, &v] {
+            let mut behind = cache.narrow(1, 50, 14)?;
+            s.run(call::Copy::new(&tensor(s, behind.dims(), 1e6)?, &mut behind)?)?;
+        }
+        let (q_lens, kv_lens) = (Lens::upload(s, &[13, 8], 13)?, Lens::upload(s, &[40, 8], 64)?);
+        let (mut out, mut lse) = (s.empty(q.spec())?, s.empty(&f32s(21 * 8))?.reshape(&[21, 8])?);
+        s.run(call::Attention::new(&q, &k, &v, &q_lens, &kv_lens, &mut out)?.lse(&mut lse)?)
+    }),
+    ("attention", |s| {
+        let (q, k, v) = (
+            tensor(s, &[2, 4, 128], 6.0)?,
+            tensor(s, &[2, 300, 2, 128], 4.0)?,
+            tensor(s, &[2, 300, 2, 128], 1.0)?,
+        );
+        let (q_lens, kv_lens) = (Lens::upload(s, &[1, 1], 1)?, Lens::upload(s, &[300, 171], 300)?);
+        s.run(call::Attention::new(&q, &k, &v, &q_lens, &kv_lens, &mut s.empty(q.spec())?)?)
+    }),
+];
+
+#[test]
+fn an_error_of_a_thousandth_is_found_in_every_operator_that_sums_products() {
+    for (at, (op, work)) in PRODUCTS.iter().enumerate() {
+        let log = ShadowLog::new(&stream(&open(cpu(Executor::Inline, Some(Isa::Portable)))));
+        let (backend, _) = format!("wrong(0.001)@2:{op}").parse::<FaultPlan>().unwrap().around(inline());
+        let s = stream(&open(log.around(backend)));
+        work(&s).unwrap();
+        assert!(log.first().is_none(), "{at}: {}", log.first().unwrap());
+        let row = log.agreements().into_iter().find(|row| row.op.starts_with(op)).unwrap();
+        assert_eq!((row.compared, row.skipped), (1, 0), "{row:?}");
+        assert!(row.worst < 0.5, "{at}: {row:?} leaves little room");
+        work(&s).unwrap();
+        let found = log.first().unwrap_or_else(|| panic!("{at}: {:?}", log.agreements()));
+        assert_eq!((found.kind.name(), found.mismatch.failures), (*op, 1), "{at}: {found}");
     }
 }

@@ -57,8 +57,9 @@ pub enum GateUpOrder {
 /// experts only.
 ///
 /// # Cost
-/// For each of T·k places `6·H·I` operations (with `N = H`), the unit's `5·I` and more as in swiglu, `2·N` for the
-/// weighted sum, and one an element for each bias. The weights of as many experts are read as there are places, at
+/// For each place that is announced with [`ExpertFfnSpec::with_expected_places`], else for all T·k of them, `6·H·I`
+/// operations (with `N = H`), the unit's `5·I` and more as in swiglu, `2·N` for the weighted sum, and one an element for
+/// each bias. The weights of as many experts are read as there are places, at
 /// most all of them: exact where tokens are spread evenly. Weights of experts without tokens are not read.
 ///
 /// # Errors
@@ -85,6 +86,7 @@ pub struct ExpertFfnSpec {
     alpha: f32,
     up_offset: f32,
     act_quant: ActQuant,
+    expected_places: Option<usize>,
     out: TensorSpec,
 }
 
@@ -124,6 +126,7 @@ impl ExpertFfnSpec {
             alpha: 1.0,
             up_offset: 0.0,
             act_quant: ActQuant::None,
+            expected_places: None,
             out: *out,
         })
     }
@@ -191,6 +194,12 @@ impl ExpertFfnSpec {
         self.unit(0).map(|_| self)
     }
 
+    /// Announces how many places are no padding, for costs.
+    pub fn with_expected_places(mut self, places: usize) -> Self {
+        self.expected_places = Some(places.min(self.expert_ids.numel()));
+        self
+    }
+
     /// Sets the precision of the activations of both products, as in linear.
     pub fn with_act_quant(mut self, act_quant: ActQuant) -> Result<Self> {
         expect_act_quant(OP, self.gate_up.one(), act_quant)?;
@@ -242,6 +251,10 @@ impl ExpertFfnSpec {
     /// Experts of each token.
     pub fn top_k(&self) -> usize {
         self.expert_ids.dims()[1]
+    }
+    /// Places that count as no padding.
+    pub fn expected_places(&self) -> usize {
+        self.expected_places.unwrap_or(self.expert_ids.numel())
     }
     /// Width of the unit.
     pub fn inner(&self) -> usize {
@@ -323,7 +336,7 @@ impl Contract for ExpertFfnSpec {
     }
 
     fn cost(&self) -> Cost {
-        let places = self.expert_ids.numel() as u64;
+        let places = self.expected_places() as u64;
         let [width, inner, out] = [self.gate_up.k(), self.inner(), self.down.n()].map(|n| n as u64);
         let unit = 5
             + if self.limit.is_some() { 3 } else { 0 }
@@ -334,7 +347,7 @@ impl Contract for ExpertFfnSpec {
         let each =
             inner.saturating_mul(gate_up.saturating_add(unit)).saturating_add(out.saturating_mul(down));
         let mut cost = streaming_cost(self, places.saturating_mul(each));
-        let idle = self.gate_up.count().saturating_sub(self.expert_ids.numel()) as u64;
+        let idle = (self.gate_up.count() as u64).saturating_sub(places);
         let bytes = (self.gate_up.bytes_each() as u64).saturating_add(self.down.bytes_each() as u64);
         cost.bytes_read = cost.bytes_read.saturating_sub(idle.saturating_mul(bytes));
         cost
@@ -527,6 +540,10 @@ mod tests {
         assert_eq!(cost.flops, 10 * (2 * 32 * 32 + 5 * 16 + 2 * 16 * 32 + 2 * 32));
         assert_eq!(cost.bytes_read, 5 * 32 * 4 + 10 * 8 + 10 * (32 * 32 + 32 * 16) * 4);
         assert_eq!(cost.bytes_written, 5 * 32 * 4);
+        // Most places are other ranks', and experts without places are not read.
+        let here = over([DType::F32; 2], extents, &gate_up, &down).unwrap().with_expected_places(3).cost();
+        assert_eq!(here.flops * 10, cost.flops * 3);
+        assert_eq!(here.bytes_read, 5 * 32 * 4 + 10 * 8 + 3 * (32 * 32 + 32 * 16) * 4);
     }
 
     #[test]

@@ -183,7 +183,8 @@ pub(crate) struct BenchArgs {
 #[command(after_long_help = "Examples:
   portolan plan --model smollm2 --tokens 512 --batch 4
   portolan plan --model smollm2 --tokens 1 --cached 2047 --json
-  portolan plan --model folder-with-config.json --tokens 4096 --composed")]
+  portolan plan --model folder-with-config.json --tokens 4096 --composed
+  portolan plan --model folder-with-config.json --tokens 4096 --ranks 8")]
 pub(crate) struct PlanArgs {
     /// A .gguf file, a safetensors folder, a config.json or a folder with one, or a fetched model's name (smollm2)
     #[arg(long, value_name = "NAME|PATH")]
@@ -200,6 +201,9 @@ pub(crate) struct PlanArgs {
     /// Sequences
     #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     pub(crate) batch: u32,
+    /// Ranks that share heads, inner columns and experts; one of them is shown
+    #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    pub(crate) ranks: u32,
     /// exact: f32 throughout; fast: int8 activations on quantized weights and a half-width cache
     #[arg(long, default_value = "fast")]
     pub(crate) precision: PrecisionArg,

@@ -17,6 +17,7 @@ pub(crate) fn run(args: &PlanArgs) -> Result<(), Failure> {
         tokens: args.tokens as usize,
         cached: args.cached as usize,
         batch: args.batch as usize,
+        ranks: args.ranks,
         precision: args.precision.precision(),
         count: if args.composed { Count::Composed } else { Count::Fused },
     };
@@ -46,6 +47,7 @@ fn json(args: &PlanArgs, path: &Path, plan: &Plan) -> serde_json::Value {
         "model": path.display().to_string(),
         "precision": precision_name(args.precision),
         "batch": args.batch,
+        "ranks": args.ranks,
         "tokens": args.tokens,
         "cached": args.cached,
         "counted": if args.composed { "composed" } else { "fused" },
@@ -65,6 +67,9 @@ fn text(args: &PlanArgs, path: &Path, plan: &Plan) -> String {
         false => "every operator as one kernel",
     };
     let mut out = format!("model    {}, precision {}\n", path.display(), precision_name(args.precision));
+    if args.ranks > 1 {
+        out.push_str(&format!("ranks    {}; what the first of them has and does\n", args.ranks));
+    }
     out.push_str(&format!(
         "pass     {} x {} tokens behind {} cached, logits of the last one\ncounted  {how}; experts as evenly used\n\n",
         args.batch, args.tokens, args.cached

@@ -87,6 +87,14 @@ impl ExpertFfn {
         self.rebind(self.spec().clone().with_up_offset(up_offset)?, &[])
     }
 
+    /// Announces how many places are no padding, for costs.
+    ///
+    /// # Errors
+    /// As [`crate::Call::bind`].
+    pub fn expected_places(self, places: usize) -> Result<Self> {
+        self.rebind(self.spec().clone().with_expected_places(places), &[])
+    }
+
     /// Rounds the activations of both products.
     ///
     /// # Errors

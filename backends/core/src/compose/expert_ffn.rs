@@ -30,6 +30,7 @@ pub fn expert_ffn(l: &Launch<'_>, op: &ExpertFfn, why: Unsupported) -> Result<()
     let product = |x: &Tensor, experts: &Experts, bias: &str| -> Result<Tensor> {
         let mut out = p.scratch(DType::F32, &[rows, experts.spec().n()])?;
         let product = GroupedGemm::contiguous(x, experts, &offsets, &mut out)?.act_quant(spec.act_quant())?;
+        let product = product.expected_rows(spec.expected_places())?;
         p.run(match op.tensor(bias) {
             Some(bias) => product.bias(&bias)?,
             None => product,

@@ -6,6 +6,7 @@
 //! device handle of its own, as inside one process they should.
 
 mod group;
+mod size;
 
 use super::{Decorate, Decorated};
 use crate::backend::{Backend, Ordinal};
@@ -18,7 +19,6 @@ use crate::sync::{Mutex, lock};
 use crate::tensor::Tensor;
 use crate::weight::{QuantTensor, Weight};
 use core::fmt;
-use portolan_ops::kernel::Activation;
 use portolan_ops::quant::{LinearSpec, PrepackSpec, WeightSpec};
 use portolan_ops::{
     Access, Contract, DType, HostTensor, Mismatch, OpError, OpName, Result, Shape, TensorSpec, Tolerance,
@@ -433,8 +433,9 @@ impl Shadow {
             if got != want {
                 let got = HostTensor::from_bytes(&pair.spec, got.clone())?.to_f64();
                 let want = HostTensor::from_bytes(&pair.spec, want.clone())?.to_f64();
-                let tolerance = match self.size_of_products(spec, twin, &want)? {
-                    Some(size) => doubled(tolerance, size),
+                let known = self.error_of_size(spec, twin, (&pair.name, tolerance), &want)?;
+                let tolerance = match known {
+                    Some(error) => Tolerance { abs: 2.0 * error, rel: 2.0 * tolerance.rel },
                     None => doubled(tolerance, self.largest_input(twin)?.max(largest(&want)).max(1.0)),
                 };
                 outcome.take(place, tolerance, &got, &want);
@@ -470,65 +471,6 @@ impl Shadow {
             Some(pair) => Ok(largest(&HostTensor::from_bytes(&pair.spec, self.before(pair)?)?.to_f64())),
             None => Ok(0.0),
         }
-    }
-
-    /// The size of the numbers that a product with a weight sums, against that of its cases; `None` for other operators.
-    ///
-    /// The tolerance of linear, `2·3·k·u`, is for k products of size 3. Sums of k roundings err by about
-    /// `u·√k·s`, where s is the size of partial sums (Higham and Mary 2019): that of the result, or `√k·r·w` where terms
-    /// cancel, for rows of x of root mean square r and weights up to w. So the size of a product is `max(r·w, s/√k)`, and
-    /// neither a large number among many small ones nor a small weight makes the comparison coarse.
-    fn size_of_products<C: Contract>(&self, spec: &C, twin: &Twin, want: &[f64]) -> Result<Option<f64>> {
-        const OF_CASES: f64 = 3.0;
-        let any: &dyn Any = spec;
-        let plain = any.downcast_ref::<LinearSpec>().filter(|linear| {
-            // The smallest numbers of f16 are not small against its results, and no other function keeps proportions.
-            linear.activation() == Activation::Identity && linear.out().dtype() != DType::F16
-        });
-        let x = twin.pairs.iter().find(|pair| pair.name == "x");
-        let (Some(linear), Some(x)) = (plain, x) else { return Ok(None) };
-        let Some(weight) = self.largest_weight(linear, twin)? else { return Ok(None) };
-        let k = linear.k().max(1) as f64;
-        let rows = HostTensor::from_bytes(&x.spec, self.before(x)?)?.to_f64();
-        let mean = |row: &[f64]| (row.iter().map(|x| x * x).sum::<f64>() / k).sqrt();
-        let mean =
-            rows.chunks(linear.k().max(1)).map(mean).filter(|mean| mean.is_finite()).fold(0.0, f64::max);
-        let size = (mean * weight).max(largest(want) / k.sqrt()) / OF_CASES;
-        // An added bias is rounded once, with the result.
-        let bias = match twin.pairs.iter().find(|pair| pair.name == "bias") {
-            Some(bias) => largest(&HostTensor::from_bytes(&bias.spec, self.before(bias)?)?.to_f64()) / k,
-            None => 0.0,
-        };
-        Ok(Some(size.max(bias).max(f64::from(f32::MIN_POSITIVE))))
-    }
-
-    /// The largest number of a product's weight.
-    fn largest_weight(&self, linear: &LinearSpec, twin: &Twin) -> Result<Option<f64>> {
-        let source = twin.pairs.iter().find(|pair| pair.name.starts_with("weight"));
-        let Some(source) = source.map(|pair| &pair.first) else { return Ok(None) };
-        let known = lock(&self.log.state).largest.get(&source.key()).and_then(|copied| copied.get(source));
-        if known.is_some() {
-            return Ok(known);
-        }
-        let plain = match (&twin.weight, linear.weight()) {
-            (Some(weight), _) => self.log.second.unpack(weight)?,
-            (None, WeightSpec::Dense(_)) => match twin.pairs.iter().find(|pair| pair.name == "weight") {
-                Some(pair) => Weight::Dense(pair.twin()?),
-                None => return Ok(None),
-            },
-            // Codes that are not packed: their scales are known to no one call.
-            _ => return Ok(None),
-        };
-        let numbers = match &plain {
-            Weight::Dense(tensor) => tensor.clone(),
-            Weight::Quant(quant) => crate::ops::dequantize(&self.log.second, quant, DType::F32)?,
-            Weight::Packed(_) => return Ok(None),
-        };
-        let span = numbers.spec().span_bytes();
-        let host = HostTensor::from_bytes(numbers.spec(), self.second_bytes(numbers.buffer(), span)?)?;
-        let found = largest(&host.to_f64());
-        lock(&self.log.state).largest.insert(source.key(), Copied::of(source, found));
-        Ok(Some(found))
     }
 
     fn describe<C: Contract>(
