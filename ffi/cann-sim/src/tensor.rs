@@ -83,6 +83,8 @@ struct TensorInner {
     storage: Vec<i64>,
     address: AtomicUsize,
     destroyed: AtomicBool,
+    /// The extents that a result turned out to have, where they depend on data.
+    found: Mutex<Option<Vec<i64>>>,
 }
 
 /// The row-major strides of a shape, in elements.
@@ -118,7 +120,17 @@ impl Tensor {
         }
         let (shape, storage) = (shape.to_vec(), storage.to_vec());
         let (address, destroyed) = (AtomicUsize::new(address), AtomicBool::new(false));
-        Ok(Self(Arc::new(TensorInner { dtype, format, shape, strides, offset, storage, address, destroyed })))
+        Ok(Self(Arc::new(TensorInner {
+            dtype,
+            format,
+            shape,
+            strides,
+            offset,
+            storage,
+            address,
+            destroyed,
+            found: Mutex::new(None),
+        })))
     }
 
     pub(crate) fn dtype(&self) -> DataType {
@@ -131,6 +143,14 @@ impl Tensor {
     /// Extents of the view, outermost first.
     pub(crate) fn shape(&self) -> &[i64] {
         &self.0.shape
+    }
+    /// Extents as a program that asks is told: those that a result turned out to have, once it was computed.
+    pub(crate) fn found_shape(&self) -> Vec<i64> {
+        let found = self.0.found.lock().unwrap_or_else(PoisonError::into_inner);
+        found.clone().unwrap_or_else(|| self.0.shape.clone())
+    }
+    pub(crate) fn set_found_shape(&self, shape: Vec<i64>) {
+        *self.0.found.lock().unwrap_or_else(PoisonError::into_inner) = Some(shape);
     }
     /// Elements from one index to the next, for each extent.
     pub(crate) fn strides(&self) -> &[i64] {
@@ -192,6 +212,7 @@ impl Tensor {
             storage: self.0.storage.clone(),
             address: AtomicUsize::new(self.address()),
             destroyed: AtomicBool::new(false),
+            found: Mutex::new(None),
         };
         Self(Arc::new(inner))
     }

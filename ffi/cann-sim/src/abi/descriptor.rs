@@ -306,7 +306,7 @@ driver! {
 
     fn aclGetViewShape(tensor: *const c_void, dims: *mut *mut i64, count: *mut u64) {
         // SAFETY: the caller's places for the results.
-        unsafe { hand_out(tensor_of(tensor)?.shape(), dims, count) }
+        unsafe { hand_out(&tensor_of(tensor)?.found_shape(), dims, count) }
     }
 
     fn aclGetStorageShape(tensor: *const c_void, dims: *mut *mut i64, count: *mut u64) {
