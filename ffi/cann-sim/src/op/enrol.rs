@@ -7,7 +7,7 @@ use super::{Args, Entry, Parcel, Party, Run, Scalar, Soc, Value};
 use crate::aclnn::{self, Access, Context, Kind, Opt, Plan};
 use crate::error::{Fail, Result};
 use crate::profile::Family;
-use crate::view::{Dtype, Fault, Format, Memory, Tensor};
+use crate::view::{Fault, Format, Memory, Tensor};
 
 /// Bits of an operand's own bytes in an address.
 const OPERAND: u32 = 40;
@@ -19,13 +19,11 @@ pub(crate) struct Operands(Vec<(crate::tensor::Tensor, Access)>);
 impl Operands {
     /// A view of the next operand.
     fn add(&mut self, tensor: &crate::tensor::Tensor, access: Access, name: &str) -> Result<Tensor> {
-        let (code, format) = (tensor.dtype() as i64, tensor.format());
-        let dtype = Dtype::from_code(code).ok_or_else(|| {
-            Fail::invalid(format!(
-                "{name} has type {}, which no simulated operator takes",
-                tensor.dtype().name()
-            ))
-        })?;
+        let (dtype, format) = (tensor.dtype(), tensor.format());
+        if !dtype.is_simulated() {
+            let text = format!("{name} has type {}, which no simulated operator takes", dtype.name());
+            return Err(Fail::invalid(text));
+        }
         let format = Format::from_code(i64::from(format)).ok_or_else(|| {
             Fail::invalid(format!("{name} has aclFormat {format}, which no simulated operator takes"))
         })?;
