@@ -25,9 +25,11 @@
 //! address, size and alignment, the alignment of tensors, descriptors destroyed too early, the call log, planned faults.
 
 use crate::call::{Show, enter};
+use crate::collective::{Place, Share};
 use crate::error::{Fail, Result, code};
 use crate::executor::Executor;
 use crate::memory::{ALIGNMENT, POISON};
+use crate::op::Parcel;
 use crate::profile::Profile;
 use crate::stream::Work;
 use crate::tensor::{Descriptor, Scalar, Tensor, lookup, register, unregister};
@@ -47,7 +49,27 @@ pub(crate) struct Plan {
     pub(crate) workspace: usize,
     pub(crate) repeatable: bool,
     pub(crate) body: Arc<Body>,
+    /// The group that computes, where it is not one device alone.
+    pub(crate) together: Option<Arc<Together>>,
 }
+
+/// One rank's side of an operator with communication in it.
+pub(crate) struct Together {
+    pub(crate) group: String,
+    pub(crate) rank: i64,
+    pub(crate) size: i64,
+    /// Bytes that the communicator's buffer has to have.
+    pub(crate) buffer: usize,
+    /// What has to be the same on every rank.
+    pub(crate) agreed: Vec<i64>,
+    pub(crate) give: Box<Give>,
+    pub(crate) take: Box<Take>,
+}
+
+/// Reads what a rank gives.
+type Give = dyn Fn(&Run) -> Result<Parcel> + Send + Sync;
+/// Writes what a rank makes of what all have given, rank by rank.
+type Take = dyn Fn(&Run, &[Parcel]) -> Result + Send + Sync;
 
 /// What computes.
 pub(crate) type Body = dyn Fn(&Run) -> Result + Send + Sync;
@@ -63,7 +85,14 @@ pub(crate) enum Access {
 impl Plan {
     /// A plan that computes with `body`.
     pub(crate) fn new(body: impl Fn(&Run) -> Result + Send + Sync + 'static) -> Self {
-        Self { operands: Vec::new(), workspace: 0, repeatable: true, body: Arc::new(body) }
+        let (body, together) = (Arc::new(body), None);
+        Self { operands: Vec::new(), workspace: 0, repeatable: true, body, together }
+    }
+
+    /// A plan that computes with all devices of a group.
+    pub(crate) fn together(name: &'static str, together: Together) -> Self {
+        let alone = move |_: &Run| Err(Fail::new(code::INTERNAL, format!("aclnn{name} without its group")));
+        Self { together: Some(Arc::new(together)), ..Self::new(alone) }
     }
 
     /// The next operand is only read.
@@ -400,8 +429,9 @@ fn enqueue(planned: &Arc<Executor>, workspace: usize, size: u64, stream: *mut c_
         mapped.map_err(|fail| Fail::invalid(format!("{tensor}, an operand of {name}: {}", fail.text)))?;
     }
     let planned = planned.clone();
-    let action = move |world: &'static World| {
-        let run = {
+    let prepare = {
+        let planned = planned.clone();
+        move |world: &'static World| -> Result<Run> {
             let state = world.state();
             let operands = planned.plan.operands.iter().zip(&addresses).map(|((tensor, _), &address)| {
                 let bytes = if tensor.numel() == 0 { 0 } else { tensor.span_bytes()? };
@@ -422,14 +452,26 @@ fn enqueue(planned: &Arc<Executor>, workspace: usize, size: u64, stream: *mut c_
                     .map(workspace, needed)
                     .map_err(|fail| Fail::kernel(format!("workspace: {}", fail.text)))?,
             };
-            Run { operands, workspace }
-        };
-        if needed > 0 {
-            // SAFETY: so many bytes of one living allocation.
-            unsafe { run.workspace.write_bytes(POISON, needed) };
+            let run = Run { operands, workspace };
+            if needed > 0 {
+                // SAFETY: so many bytes of one living allocation.
+                unsafe { run.workspace.write_bytes(POISON, needed) };
+            }
+            Ok(run)
         }
-        (planned.plan.body)(&run)
     };
+    if let Some(together) = &planned.plan.together {
+        let comm = state.comm_named(together)?;
+        let share = Share::Operator { name, together: together.clone(), prepare: Arc::new(prepare) };
+        let work = Work::Meet { comm, rank: 0, shares: [(Place::All, share)].into(), keys: Vec::new() };
+        // Ranks that do not fit together are found where their group is; an operator has codes of its own.
+        let enqueued = world().submit(state, id, name, work).map(drop);
+        return enqueued.map_err(|fail| match fail.code {
+            0..=99 => Fail::new(code::ACLNN_RUNTIME, fail.text),
+            _ => fail,
+        });
+    }
+    let action = move |world: &'static World| (planned.plan.body)(&prepare(world)?);
     world().submit(state, id, name, Work::Kernel(Arc::new(action))).map(drop)
 }
 

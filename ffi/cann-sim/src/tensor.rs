@@ -10,60 +10,6 @@ use std::ffi::c_void;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-macro_rules! data_types {
-    ($( $variant:ident = $number:literal, $bits:literal, $name:literal; )*) => {
-        /// `aclDataType`, as far as an element has a size.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        pub(crate) enum DataType { $( $variant = $number, )* }
-
-        impl DataType {
-            /// The type with an `aclDataType`'s number.
-            pub(crate) fn from_raw(number: i32) -> Option<Self> {
-                match number { $( $number => Some(Self::$variant), )* _ => None }
-            }
-
-            /// Bits of one element.
-            pub(crate) fn bits(self) -> usize {
-                match self { $( Self::$variant => $bits, )* }
-            }
-
-            /// As messages call it.
-            pub(crate) fn name(self) -> &'static str {
-                match self { $( Self::$variant => $name, )* }
-            }
-        }
-    };
-}
-
-data_types! {
-    Float = 0, 32, "FLOAT";
-    Float16 = 1, 16, "FLOAT16";
-    Int8 = 2, 8, "INT8";
-    Int32 = 3, 32, "INT32";
-    UInt8 = 4, 8, "UINT8";
-    Int16 = 6, 16, "INT16";
-    UInt16 = 7, 16, "UINT16";
-    UInt32 = 8, 32, "UINT32";
-    Int64 = 9, 64, "INT64";
-    UInt64 = 10, 64, "UINT64";
-    Double = 11, 64, "DOUBLE";
-    Bool = 12, 8, "BOOL";
-    Complex64 = 16, 64, "COMPLEX64";
-    Complex128 = 17, 128, "COMPLEX128";
-    BFloat16 = 27, 16, "BFLOAT16";
-    Int4 = 29, 4, "INT4";
-    UInt1 = 30, 1, "UINT1";
-    Complex32 = 33, 32, "COMPLEX32";
-    HiFloat8 = 34, 8, "HIFLOAT8";
-    Float8E5M2 = 35, 8, "FLOAT8_E5M2";
-    Float8E4M3 = 36, 8, "FLOAT8_E4M3FN";
-    Float8E8M0 = 37, 8, "FLOAT8_E8M0";
-    Float6E3M2 = 38, 6, "FLOAT6_E3M2";
-    Float6E2M3 = 39, 6, "FLOAT6_E2M3";
-    Float4E2M1 = 40, 4, "FLOAT4_E2M1";
-    Float4E1M2 = 41, 4, "FLOAT4_E1M2";
-}
-
 /// `aclFormat`: ND.
 pub(crate) const ND: i32 = 2;
 /// `aclFormat`: FRACTAL_NZ.
@@ -75,7 +21,7 @@ pub(crate) struct Tensor(Arc<TensorInner>);
 
 #[derive(Debug)]
 struct TensorInner {
-    dtype: DataType,
+    dtype: Dtype,
     format: i32,
     shape: Vec<i64>,
     strides: Vec<i64>,
@@ -83,6 +29,8 @@ struct TensorInner {
     storage: Vec<i64>,
     address: AtomicUsize,
     destroyed: AtomicBool,
+    /// The extents that a result turned out to have, where they depend on data.
+    found: Mutex<Option<Vec<i64>>>,
 }
 
 /// The row-major strides of a shape, in elements.
@@ -105,7 +53,7 @@ impl Tensor {
         storage: &[i64],
         address: usize,
     ) -> Result<Self> {
-        let dtype = DataType::from_raw(dtype)
+        let dtype = Dtype::from_code(i64::from(dtype))
             .ok_or_else(|| Fail::invalid(format!("aclDataType {dtype} is not one of a tensor's")))?;
         let strides = strides.map_or_else(|| row_major(shape), <[i64]>::to_vec);
         if let Some(bad) = shape.iter().chain(storage).chain(&strides).chain([&offset]).find(|&&n| n < 0) {
@@ -118,10 +66,20 @@ impl Tensor {
         }
         let (shape, storage) = (shape.to_vec(), storage.to_vec());
         let (address, destroyed) = (AtomicUsize::new(address), AtomicBool::new(false));
-        Ok(Self(Arc::new(TensorInner { dtype, format, shape, strides, offset, storage, address, destroyed })))
+        Ok(Self(Arc::new(TensorInner {
+            dtype,
+            format,
+            shape,
+            strides,
+            offset,
+            storage,
+            address,
+            destroyed,
+            found: Mutex::new(None),
+        })))
     }
 
-    pub(crate) fn dtype(&self) -> DataType {
+    pub(crate) fn dtype(&self) -> Dtype {
         self.0.dtype
     }
     /// `aclFormat`.
@@ -131,6 +89,14 @@ impl Tensor {
     /// Extents of the view, outermost first.
     pub(crate) fn shape(&self) -> &[i64] {
         &self.0.shape
+    }
+    /// Extents as a program that asks is told: those that a result turned out to have, once it was computed.
+    pub(crate) fn found_shape(&self) -> Vec<i64> {
+        let found = self.0.found.lock().unwrap_or_else(PoisonError::into_inner);
+        found.clone().unwrap_or_else(|| self.0.shape.clone())
+    }
+    pub(crate) fn set_found_shape(&self, shape: Vec<i64>) {
+        *self.0.found.lock().unwrap_or_else(PoisonError::into_inner) = Some(shape);
     }
     /// Elements from one index to the next, for each extent.
     pub(crate) fn strides(&self) -> &[i64] {
@@ -192,6 +158,7 @@ impl Tensor {
             storage: self.0.storage.clone(),
             address: AtomicUsize::new(self.address()),
             destroyed: AtomicBool::new(false),
+            found: Mutex::new(None),
         };
         Self(Arc::new(inner))
     }
@@ -227,19 +194,19 @@ impl core::fmt::Display for Tensor {
 /// A host value with a type.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Scalar {
-    dtype: DataType,
+    dtype: Dtype,
     bytes: [u8; 16],
 }
 
 impl Scalar {
     pub(crate) fn new(dtype: i32, bytes: [u8; 16]) -> Result<Self> {
-        match DataType::from_raw(dtype) {
+        match Dtype::from_code(i64::from(dtype)) {
             Some(dtype) if dtype.bits() >= 8 => Ok(Self { dtype, bytes }),
             _ => Err(Fail::invalid(format!("aclDataType {dtype} is not one of a scalar's"))),
         }
     }
 
-    pub(crate) fn dtype(&self) -> DataType {
+    pub(crate) fn dtype(&self) -> Dtype {
         self.dtype
     }
 
@@ -251,7 +218,7 @@ impl Scalar {
     /// Type and bits of a real number; `None` for types that are none.
     pub(crate) fn bits(&self) -> Option<(Dtype, u64)> {
         let mut bits = [0; 8];
-        let dtype = Dtype::from_code(self.dtype as i64)?;
+        let dtype = Some(self.dtype).filter(|dtype| dtype.is_simulated())?;
         bits[..self.bytes().len()].copy_from_slice(self.bytes());
         Some((dtype, u64::from_le_bytes(bits)))
     }

@@ -52,6 +52,9 @@ impl Fault {
 pub(crate) unsafe trait Memory {
     /// The host's address of a range of device memory, or the reason why it is none.
     fn resolve(&self, address: u64, bytes: usize) -> Result<*mut u8, Fault>;
+
+    /// A result turned out to have this shape, of those that its tensor has room for.
+    fn found_shape(&self, _address: u64, _shape: &[usize]) {}
 }
 
 /// A strided view of device memory.

@@ -99,7 +99,7 @@ unsafe extern "C" fn aclCreateScalar(value: *mut c_void, dtype: i32) -> *mut c_v
             if value.is_null() {
                 return Err(Fail::null("value"));
             }
-            let size = crate::tensor::DataType::from_raw(dtype).map_or(0, |dtype| dtype.bits() / 8);
+            let size = crate::view::Dtype::from_code(i64::from(dtype)).map_or(0, |dtype| dtype.bits() / 8);
             let mut bytes = [0; 16];
             // SAFETY: the caller's value of this type.
             unsafe { bytes.as_mut_ptr().copy_from_nonoverlapping(value.cast(), size) };
@@ -306,7 +306,7 @@ driver! {
 
     fn aclGetViewShape(tensor: *const c_void, dims: *mut *mut i64, count: *mut u64) {
         // SAFETY: the caller's places for the results.
-        unsafe { hand_out(tensor_of(tensor)?.shape(), dims, count) }
+        unsafe { hand_out(&tensor_of(tensor)?.found_shape(), dims, count) }
     }
 
     fn aclGetStorageShape(tensor: *const c_void, dims: *mut *mut i64, count: *mut u64) {

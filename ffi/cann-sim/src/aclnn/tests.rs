@@ -3,7 +3,8 @@
 use super::{Context, Kind, Members, Opt, Plan, Str, T, TL};
 use crate::error::{Fail, Result, code};
 use crate::memory::POISON;
-use crate::tensor::{DataType, Tensor};
+use crate::tensor::Tensor;
+use crate::view::Dtype;
 use std::ffi::{CStr, c_char, c_void};
 use std::ptr::{null, null_mut};
 
@@ -27,7 +28,7 @@ operator!(TestOther(x: T, list: TL, dim: i64, mode: Opt<Str>, extra: Opt<T>, out
 const WORKSPACE: usize = 100;
 
 fn increment(x: &Tensor, out: &Tensor) -> Result<Plan> {
-    if x.dtype() != DataType::Float || out.shape() != x.shape() {
+    if x.dtype() != Dtype::F32 || out.shape() != x.shape() {
         return Err(Fail::invalid(format!("x is {x}, out is {out}; expected two FLOAT of one shape")));
     }
     let plan = Plan::new(|run| {

@@ -1,6 +1,7 @@
 //! Communicators: who is in them, and how ranks find each other.
 
 use super::{Place, hccl, wrong};
+use crate::aclnn::Together;
 use crate::error::{Fail, Result};
 use crate::world::{Kind, State, World, handle, number_of};
 use std::collections::BTreeMap;
@@ -209,6 +210,31 @@ impl State {
             true => Ok(id),
             false => Err(wrong(format!("communicator {comm:p} was destroyed"))),
         }
+    }
+
+    /// The communicator of the current device in the group that an operator names, which has to fit.
+    pub(crate) fn comm_named(&self, wanted: &Together) -> Result<u64> {
+        let (_, device) = self.current()?;
+        let name = &wanted.group;
+        let mine = self.comms.iter().filter(|(_, comm)| comm.device == device);
+        let mut known = mine.filter_map(|(id, comm)| Some((*id, comm, self.cliques.get(&comm.clique)?)));
+        let found = known.find(|(_, _, clique)| clique.settings.name == *name);
+        let (id, comm, clique) = found.ok_or_else(|| {
+            Fail::invalid(format!("device {device} is in no group of the name {name:?} (HcclGetCommName)"))
+        })?;
+        if (i64::from(comm.rank), i64::from(clique.size)) != (wanted.rank, wanted.size) {
+            return Err(Fail::invalid(format!(
+                "rank {} of {} in group {name}, which has this device as rank {} of {}",
+                wanted.rank, wanted.size, comm.rank, clique.size
+            )));
+        }
+        if clique.settings.buffer < wanted.buffer as u64 {
+            return Err(Fail::invalid(format!(
+                "the buffer of group {name} has {} bytes, {} are needed (HCCL_BUFFSIZE)",
+                clique.settings.buffer, wanted.buffer
+            )));
+        }
+        Ok(id)
     }
 
     /// Ends a rank's membership.

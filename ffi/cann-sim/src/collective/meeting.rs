@@ -2,6 +2,7 @@
 
 use super::exchange::{Exchange, exchange};
 use super::hccl;
+use crate::aclnn::{Run, Together};
 use crate::error::{Fail, Result, code};
 use crate::stream::{Point, Work};
 use crate::world::{State, World};
@@ -31,12 +32,21 @@ pub(crate) enum Place {
 #[derive(Clone)]
 pub(crate) enum Share {
     Exchange(Exchange),
+    /// Its side of an operator, and what maps its tensors.
+    Operator {
+        name: &'static str,
+        together: Arc<Together>,
+        prepare: Arc<Prepare>,
+    },
 }
+
+type Prepare = dyn Fn(&'static World) -> Result<Run> + Send + Sync;
 
 impl Share {
     fn name(&self) -> &'static str {
         match self {
             Self::Exchange(exchange) => exchange.name,
+            Self::Operator { name, .. } => name,
         }
     }
 
@@ -44,6 +54,12 @@ impl Share {
     fn differs(&self, me: u32, other: &Share, peer: u32) -> Option<String> {
         match (self, other) {
             (Self::Exchange(mine), Self::Exchange(theirs)) => mine.differs(me, theirs, peer),
+            _ if self.name() != other.name() => Some(format!("{} meets {}", self.name(), other.name())),
+            (Self::Operator { together: mine, .. }, Self::Operator { together: theirs, .. }) => {
+                let differ = mine.agreed != theirs.agreed;
+                differ.then(|| format!("attributes {:?} meet {:?}", mine.agreed, theirs.agreed))
+            }
+            _ => None,
         }
     }
 }
@@ -292,8 +308,14 @@ pub(crate) fn carry_out(world: &'static World, shares: Vec<(u32, Share)>) -> Res
         }
         state.schedule.seed
     };
-    let exchanges = shares.into_iter().map(|(rank, share)| match share {
-        Share::Exchange(exchange) => (rank, exchange),
-    });
-    exchange(world, &exchanges.collect::<Vec<_>>(), seed)
+    let (mut exchanges, mut operators) = (Vec::new(), Vec::new());
+    for (rank, share) in shares {
+        match share {
+            Share::Exchange(exchange) => exchanges.push((rank, exchange)),
+            Share::Operator { together, prepare, .. } => operators.push((together, prepare(world)?)),
+        }
+    }
+    let parcels = operators.iter().map(|(together, run)| (together.give)(run)).collect::<Result<Vec<_>>>()?;
+    operators.iter().try_for_each(|(together, run)| (together.take)(run, &parcels))?;
+    exchange(world, &exchanges, seed)
 }

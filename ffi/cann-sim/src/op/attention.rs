@@ -41,7 +41,13 @@ const QUANTIZED: &[&str] = &[
 ];
 
 /// Heads of one kind, seen as [batch, heads, positions, width] whatever their layout; in TND and NTD the batch is 1.
-fn heads(args: &Args, name: &str, tensor: &Tensor, layout: &str, heads: usize) -> Result<Tensor, Refusal> {
+pub(super) fn heads(
+    args: &Args,
+    name: &str,
+    tensor: &Tensor,
+    layout: &str,
+    heads: usize,
+) -> Result<Tensor, Refusal> {
     let rank = if layout.len() == 4 { 4 } else { 3 };
     args.ranked(name, tensor, rank, rank)?;
     let view = match layout {

@@ -3,11 +3,11 @@
 //! Arguments become [`Args`] by name, tensors among them operands of the launch: a view's `address` is its operand's
 //! number in the upper bits, so what an executor is re-pointed at is found when it runs.
 
-use super::{Args, Entry, Scalar, Soc, Value};
+use super::{Args, Entry, Parcel, Party, Run, Scalar, Soc, Value};
 use crate::aclnn::{self, Access, Context, Kind, Opt, Plan};
 use crate::error::{Fail, Result};
 use crate::profile::Family;
-use crate::view::{Dtype, Fault, Format, Memory, Tensor};
+use crate::view::{Fault, Format, Memory, Tensor};
 
 /// Bits of an operand's own bytes in an address.
 const OPERAND: u32 = 40;
@@ -19,13 +19,11 @@ pub(crate) struct Operands(Vec<(crate::tensor::Tensor, Access)>);
 impl Operands {
     /// A view of the next operand.
     fn add(&mut self, tensor: &crate::tensor::Tensor, access: Access, name: &str) -> Result<Tensor> {
-        let (code, format) = (tensor.dtype() as i64, tensor.format());
-        let dtype = Dtype::from_code(code).ok_or_else(|| {
-            Fail::invalid(format!(
-                "{name} has type {}, which no simulated operator takes",
-                tensor.dtype().name()
-            ))
-        })?;
+        let (dtype, format) = (tensor.dtype(), tensor.format());
+        if !dtype.is_simulated() {
+            let text = format!("{name} has type {}, which no simulated operator takes", dtype.name());
+            return Err(Fail::invalid(text));
+        }
         let format = Format::from_code(i64::from(format)).ok_or_else(|| {
             Fail::invalid(format!("{name} has aclFormat {format}, which no simulated operator takes"))
         })?;
@@ -54,6 +52,12 @@ struct Launch<'a>(&'a aclnn::Run);
 
 // SAFETY: an operand's bytes are mapped and its own while the launch runs; ranges are checked against them.
 unsafe impl Memory for Launch<'_> {
+    fn found_shape(&self, address: u64, shape: &[usize]) {
+        if let Ok(operand) = self.0.operand((address >> OPERAND) as usize) {
+            operand.tensor.set_found_shape(shape.iter().map(|&size| size as i64).collect());
+        }
+    }
+
     fn resolve(&self, address: u64, bytes: usize) -> core::result::Result<*mut u8, Fault> {
         let (number, start) = ((address >> OPERAND) as usize, (address & ((1 << OPERAND) - 1)) as usize);
         let operand =
@@ -194,8 +198,19 @@ pub(crate) fn plan(
     let args = Args { operator: entry.name, soc: Soc::of(context.profile.family), values };
     let run = (entry.operator)(&args).map_err(|refusal| Fail::new(refusal.status, refusal.message))?;
     let workspace = workspace(entry.name, &operands.0);
-    let mut plan =
-        Plan::new(move |launch| run(&Launch(launch)).map_err(|fault| Fail::new(fault.status, fault.message)));
+    let failed = |fault: Fault| Fail::new(fault.status, fault.message);
+    let mut plan = match run {
+        Run::Alone(body) => Plan::new(move |launch| body(&Launch(launch)).map_err(failed)),
+        Run::Together(party) => {
+            let Party { group, rank, size, buffer, agreed, give, take } = party;
+            let give = Box::new(move |launch: &aclnn::Run| give(&Launch(launch)).map_err(failed));
+            let take = Box::new(move |launch: &aclnn::Run, parcels: &[Parcel]| {
+                take(&Launch(launch), parcels).map_err(failed)
+            });
+            let together = aclnn::Together { group, rank, size, buffer, agreed, give, take };
+            Plan::together(entry.name, together)
+        }
+    };
     for (tensor, access) in &operands.0 {
         // Blocks take more room than the rows that the descriptor speaks of.
         let blocks = (entry.name == "TransMatmulWeight").then(|| tensor.in_blocks());

@@ -5,11 +5,12 @@ use super::matmul::multiply;
 use super::unary::{gelu_tanh, sigmoid, silu};
 use super::weight_quant::{Weight, unpacked};
 use super::{Args, FLOATS, Refusal, Run, run};
-use crate::view::{Dtype, Fault, Memory, Tensor};
+use crate::view::{Dtype, Fault, Format, Memory, Tensor};
 
 operators! {
     GroupedMatmulV3(x: TL, weight: TL, biasOptional: TL, scaleOptional: TL, offsetOptional: TL, antiquantScaleOptional: TL, antiquantOffsetOptional: TL, groupListOptional: T, splitItem: I64, groupType: I64, y: OL) = grouped;
     GroupedMatmulV4(x: TL, weight: TL, biasOptional: TL, scaleOptional: TL, offsetOptional: TL, antiquantScaleOptional: TL, antiquantOffsetOptional: TL, perTokenScaleOptional: TL, groupListOptional: T, activationInputOptional: TL, activationQuantScaleOptional: TL, activationQuantOffsetOptional: TL, splitItem: I64, groupType: I64, groupListType: I64, actType: I64, out: OL, activationFeatureOutOptional: OL, dynQuantScaleOutOptional: OL) = grouped;
+    GroupedMatmulWeightNz(x: TL, weight: TL, biasOptional: TL, scaleOptional: TL, offsetOptional: TL, antiquantScaleOptional: TL, antiquantOffsetOptional: TL, perTokenScaleOptional: TL, groupListOptional: T, activationInputOptional: TL, activationQuantScaleOptional: TL, activationQuantOffsetOptional: TL, splitItem: I64, groupType: I64, groupListType: I64, actType: I64, tuningConfigOptional: IA, quantGroupSize: I64, out: OL, activationFeatureOutOptional: OL, dynQuantScaleOutOptional: OL) = in_blocks;
     GroupedMatmulV5(x: TL, weight: TL, biasOptional: TL, scaleOptional: TL, offsetOptional: TL, antiquantScaleOptional: TL, antiquantOffsetOptional: TL, perTokenScaleOptional: TL, groupListOptional: T, activationInputOptional: TL, activationQuantScaleOptional: TL, activationQuantOffsetOptional: TL, splitItem: I64, groupType: I64, groupListType: I64, actType: I64, tuningConfigOptional: IA, out: OL, activationFeatureOutOptional: OL, dynQuantScaleOutOptional: OL) = grouped;
 }
 
@@ -56,6 +57,17 @@ fn member(
         // A single group's parameters may come without the groups' dimension.
         [one] if count == 1 => Ok(one.clone()),
         list => Err(args.invalid(name, format!("has {} members for {count} groups", list.len()))),
+    }
+}
+
+/// The same with weights in fractal blocks, which is what this version is for.
+fn in_blocks(args: &Args) -> Result<Run, Refusal> {
+    if let Some(plain) = args.tensors("weight")?.iter().find(|weight| weight.format != Format::FractalNz) {
+        return Err(args.invalid("weight", format!("of shape {:?} is not FRACTAL_NZ", plain.shape)));
+    }
+    match args.int("quantGroupSize")? {
+        0 => grouped(args),
+        size => Err(args.unknown_mode("quantGroupSize", size)),
     }
 }
 
@@ -306,6 +318,37 @@ mod tests {
             // Rows behind the last group stay as they were: the arena's filling.
             assert!(got[5 * N..].iter().all(|x| *x == Dtype::Bf16.decode(0xa5a5)));
         }
+    }
+
+    #[test]
+    fn weights_in_blocks_multiply_as_rows_do_and_rows_are_refused() {
+        // 6 × 20 of half precision: 2 columns of blocks of 16 rows by 16, the rest of which is padding.
+        let (n, blocks) = (20, 2 * 16 * 16);
+        let (x, w) = (noise_of(Dtype::F16, 4 * K, 8), noise_of(Dtype::F16, 2 * K * n, 9));
+        let mut stored = vec![0.0; 2 * blocks];
+        for (f, value) in w.iter().enumerate() {
+            let (e, i, j) = (f / (K * n), f / n % K, f % n);
+            stored[e * blocks + (j / 16 * 16 + i) * 16 + j % 16] = *value;
+        }
+        let call = || {
+            let case = Case::new(Soc::A3, "GroupedMatmulWeightNz").list("x", &[(Dtype::F16, &[4, K], &x)]);
+            let case = case.input("groupListOptional", Dtype::I64, &[2], &[1.0, 3.0]).int("groupListType", 1);
+            case.int("splitItem", 3).outputs("out", &[(Dtype::F16, &[4, n])])
+        };
+        let mut case = call();
+        let mut weight = case.make(Dtype::F16, &[2, 2, 1, 16, 16], &stored);
+        weight.storage = weight.shape.clone();
+        (weight.shape, weight.strides) = (vec![2, K, n], vec![K * n, n, 1]);
+        weight.format = crate::view::Format::FractalNz;
+        let case = case.set("weight", super::super::Value::Tensors(Some(vec![weight]))).done();
+        let at = |i: usize, j: usize| {
+            let e = usize::from(i > 0);
+            (0..K).map(|p| x[i * K + p] * w[(e * K + p) * n + j]).sum::<f64>()
+        };
+        let want: Vec<f64> = (0..4 * n).map(|f| at(f / n, f % n)).collect();
+        close(&case.tensors("out")[0].read_f64(&case.arena).unwrap(), &want, 1e-3);
+        let plain = call().list("weight", &[(Dtype::F16, &[2, K, n], &w)]);
+        assert!(plain.refused().message.contains("is not FRACTAL_NZ"));
     }
 
     #[test]

@@ -29,11 +29,14 @@ mod compare;
 mod conv;
 mod enrol;
 mod fill;
+mod flash;
 mod fractal;
 mod gate;
 mod gather;
 mod grouped_matmul;
+mod kv_norm_rope;
 mod matmul;
+mod moe_distribute;
 mod moe_gate;
 mod moe_route;
 mod norm;
@@ -45,7 +48,9 @@ mod quant_matmul;
 mod quantize;
 mod reduce;
 mod rope;
+mod sample;
 mod scatter;
+mod select;
 mod softmax;
 mod solve;
 mod sort;
@@ -64,11 +69,14 @@ pub(crate) const FAMILIES: &[&[Entry]] = &[
     compare::TABLE,
     conv::TABLE,
     fill::TABLE,
+    flash::TABLE,
     fractal::TABLE,
     gate::TABLE,
     gather::TABLE,
     grouped_matmul::TABLE,
+    kv_norm_rope::TABLE,
     matmul::TABLE,
+    moe_distribute::TABLE,
     moe_gate::TABLE,
     moe_route::TABLE,
     norm::TABLE,
@@ -78,7 +86,9 @@ pub(crate) const FAMILIES: &[&[Entry]] = &[
     quantize::TABLE,
     reduce::TABLE,
     rope::TABLE,
+    sample::TABLE,
     scatter::TABLE,
+    select::TABLE,
     softmax::TABLE,
     solve::TABLE,
     sort::TABLE,
@@ -109,7 +119,41 @@ pub(crate) struct Refusal {
 }
 
 /// What a planned operator does; a captured or repeatable one is run many times.
-pub(crate) type Run = Box<dyn Fn(&dyn Memory) -> Result<(), Fault> + Send + Sync>;
+pub(crate) enum Run {
+    /// On one device.
+    Alone(Body),
+    /// On every device of a group at once.
+    Together(Party),
+}
+
+/// What computes on one device.
+pub(crate) type Body = Box<dyn Fn(&dyn Memory) -> Result<(), Fault> + Send + Sync>;
+
+/// One rank's side of an operator with communication in it: first everybody gives, then everybody takes.
+pub(crate) struct Party {
+    /// The group's name, as `HcclGetCommName` tells it.
+    pub(crate) group: String,
+    pub(crate) rank: i64,
+    pub(crate) size: i64,
+    /// Bytes that the communicator's buffer has to have.
+    pub(crate) buffer: usize,
+    /// What has to be the same on every rank.
+    pub(crate) agreed: Vec<i64>,
+    pub(crate) give: Give,
+    pub(crate) take: Take,
+}
+
+/// Reads what a rank gives.
+pub(crate) type Give = Box<dyn Fn(&dyn Memory) -> Result<Parcel, Fault> + Send + Sync>;
+/// Writes what a rank makes of what all have given, rank by rank.
+pub(crate) type Take = Box<dyn Fn(&dyn Memory, &[Parcel]) -> Result<(), Fault> + Send + Sync>;
+
+/// What a rank gives.
+#[derive(Default)]
+pub(crate) struct Parcel {
+    pub(crate) numbers: Vec<f64>,
+    pub(crate) integers: Vec<Vec<i64>>,
+}
 
 /// An operator.
 pub(crate) type Operator = fn(&Args) -> Result<Run, Refusal>;
@@ -431,5 +475,5 @@ pub(crate) const INDICES: &[Dtype] = &[Dtype::I64, Dtype::I32];
 pub(crate) fn run(
     body: impl Fn(&dyn Memory) -> Result<(), Fault> + Send + Sync + 'static,
 ) -> Result<Run, Refusal> {
-    Ok(Box::new(body))
+    Ok(Run::Alone(Box::new(body)))
 }

@@ -2,7 +2,7 @@
 
 use super::softmax::softmax_of;
 use super::unary::sigmoid;
-use super::{Args, FLOATS, Refusal, Run, Soc, run};
+use super::{Args, Body, FLOATS, Refusal, Run, Soc, run};
 use crate::view::{Dtype, Tensor};
 
 operators! {
@@ -77,14 +77,14 @@ fn softmax_either(args: &Args) -> Result<Run, Refusal> {
         }
         false => None,
     };
-    softmax_gate(args, late, all)
+    softmax_gate(args, late, all).map(Run::Alone)
 }
 
 /// The softmax before the choice, or of the chosen alone.
-fn softmax_gate(args: &Args, late: bool, all: Option<Tensor>) -> Result<Run, Refusal> {
+fn softmax_gate(args: &Args, late: bool, all: Option<Tensor>) -> Result<Body, Refusal> {
     let (x, count, k, y, experts) = arguments(args)?;
     let finished = finished(args, &x)?;
-    run(move |memory| {
+    Ok(Box::new(move |memory| {
         let row = x.read_f64(memory)?;
         let ended = finished.as_ref().map(|finished| finished.read_i64(memory)).transpose()?;
         let (mut weights, mut places, mut softmax) = (Vec::new(), Vec::new(), Vec::new());
@@ -101,7 +101,7 @@ fn softmax_gate(args: &Args, late: bool, all: Option<Tensor>) -> Result<Run, Ref
         y.write_f64(memory, &weights)?;
         experts.write_i64(memory, &places)?;
         all.iter().try_for_each(|all| all.write_f64(memory, &softmax))
-    })
+    }))
 }
 
 /// Experts in groups: the best groups first, then the best experts in them. The bias counts for the choice only.

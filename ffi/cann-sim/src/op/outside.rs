@@ -2,11 +2,12 @@
 
 use crate::call::{driver, give};
 use crate::error::{Fail, Result};
-use crate::tensor::{DataType, Descriptor, FRACTAL_NZ, lookup};
+use crate::tensor::{Descriptor, FRACTAL_NZ, lookup};
+use crate::view::Dtype;
 use core::ffi::c_void;
 
 /// Elements of matrices in whole fractal blocks, and the shape of those blocks.
-fn blocks(shape: &[i64], dtype: DataType) -> Result<Vec<i64>> {
+fn blocks(shape: &[i64], dtype: Dtype) -> Result<Vec<i64>> {
     let [lead @ .., rows, cols] = shape else {
         return Err(Fail::invalid(format!("a weight of shape {shape:?} has fewer than 2 dimensions")));
     };
@@ -61,7 +62,7 @@ driver! {
         let Descriptor::IntArray(shape) = lookup(shape)? else {
             return Err(Fail::invalid("tensorShape is no aclIntArray"));
         };
-        let dtype = DataType::from_raw(dtype).ok_or_else(|| Fail::invalid(format!("aclDataType {dtype} is unknown")))?;
+        let dtype = Dtype::from_code(i64::from(dtype)).ok_or_else(|| Fail::invalid(format!("aclDataType {dtype} is unknown")))?;
         let count = blocks(&shape, dtype)?.iter().product::<i64>();
         // SAFETY: the caller's place for the result.
         unsafe { give(elements, count as u64, "weightTensorSize") }

@@ -13,7 +13,7 @@ operators! {
 
 /// Which elements of a row turn together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Pairs {
+pub(super) enum Pairs {
     /// i with i + D/2 (NeoX).
     Half,
     /// 2i with 2i + 1 (GPT-J).
@@ -25,7 +25,7 @@ enum Pairs {
 }
 
 /// One row: x · cos + turned x · sin, where `turned` exchanges partners and negates the first of them.
-fn turn(x: &[f64], cos: &[f64], sin: &[f64], pairs: Pairs) -> Vec<f64> {
+pub(super) fn turn(x: &[f64], cos: &[f64], sin: &[f64], pairs: Pairs) -> Vec<f64> {
     let d = x.len();
     let half = d / 2;
     let gathered: Vec<f64> = match pairs {

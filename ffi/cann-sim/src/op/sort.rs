@@ -13,7 +13,7 @@ operators! {
 }
 
 /// Numbers in order, a NaN above all of them.
-fn ascending(a: f64, b: f64) -> Ordering {
+pub(super) fn ascending(a: f64, b: f64) -> Ordering {
     a.partial_cmp(&b).unwrap_or_else(|| a.is_nan().cmp(&b.is_nan()))
 }
 

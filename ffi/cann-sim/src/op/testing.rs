@@ -1,6 +1,6 @@
 //! Calls of operators in tests: arguments by name, tensors in several layouts, results read back.
 
-use super::{Args, Entry, Kind, Refusal, Scalar, Soc, Value, find};
+use super::{Args, Entry, Kind, Refusal, Run, Scalar, Soc, Value, find};
 use crate::view::testing::{Arena, BASE};
 use crate::view::{Dtype, Fault, Tensor, contiguous_strides, volume};
 
@@ -147,7 +147,10 @@ impl Case {
 
     pub(crate) fn run(&self) -> Result<(), Stop> {
         let run = (self.entry.operator)(&self.args).map_err(Stop::Refused)?;
-        run(&self.arena).map_err(Stop::Failed)
+        match run {
+            Run::Alone(body) => body(&self.arena).map_err(Stop::Failed),
+            Run::Together(_) => panic!("{} needs a group", self.entry.name),
+        }
     }
 
     /// Runs; what it cannot do is a failed test.

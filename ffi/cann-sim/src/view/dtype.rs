@@ -1,66 +1,75 @@
 //! Element types by the vendor's numbers, and what their bits mean.
 
-use portolan_ops::DType;
 use portolan_ops::codec::{Overflow, SmallFloat, e8m0_code, e8m0_value};
 
-/// Element types, by the vendor's numbers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Dtype {
-    F32 = 0,
-    F16 = 1,
-    I8 = 2,
-    I32 = 3,
-    U8 = 4,
-    I16 = 6,
-    U16 = 7,
-    U32 = 8,
-    I64 = 9,
-    U64 = 10,
-    F64 = 11,
-    Bool = 12,
-    Bf16 = 27,
-    I4 = 29,
-    F8E5M2 = 35,
-    F8E4M3 = 36,
-    E8M0 = 37,
-    F4E2M1 = 40,
+macro_rules! element_types {
+    ($( $variant:ident = $code:literal, $bits:literal, $name:literal; )*) => {
+        /// Element types, by the vendor's numbers.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub(crate) enum Dtype { $( $variant = $code, )* }
+
+        impl Dtype {
+            /// The type with a vendor's number.
+            pub(crate) fn from_code(code: i64) -> Option<Dtype> {
+                match code { $( $code => Some(Dtype::$variant), )* _ => None }
+            }
+
+            /// Bits of one element.
+            pub(crate) const fn bits(self) -> usize {
+                match self { $( Dtype::$variant => $bits, )* }
+            }
+
+            /// The name used in messages.
+            pub(crate) const fn name(self) -> &'static str {
+                match self { $( Dtype::$variant => $name, )* }
+            }
+        }
+    };
+}
+
+element_types! {
+    F32 = 0, 32, "FLOAT";
+    F16 = 1, 16, "FLOAT16";
+    I8 = 2, 8, "INT8";
+    I32 = 3, 32, "INT32";
+    U8 = 4, 8, "UINT8";
+    I16 = 6, 16, "INT16";
+    U16 = 7, 16, "UINT16";
+    U32 = 8, 32, "UINT32";
+    I64 = 9, 64, "INT64";
+    U64 = 10, 64, "UINT64";
+    F64 = 11, 64, "DOUBLE";
+    Bool = 12, 8, "BOOL";
+    C64 = 16, 64, "COMPLEX64";
+    C128 = 17, 128, "COMPLEX128";
+    Bf16 = 27, 16, "BF16";
+    I4 = 29, 4, "INT4";
+    U1 = 30, 1, "UINT1";
+    C32 = 33, 32, "COMPLEX32";
+    HiF8 = 34, 8, "HIFLOAT8";
+    F8E5M2 = 35, 8, "FLOAT8_E5M2";
+    F8E4M3 = 36, 8, "FLOAT8_E4M3FN";
+    E8M0 = 37, 8, "FLOAT8_E8M0";
+    F6E3M2 = 38, 6, "FLOAT6_E3M2";
+    F6E2M3 = 39, 6, "FLOAT6_E2M3";
+    F4E2M1 = 40, 4, "FLOAT4_E2M1";
+    F4E1M2 = 41, 4, "FLOAT4_E1M2";
 }
 
 impl Dtype {
-    pub(crate) const ALL: [Dtype; 18] = [
-        Dtype::F32,
-        Dtype::F16,
-        Dtype::I8,
-        Dtype::I32,
-        Dtype::U8,
-        Dtype::I16,
-        Dtype::U16,
-        Dtype::U32,
-        Dtype::I64,
-        Dtype::U64,
-        Dtype::F64,
-        Dtype::Bool,
-        Dtype::Bf16,
-        Dtype::I4,
-        Dtype::F8E5M2,
-        Dtype::F8E4M3,
-        Dtype::E8M0,
-        Dtype::F4E2M1,
-    ];
-
-    /// The type with a vendor's number, if the simulator knows it.
-    pub(crate) fn from_code(code: i64) -> Option<Dtype> {
-        Dtype::ALL.into_iter().find(|dtype| *dtype as i64 == code)
-    }
-
-    pub(crate) const fn bits(self) -> usize {
-        match self {
-            Dtype::I64 | Dtype::U64 | Dtype::F64 => 64,
-            Dtype::F32 | Dtype::I32 | Dtype::U32 => 32,
-            Dtype::F16 | Dtype::Bf16 | Dtype::I16 | Dtype::U16 => 16,
-            Dtype::I4 | Dtype::F4E2M1 => 4,
-            _ => 8,
-        }
+    /// Whether the simulator knows what bits of the type mean. Tensors may have the others; no operator takes them.
+    pub(crate) const fn is_simulated(self) -> bool {
+        !matches!(
+            self,
+            Dtype::C32
+                | Dtype::C64
+                | Dtype::C128
+                | Dtype::U1
+                | Dtype::HiF8
+                | Dtype::F6E3M2
+                | Dtype::F6E2M3
+                | Dtype::F4E1M2
+        )
     }
 
     /// 16 bits or more of floating point.
@@ -120,6 +129,8 @@ impl Dtype {
             Dtype::U16 => u64::from(x as u16),
             Dtype::U8 => u64::from(x as u8),
             Dtype::Bool => u64::from(x != 0.0),
+            // Refused before anything computes.
+            _ => 0,
         }
     }
 
@@ -135,6 +146,7 @@ impl Dtype {
             Dtype::F4E2M1 => f64::from(SmallFloat::E2M1.decode(bits as u8)),
             Dtype::E8M0 => f64::from(e8m0_value(bits as u8)),
             Dtype::U64 => bits as f64,
+            _ if !self.is_simulated() => f64::NAN,
             _ => self.decode_int(bits) as f64,
         }
     }
@@ -162,30 +174,6 @@ impl Dtype {
             Dtype::I4 => x as u64 & 15,
             _ if self.is_int() => x as u64 & mask(self.bits()),
             _ => self.encode(x as f64),
-        }
-    }
-
-    /// The name used in messages.
-    pub(crate) const fn name(self) -> &'static str {
-        match self {
-            Dtype::F32 => "FLOAT",
-            Dtype::F16 => "FLOAT16",
-            Dtype::I8 => "INT8",
-            Dtype::I32 => "INT32",
-            Dtype::U8 => "UINT8",
-            Dtype::I16 => "INT16",
-            Dtype::U16 => "UINT16",
-            Dtype::U32 => "UINT32",
-            Dtype::I64 => "INT64",
-            Dtype::U64 => "UINT64",
-            Dtype::F64 => "DOUBLE",
-            Dtype::Bool => "BOOL",
-            Dtype::Bf16 => "BF16",
-            Dtype::I4 => "INT4",
-            Dtype::F8E5M2 => DType::F8E5M2.name(),
-            Dtype::F8E4M3 => DType::F8E4M3.name(),
-            Dtype::E8M0 => DType::E8M0.name(),
-            Dtype::F4E2M1 => DType::F4E2M1.name(),
         }
     }
 }
