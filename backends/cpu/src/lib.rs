@@ -27,6 +27,7 @@ mod rows;
 mod sample;
 mod simd;
 mod ssm;
+mod value;
 
 pub use custom::{CpuKernel, CpuOperand};
 pub use isa::Isa;

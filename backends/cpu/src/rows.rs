@@ -1,11 +1,16 @@
-//! Rows of a strided tensor: what operators along the last dimension read and write, and how their rows are
-//! shared out. Norms, softmax, gated activations and sampling are written over it.
+//! Rows of a strided tensor of any float type, read and written as f32 a piece at a time: what operators along the
+//! last dimension are written over, and how their rows are shared out.
+//!
+//! A piece stays in the first-level cache, so a kernel is one for all element types and strides: it works where the
+//! elements lie if they are neighbours of f32, else on a copy.
 
 use crate::pool::Team;
-use crate::simd::{Lanes, Stored};
+use crate::simd::Lanes;
+use crate::value::Value;
 use core::marker::PhantomData;
+use core::mem::MaybeUninit;
 use core::ops::Range;
-use portolan_ops::{MAX_RANK, TensorSpec};
+use portolan_ops::{DType, MAX_RANK, TensorSpec};
 
 /// Calls `$body` with the type name `$type` standing for the element type `$dtype`: f16, bf16, else f32.
 macro_rules! with_float {
@@ -28,9 +33,37 @@ macro_rules! with_float {
 }
 pub(crate) use with_float;
 
+/// Elements of a piece: a multiple of all the vectors that a kernel keeps partial results in, so that where pieces
+/// end changes no bit.
+pub(crate) const PIECE: usize = 1024;
+
+/// The pieces of a row of `n` elements: where each begins, and how many it has.
+#[inline(always)]
+pub(crate) fn pieces(n: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..n).step_by(PIECE).map(move |i| (i, PIECE.min(n - i)))
+}
+
+/// Room for the copy of a piece.
+#[repr(align(64))]
+pub(crate) struct Room([MaybeUninit<f32>; PIECE]);
+
+impl Room {
+    #[inline(always)]
+    pub(crate) fn new() -> Self {
+        Self([const { MaybeUninit::uninit() }; PIECE])
+    }
+
+    #[inline(always)]
+    pub(crate) fn start(&mut self) -> *mut f32 {
+        self.0.as_mut_ptr().cast()
+    }
+}
+
 /// The rows of one tensor; a tensor of one dimension is one row.
-pub(crate) struct Rows<T> {
-    start: *mut T,
+pub(crate) struct Rows {
+    base: *mut u8,
+    dtype: DType,
+    first: usize,
     leading: usize,
     dims: [usize; MAX_RANK],
     strides: [usize; MAX_RANK],
@@ -38,13 +71,15 @@ pub(crate) struct Rows<T> {
 }
 
 // SAFETY: addresses only; what they are used for is promised where a row is read or written.
-unsafe impl<T> Sync for Rows<T> {}
+unsafe impl Sync for Rows {}
 
-impl<T: Stored> Rows<T> {
-    /// The rows of a tensor of element type `T` whose allocation begins at `base`.
+impl Rows {
+    /// The rows of a float tensor whose allocation begins at `base`.
     pub(crate) fn new(spec: &TensorSpec, base: *const u8) -> Self {
         let mut rows = Self {
-            start: base.cast_mut().cast::<T>().wrapping_add(spec.layout().offset()),
+            base: base.cast_mut(),
+            dtype: spec.dtype(),
+            first: spec.layout().offset(),
             leading: spec.rank().saturating_sub(1),
             dims: [1; MAX_RANK],
             strides: [0; MAX_RANK],
@@ -63,120 +98,154 @@ impl<T: Stored> Rows<T> {
         self.inner == 1
     }
 
-    /// Row `index` in row-major order of the leading dimensions. `UNIT` claims [`Rows::is_unit`].
+    /// Row `index` in row-major order of the leading dimensions.
     #[inline]
-    pub(crate) fn row<const UNIT: bool>(&self, mut index: usize) -> Row<'_, T, UNIT> {
-        let mut place = 0;
+    pub(crate) fn row(&self, mut index: usize) -> Row<'_> {
+        let mut place = self.first;
         for dim in (0..self.leading).rev() {
             place += index % self.dims[dim] * self.strides[dim];
             index /= self.dims[dim];
         }
-        Row { start: self.start.wrapping_add(place), stride: self.inner, rows: PhantomData }
+        Row { base: self.base, dtype: self.dtype, place, stride: self.inner, rows: PhantomData }
     }
 }
 
-/// One row. `UNIT` rows load whole vectors; others lane by lane, with the same values in the same lanes.
+/// One row.
 #[derive(Clone, Copy)]
-pub(crate) struct Row<'a, T, const UNIT: bool> {
-    start: *mut T,
+pub(crate) struct Row<'a> {
+    base: *mut u8,
+    dtype: DType,
+    place: usize,
     stride: usize,
-    rows: PhantomData<&'a Rows<T>>,
+    rows: PhantomData<&'a Rows>,
 }
 
-impl<T: Stored, const UNIT: bool> Row<'_, T, UNIT> {
+impl Row<'_> {
     /// The elements of a slice, to read.
     #[inline(always)]
-    pub(crate) fn of(values: &[T]) -> Self {
-        Row { start: values.as_ptr().cast_mut(), stride: 1, rows: PhantomData }
+    pub(crate) fn of(values: &[f32]) -> Self {
+        let base = values.as_ptr().cast_mut().cast();
+        Row { base, dtype: DType::F32, place: 0, stride: 1, rows: PhantomData }
+    }
+
+    /// The elements of a slice.
+    #[inline(always)]
+    pub(crate) fn of_mut(values: &mut [f32]) -> Self {
+        Row { base: values.as_mut_ptr().cast(), dtype: DType::F32, place: 0, stride: 1, rows: PhantomData }
+    }
+
+    /// Whether elements are f32.
+    #[inline(always)]
+    pub(crate) fn is_f32(&self) -> bool {
+        self.dtype == DType::F32
     }
 
     #[inline(always)]
-    fn place(&self, i: usize) -> *mut T {
-        self.start.wrapping_add(if UNIT { i } else { i * self.stride })
+    fn in_place(&self, i: usize) -> Option<*mut f32> {
+        let here = self.is_f32() && self.stride == 1;
+        here.then(|| self.base.cast::<f32>().wrapping_add(self.place + i))
     }
 
     /// Element `i`.
     ///
     /// # Safety
     /// It is within the row, and readable.
-    #[inline(always)]
     pub(crate) unsafe fn get(&self, i: usize) -> f32 {
-        // SAFETY: the caller's promise.
-        unsafe { self.place(i).read_unaligned() }.to_f32()
+        with_float!(self.dtype, T => {
+            let at = self.base.cast::<T>().wrapping_add(self.place + i * self.stride);
+            // SAFETY: the caller's promise.
+            crate::simd::Stored::to_f32(unsafe { at.read_unaligned() })
+        })
     }
 
-    /// Elements `i..i + count`, `count ≤ LEN`; the other lanes are 0.
+    /// Where elements `i..i + count` can be read as f32: where they lie, or in `room`.
     ///
     /// # Safety
-    /// They are within the row, and readable.
+    /// They are within the row, and readable; `count ≤ PIECE`.
     #[inline(always)]
-    pub(crate) unsafe fn load<L: Lanes>(&self, i: usize, count: usize) -> L {
-        if !UNIT {
-            let mut values = [0.0; 16];
-            for (lane, value) in values.iter_mut().enumerate().take(count) {
-                // SAFETY: the caller's promise.
-                *value = unsafe { self.get(i + lane) };
-            }
-            return L::from_array(&values);
+    pub(crate) unsafe fn read<L: Lanes>(&self, i: usize, count: usize, room: &mut Room) -> *const f32 {
+        if let Some(here) = self.in_place(i) {
+            return here;
         }
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller's promise; the room holds as many.
         unsafe {
-            match count == L::LEN {
-                true => T::load(self.place(i)),
-                false => T::load_partial(self.place(i), count),
+            let copy = core::slice::from_raw_parts_mut(room.start(), count);
+            f32::load::<L>(self.dtype, self.base, self.place + i * self.stride, self.stride, copy);
+        }
+        room.start()
+    }
+
+    /// As [`Row::read`], to a buffer of the caller's in any case.
+    ///
+    /// # Safety
+    /// Elements `i..i + to.len()` are within the row, and readable.
+    #[inline(always)]
+    pub(crate) unsafe fn copy<L: Lanes>(&self, i: usize, to: &mut [f32]) {
+        // SAFETY: the caller's promise.
+        unsafe { f32::load::<L>(self.dtype, self.base, self.place + i * self.stride, self.stride, to) }
+    }
+
+    /// Where the values of elements from `i` on are put for [`Row::write`]: where they belong, or in `room`.
+    #[inline(always)]
+    pub(crate) fn target(&self, i: usize, room: &mut Room) -> *mut f32 {
+        self.in_place(i).unwrap_or_else(|| room.start())
+    }
+
+    /// Makes values elements `i..i + count`, rounded to nearest even, unless they lie there already.
+    ///
+    /// # Safety
+    /// The elements are within the row, and writable; `from` has as many values.
+    #[inline(always)]
+    pub(crate) unsafe fn write<L: Lanes>(&self, i: usize, count: usize, from: *const f32) {
+        if self.in_place(i).is_none_or(|here| !core::ptr::eq(here, from)) {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let values = core::slice::from_raw_parts(from, count);
+                f32::store::<L>(self.dtype, self.base, self.place + i * self.stride, self.stride, values);
             }
         }
     }
+}
 
-    /// As [`Row::load`], with `fill` in the other lanes.
-    ///
-    /// # Safety
-    /// As [`Row::load`].
-    #[inline(always)]
-    pub(crate) unsafe fn load_or<L: Lanes>(&self, i: usize, count: usize, fill: f32) -> L {
-        // SAFETY: the caller's promise.
-        let loaded = unsafe { self.load::<L>(i, count) };
-        if count == L::LEN {
-            return loaded;
-        }
-        let lane = L::from_array(&core::array::from_fn(|i| i as f32));
-        L::select(lane.lt(L::splat(count as f32)), loaded, L::splat(fill))
-    }
+/// The first `count ≤ LEN` values from `from` on; the other lanes are 0.
+///
+/// # Safety
+/// They are readable.
+#[inline(always)]
+pub(crate) unsafe fn load<L: Lanes>(from: *const f32, count: usize) -> L {
+    // SAFETY: the caller's promise.
+    unsafe { if count == L::LEN { L::load(from) } else { L::load_partial(from, count) } }
+}
 
-    /// Elements `2i, 2i + 2, …` and `2i + 1, 2i + 3, …`, `count ≤ LEN` of each; the other lanes are 0.
-    ///
-    /// # Safety
-    /// They are within the row, and readable.
-    #[inline(always)]
-    pub(crate) unsafe fn load_pairs<L: Lanes>(&self, i: usize, count: usize) -> (L, L) {
-        let first = L::LEN.min(2 * count);
-        // SAFETY: the caller's promise.
-        let (a, b) =
-            unsafe { (self.load::<L>(2 * i, first), self.load::<L>(2 * i + first, 2 * count - first)) };
-        a.deinterleave(b)
+/// As [`load`], with `fill` in the other lanes.
+///
+/// # Safety
+/// As [`load`].
+#[inline(always)]
+pub(crate) unsafe fn load_or<L: Lanes>(from: *const f32, count: usize, fill: f32) -> L {
+    // SAFETY: the caller's promise.
+    let loaded = unsafe { load::<L>(from, count) };
+    if count == L::LEN {
+        return loaded;
     }
+    let lane = L::from_array(&core::array::from_fn(|i| i as f32));
+    L::select(lane.lt(L::splat(count as f32)), loaded, L::splat(fill))
+}
 
-    /// Writes lanes `0..count` to elements `i..i + count`, rounded to nearest even.
-    ///
-    /// # Safety
-    /// They are within the row, and writable.
-    #[inline(always)]
-    pub(crate) unsafe fn store<L: Lanes>(&self, i: usize, count: usize, lanes: L) {
-        if !UNIT {
-            for (lane, &value) in lanes.to_array().iter().enumerate().take(count) {
-                // SAFETY: the caller's promise.
-                unsafe { self.place(i + lane).write_unaligned(T::of_f32(value)) };
-            }
-            return;
-        }
-        // SAFETY: the caller's promise.
-        unsafe {
-            match count == L::LEN {
-                true => T::store(lanes, self.place(i)),
-                false => T::store_partial(lanes, self.place(i), count),
-            }
-        }
-    }
+/// Writes the first `count ≤ LEN` lanes.
+///
+/// # Safety
+/// They are writable.
+#[inline(always)]
+pub(crate) unsafe fn store<L: Lanes>(to: *mut f32, count: usize, lanes: L) {
+    // SAFETY: the caller's promise.
+    unsafe { if count == L::LEN { lanes.store(to) } else { lanes.store_partial(to, count) } }
+}
+
+/// The vectors of a piece: where each begins, and how many lanes it has.
+#[inline(always)]
+pub(crate) fn vectors<L: Lanes>(count: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..count).step_by(L::LEN).map(move |i| (i, L::LEN.min(count - i)))
 }
 
 /// Calls `body` for ranges that cover all rows, on the threads of the team.

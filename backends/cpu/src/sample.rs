@@ -4,8 +4,8 @@
 
 use crate::Isa;
 use crate::pool::{Team, scratch};
-use crate::rows::{Row, Rows, with_float};
-use crate::simd::{Kernel, Lanes, Stored, dispatch, math};
+use crate::rows::{self, Row, Rows};
+use crate::simd::{Kernel, Lanes, dispatch, math};
 use portolan_ops::TensorSpec;
 use portolan_ops::sample::SampleSpec;
 
@@ -26,13 +26,8 @@ pub(crate) unsafe fn sample(
     out: *mut u8,
 ) {
     let operands = Operands { spec, uniforms, history, out };
-    with_float!(spec.logits().dtype(), T => {
-        let logits = Rows::<T>::new(spec.logits(), logits);
-        team.run_with(spec.batch(), max_threads, &|row| match logits.is_unit() {
-            true => operands.choose(isa, row, logits.row::<true>(row)),
-            false => operands.choose(isa, row, logits.row::<false>(row)),
-        });
-    });
+    let logits = Rows::new(spec.logits(), logits);
+    team.run_with(spec.batch(), max_threads, &|row| operands.choose(isa, row, logits.row(row)));
 }
 
 struct Operands<'a> {
@@ -46,7 +41,7 @@ struct Operands<'a> {
 unsafe impl Sync for Operands<'_> {}
 
 impl Operands<'_> {
-    fn choose<T: Stored, const UNIT: bool>(&self, isa: Isa, row: usize, logits: Row<'_, T, UNIT>) {
+    fn choose(&self, isa: Isa, row: usize, logits: Row<'_>) {
         let spec = self.spec;
         // SAFETY: the row exists, by the promise of `sample`.
         let uniform = unsafe { place::<f32>(spec.uniforms(), self.uniforms, &[row]).read_unaligned() };
@@ -56,8 +51,7 @@ impl Operands<'_> {
                 block.write_bytes(0, size_of::<f32>() * spec.vocab());
                 core::slice::from_raw_parts_mut(block.cast::<f32>(), spec.vocab())
             };
-            let penalised = |weights: &mut [f32]| self.penalise(row, logits, weights);
-            let token = dispatch(isa, Choose { spec, logits, penalised, uniform, weights });
+            let token = dispatch(isa, Choose { operands: self, row, logits, uniform, weights });
             // SAFETY: the row exists, and out overlaps nothing, by the promise of `sample`.
             unsafe { place::<i32>(spec.out(), self.out, &[row]).cast_mut().write_unaligned(token as i32) };
         });
@@ -65,12 +59,7 @@ impl Operands<'_> {
 
     /// Replaces the logits of the tokens in the row's history; from the operand's own, so that a token seen
     /// twice is penalised once.
-    fn penalise<T: Stored, const UNIT: bool>(
-        &self,
-        row: usize,
-        logits: Row<'_, T, UNIT>,
-        values: &mut [f32],
-    ) {
+    fn penalise(&self, row: usize, logits: Row<'_>, values: &mut [f32]) {
         let Some((spec, history)) = self.spec.history().zip(self.history) else { return };
         let penalty = self.spec.repetition_penalty();
         for i in 0..spec.shape().last() {
@@ -93,28 +82,23 @@ fn place<T>(spec: &TensorSpec, base: *const u8, index: &[usize]) -> *const T {
 }
 
 /// One row: `weights` receives the logits, then the weights, of which truncation zeroes all but the survivors.
-struct Choose<'a, T, P, const UNIT: bool> {
-    spec: &'a SampleSpec,
-    logits: Row<'a, T, UNIT>,
-    penalised: P,
+struct Choose<'a> {
+    operands: &'a Operands<'a>,
+    row: usize,
+    logits: Row<'a>,
     uniform: f32,
     weights: &'a mut [f32],
 }
 
-impl<T: Stored, P: FnOnce(&mut [f32]), const UNIT: bool> Kernel for Choose<'_, T, P, UNIT> {
+impl Kernel for Choose<'_> {
     type Output = usize;
 
     #[inline(always)]
     fn run<L: Lanes>(self) -> usize {
-        let (spec, weights) = (self.spec, self.weights);
-        for (block, chunk) in weights.chunks_mut(L::LEN).enumerate() {
-            // SAFETY: the chunk is within the vocabulary.
-            unsafe {
-                let logits = self.logits.load::<L>(block * L::LEN, chunk.len());
-                logits.store_partial(chunk.as_mut_ptr(), chunk.len());
-            }
-        }
-        (self.penalised)(weights);
+        let (spec, weights) = (self.operands.spec, self.weights);
+        // SAFETY: the row is as long as the vocabulary.
+        unsafe { self.logits.copy::<L>(0, weights) };
+        self.operands.penalise(self.row, self.logits, weights);
         let greatest = argmax::<L>(weights);
         let largest = weights[greatest];
         if spec.temperature() == 0.0 || !largest.is_finite() {
@@ -160,9 +144,8 @@ fn argmax<L: Lanes>(values: &[f32]) -> usize {
 
 #[inline(always)]
 fn load_or<L: Lanes>(chunk: &[f32], fill: f32) -> L {
-    let row = Row::<f32, true>::of(chunk);
     // SAFETY: the whole chunk and no more.
-    unsafe { row.load_or::<L>(0, chunk.len().min(L::LEN), fill) }
+    unsafe { rows::load_or(chunk.as_ptr(), chunk.len().min(L::LEN), fill) }
 }
 
 /// `w = e^((l − largest) / temperature)`; the difference is not positive, so nothing overflows.
@@ -187,7 +170,8 @@ fn bucket(weight: f32) -> usize {
 
 /// Keeps the shortest run of weights, in descending order and equal ones by index, whose measures add up to
 /// `target`, and at least one; zeroes the others.
-fn truncate(weights: &mut [f32], target: f64, measure: impl Fn(f32) -> f64) {
+#[inline(never)]
+fn truncate(weights: &mut [f32], target: f64, measure: fn(f32) -> f64) {
     let mut sums = [0f64; BUCKETS];
     for &weight in weights.iter() {
         sums[bucket(weight)] += measure(weight);
@@ -282,7 +266,7 @@ mod tests {
     fn truncation_takes_the_first_of_equal_weights() {
         let kept = |weights: &[f32], target: f64, counted: bool| {
             let mut weights = weights.to_vec();
-            truncate(&mut weights, target, |w| if counted { 1.0 } else { f64::from(w) });
+            truncate(&mut weights, target, if counted { |_| 1.0 } else { f64::from });
             weights
         };
         assert_eq!(kept(&[0.5, 1.0, 0.5, 0.5, 0.0], 3.0, true), [0.5, 1.0, 0.5, 0.0, 0.0]);

@@ -2,8 +2,8 @@
 
 use crate::Isa;
 use crate::pool::Team;
-use crate::rows::{Rows, for_each_range, with_float};
-use crate::simd::{Kernel, Lanes, Stored, dispatch};
+use crate::rows::{PIECE, Room, Rows, for_each_range, load, store, vectors};
+use crate::simd::{Kernel, Lanes, dispatch};
 use core::ops::Range;
 use portolan_ops::TensorSpec;
 
@@ -32,9 +32,6 @@ pub(crate) struct GatePointers {
     pub(crate) out: *mut u8,
 }
 
-/// Elements of a row that one task takes at least.
-const PIECE: usize = 8 * 1024;
-
 /// Gates up.
 ///
 /// # Safety
@@ -52,97 +49,100 @@ pub(super) unsafe fn gate<U: Unit>(
     if n == 0 {
         return;
     }
-    // Long rows are cut, at whole vectors, so that a single one is shared out as well.
+    // Long rows are cut, so that a single one is shared out as well.
     let tasks = rows * n.div_ceil(PIECE);
-    with_float!(specs.out.dtype(), T => {
-        let out = &Rows::<T>::new(specs.out, pointers.out);
-        let gate = &Rows::<T>::new(specs.gate, pointers.gate);
-        let up = &Rows::<T>::new(specs.up, pointers.up);
-        // Adjacent pairs are loaded together and taken apart in registers.
-        let both = specs.gate_up.filter(|both| {
-            let step = both.strides().last().copied();
-            step == Some(1) && specs.gate.strides().last() == Some(&2) && n > 1
+    let out = &Rows::new(specs.out, pointers.out);
+    // Adjacent pairs are loaded together and taken apart in registers.
+    let both = specs.gate_up.filter(|both| {
+        let step = both.strides().last().copied();
+        step == Some(1) && specs.gate.strides().last() == Some(&2) && n > 1
+    });
+    if let Some(both) = both
+        && out.is_unit()
+    {
+        let both = &Rows::new(both, pointers.gate);
+        return for_each_range(team, max_threads, tasks, n.min(PIECE), &|range| {
+            dispatch(isa, Pairs { unit, both, out, range, n });
         });
-        if let Some(both) = both && out.is_unit() {
-            let both = &Rows::<T>::new(both, pointers.gate);
-            for_each_range(team, max_threads, tasks, n.min(PIECE), &|range| {
-                dispatch(isa, Pairs { unit, both, out, range, n });
-            });
-            return;
-        }
-        let unit_stride = gate.is_unit() && up.is_unit() && out.is_unit();
-        for_each_range(team, max_threads, tasks, n.min(PIECE), &|range| match unit_stride {
-            true => dispatch(isa, Separate::<T, U, true> { unit, gate, up, out, range, n }),
-            false => dispatch(isa, Separate::<T, U, false> { unit, gate, up, out, range, n }),
-        });
+    }
+    let (gate, up) = (&Rows::new(specs.gate, pointers.gate), &Rows::new(specs.up, pointers.up));
+    for_each_range(team, max_threads, tasks, n.min(PIECE), &|range| {
+        dispatch(isa, Separate { unit, gate, up, out, range, n });
     });
 }
 
-/// The row and elements of a piece.
+/// The row, the first element and the number of elements of a task.
 #[inline(always)]
-fn piece(index: usize, n: usize) -> (usize, Range<usize>) {
+fn piece(index: usize, n: usize) -> (usize, usize, usize) {
     let pieces = n.div_ceil(PIECE);
     let start = index % pieces * PIECE;
-    (index / pieces, start..n.min(start + PIECE))
+    (index / pieces, start, PIECE.min(n - start))
 }
 
-struct Separate<'a, T, U, const UNIT: bool> {
+struct Separate<'a, U> {
     unit: U,
-    gate: &'a Rows<T>,
-    up: &'a Rows<T>,
-    out: &'a Rows<T>,
+    gate: &'a Rows,
+    up: &'a Rows,
+    out: &'a Rows,
     range: Range<usize>,
     n: usize,
 }
 
-impl<T: Stored, U: Unit, const UNIT: bool> Kernel for Separate<'_, T, U, UNIT> {
+impl<U: Unit> Kernel for Separate<'_, U> {
     type Output = ();
 
     #[inline(always)]
     fn run<L: Lanes>(self) {
+        let (mut gate_room, mut up_room) = (Room::new(), Room::new());
         for index in self.range {
-            let (row, elements) = piece(index, self.n);
-            let (gate, up) = (self.gate.row::<UNIT>(row), self.up.row::<UNIT>(row));
-            let out = self.out.row::<UNIT>(row);
-            let mut i = elements.start;
-            while i < elements.end {
-                let count = L::LEN.min(elements.end - i);
-                // SAFETY: below n, by the promise of `gate`.
-                unsafe {
-                    let gated = self.unit.of(gate.load::<L>(i, count), up.load::<L>(i, count));
-                    out.store(i, count, gated);
+            let (row, at, count) = piece(index, self.n);
+            let out = self.out.row(row);
+            // SAFETY: below n, by the promise of `gate`. A vector is read before its place is written.
+            unsafe {
+                let gate = self.gate.row(row).read::<L>(at, count, &mut gate_room);
+                let up = self.up.row(row).read::<L>(at, count, &mut up_room);
+                let to = out.target(at, &mut gate_room);
+                for (i, len) in vectors::<L>(count) {
+                    store::<L>(to.add(i), len, self.unit.of(load(gate.add(i), len), load(up.add(i), len)));
                 }
-                i += L::LEN;
+                out.write::<L>(at, count, to);
             }
         }
     }
 }
 
-struct Pairs<'a, T, U> {
+struct Pairs<'a, U> {
     unit: U,
-    both: &'a Rows<T>,
-    out: &'a Rows<T>,
+    both: &'a Rows,
+    out: &'a Rows,
     range: Range<usize>,
     n: usize,
 }
 
-impl<T: Stored, U: Unit> Kernel for Pairs<'_, T, U> {
+impl<U: Unit> Kernel for Pairs<'_, U> {
     type Output = ();
 
     #[inline(always)]
     fn run<L: Lanes>(self) {
+        let (mut room, mut out_room) = (Room::new(), Room::new());
         for index in self.range {
-            let (row, elements) = piece(index, self.n);
-            let (both, out) = (self.both.row::<true>(row), self.out.row::<true>(row));
-            let mut i = elements.start;
-            while i < elements.end {
-                let count = L::LEN.min(elements.end - i);
+            let (row, start, count) = piece(index, self.n);
+            let (both, out) = (self.both.row(row), self.out.row(row));
+            // As many pairs as there is room for.
+            for at in (start..start + count).step_by(PIECE / 2) {
+                let count = (PIECE / 2).min(start + count - at);
                 // SAFETY: below n, by the promise of `gate`; `both` has 2n.
                 unsafe {
-                    let (gate, up) = both.load_pairs::<L>(i, count);
-                    out.store(i, count, self.unit.of(gate, up));
+                    let both = both.read::<L>(2 * at, 2 * count, &mut room);
+                    let to = out.target(at, &mut out_room);
+                    for (i, len) in vectors::<L>(count) {
+                        let (first, from) = (L::LEN.min(2 * len), both.add(2 * i));
+                        let (gate, up) =
+                            load::<L>(from, first).deinterleave(load(from.add(first), 2 * len - first));
+                        store(to.add(i), len, self.unit.of(gate, up));
+                    }
+                    out.write::<L>(at, count, to);
                 }
-                i += L::LEN;
             }
         }
     }

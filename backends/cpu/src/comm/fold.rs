@@ -5,9 +5,9 @@
 use super::hub::Stop;
 use super::transport::Window;
 use super::turn::Turn;
-use crate::elementwise::block::{BLOCK, Value, with_value};
 use crate::elementwise::walk::Base;
 use crate::simd::{Kernel, Lanes, dispatch};
+use crate::value::{BLOCK, Value, with_value};
 use core::ops::Range;
 use portolan_ops::DType;
 use portolan_ops::comm::ReduceOp;

@@ -1,8 +1,8 @@
 //! Arithmetic and logic on two operands, over blocks of values.
 
-use super::block::{BLOCK, Value, with_value};
 use super::walk::{Base, Exec, Run, Walk};
 use crate::simd::{Kernel, Lanes, dispatch};
+use crate::value::{BLOCK, Value, with_value};
 use core::marker::PhantomData;
 use portolan_core::sync::atomic::{AtomicBool, Ordering};
 use portolan_ops::kernel::{BinaryKind, BinarySpec, Rhs};

@@ -1,8 +1,8 @@
 //! Comparisons of two operands, over blocks of values; the result is one byte per element.
 
-use super::block::{BLOCK, Value, with_value};
 use super::walk::{Base, Exec, Run, Walk};
 use crate::simd::{Kernel, Lanes, dispatch};
+use crate::value::{BLOCK, Value, with_value};
 use core::marker::PhantomData;
 use portolan_ops::kernel::{CompareKind, CompareSpec, Rhs};
 use portolan_ops::{DType, Result};

@@ -1,10 +1,9 @@
 //! Element-wise kernels: functions of one element, of two, comparisons and choice.
 //!
-//! `walk` cuts strided operands into runs, `block` turns runs into blocks of values; each operator is a loop
+//! `walk` cuts strided operands into runs, `crate::value` turns runs into blocks of values; each operator is a loop
 //! over those. Base pointers are the start of a buffer: the spec's offset is applied here.
 
 pub(crate) mod binary;
-pub(crate) mod block;
 pub(crate) mod compare;
 pub(crate) mod select;
 pub(crate) mod unary;

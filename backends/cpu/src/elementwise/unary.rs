@@ -1,8 +1,8 @@
 //! Functions of one element, over blocks of values; elementary functions are those of `simd::math`.
 
-use super::block::{BLOCK, Value, with_value};
 use super::walk::{Base, Exec, Run, Walk};
 use crate::simd::{Kernel, Lanes, dispatch, math};
+use crate::value::{BLOCK, Value, with_value};
 use portolan_ops::kernel::{UnaryKind, UnarySpec};
 use portolan_ops::{DType, Result};
 

@@ -7,8 +7,8 @@ use super::data;
 use crate::Isa;
 use crate::norm::softmax_row;
 use crate::queue::Exec;
-use crate::rows::{Row, Rows, for_each_range, with_float};
-use crate::simd::{Kernel, Lanes, Stored, dispatch, math};
+use crate::rows::{Row, Rows, for_each_range};
+use crate::simd::{Kernel, Lanes, dispatch, math};
 use core::ops::Range;
 use portolan_core::sync::{Mutex, lock};
 use portolan_ops::moe::{GateScore, GroupScore, MoeGateSpec};
@@ -42,12 +42,10 @@ type Fault = Mutex<Option<(usize, OpError)>>;
 /// meanwhile, and results overlap nothing.
 pub(crate) unsafe fn gate(exec: &Exec, spec: &MoeGateSpec, pointers: &GatePointers) -> Result<()> {
     let fault: Fault = Mutex::new(None);
-    with_float!(spec.logits().dtype(), T => {
-        let logits = &Rows::<T>::new(spec.logits(), pointers.logits);
-        for_each_range(&exec.team, exec.threads, spec.tokens(), spec.num_experts(), &|tokens| {
-            // SAFETY: the caller's promise.
-            unsafe { gate_range::<T>(exec.isa, spec, pointers, logits, tokens, &fault) }
-        });
+    let logits = &Rows::new(spec.logits(), pointers.logits);
+    for_each_range(&exec.team, exec.threads, spec.tokens(), spec.num_experts(), &|tokens| {
+        // SAFETY: the caller's promise.
+        unsafe { gate_range(exec.isa, spec, pointers, logits, tokens, &fault) }
     });
     match lock(&fault).take() {
         None => Ok(()),
@@ -64,11 +62,11 @@ fn keep_first(fault: &Fault, token: usize, error: OpError) {
 
 /// # Safety
 /// As [`gate`]; the tokens exist.
-unsafe fn gate_range<T: Stored>(
+unsafe fn gate_range(
     isa: Isa,
     spec: &MoeGateSpec,
     pointers: &GatePointers,
-    logits: &Rows<T>,
+    logits: &Rows,
     tokens: Range<usize>,
     fault: &Fault,
 ) {
@@ -85,7 +83,7 @@ unsafe fn gate_range<T: Stored>(
     let (by, bias) = rest.split_at_mut(experts);
     if let Some(spec) = spec.bias() {
         // SAFETY: the bias has an element for every expert.
-        unsafe { read_all(isa, &Rows::<f32>::new(spec, pointers.bias), bias) };
+        unsafe { read_all(isa, &Rows::new(spec, pointers.bias), bias) };
     }
     let mut best = Best { entries: Vec::with_capacity(k + 1), k };
     let mut groups = Best { entries: Vec::new(), k: 0 };
@@ -93,10 +91,7 @@ unsafe fn gate_range<T: Stored>(
     for token in tokens {
         // SAFETY: the row exists.
         let score = spec.score();
-        match logits.is_unit() {
-            true => dispatch(isa, Scores { row: logits.row::<true>(token), score, line, scores }),
-            false => dispatch(isa, Scores { row: logits.row::<false>(token), score, line, scores }),
-        }
+        dispatch(isa, Scores { row: logits.row(token), score, line, scores });
         chosen.clear();
         if let Some((token_ids, table)) = spec.hash() {
             // SAFETY: as the caller says.
@@ -207,59 +202,44 @@ unsafe fn store(spec: &MoeGateSpec, pointers: &GatePointers, token: usize, chose
 ///
 /// # Safety
 /// The first row of `rows` has as many elements.
-unsafe fn read_all(isa: Isa, rows: &Rows<f32>, into: &mut [f32]) {
-    match rows.is_unit() {
-        true => dispatch(isa, Widen { row: rows.row::<true>(0), into }),
-        false => dispatch(isa, Widen { row: rows.row::<false>(0), into }),
-    }
+unsafe fn read_all(isa: Isa, rows: &Rows, into: &mut [f32]) {
+    dispatch(isa, Widen { row: rows.row(0), into });
 }
 
-struct Widen<'a, T, const UNIT: bool> {
-    row: Row<'a, T, UNIT>,
+struct Widen<'a> {
+    row: Row<'a>,
     into: &'a mut [f32],
 }
 
-impl<T: Stored, const UNIT: bool> Kernel for Widen<'_, T, UNIT> {
+impl Kernel for Widen<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<L: Lanes>(self) {
         // SAFETY: the row is as long as the slice, by the promise of whoever makes one.
-        unsafe { widen::<L, T, UNIT>(self.row, self.into) };
-    }
-}
-
-/// # Safety
-/// The row has as many elements.
-#[inline(always)]
-unsafe fn widen<L: Lanes, T: Stored, const UNIT: bool>(row: Row<'_, T, UNIT>, into: &mut [f32]) {
-    for (i, part) in into.chunks_mut(L::LEN).enumerate() {
-        let len = part.len();
-        // SAFETY: by contract; the part has `len` elements.
-        unsafe { row.load::<L>(i * L::LEN, len).store_partial(part.as_mut_ptr(), len) };
+        unsafe { self.row.copy::<L>(0, self.into) };
     }
 }
 
 /// A row of logits as f32, and its scores.
-struct Scores<'a, T, const UNIT: bool> {
-    row: Row<'a, T, UNIT>,
+struct Scores<'a> {
+    row: Row<'a>,
     score: GateScore,
     line: &'a mut [f32],
     scores: &'a mut [f32],
 }
 
-impl<T: Stored, const UNIT: bool> Kernel for Scores<'_, T, UNIT> {
+impl Kernel for Scores<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<L: Lanes>(self) {
         // SAFETY: row, line and scores are as long as there are experts.
         unsafe {
-            widen::<L, T, UNIT>(self.row, self.line);
+            self.row.copy::<L>(0, self.line);
             match self.score {
                 GateScore::Softmax if !self.line.is_empty() => {
-                    let (line, out) = (Row::<f32, true>::of(self.line), Row::<f32, true>::of(self.scores));
-                    softmax_row::<L, f32, f32, true, true>(line, out, self.line.len(), 1.0);
+                    softmax_row::<L>(Row::of(self.line), Row::of_mut(self.scores), self.line.len(), 1.0);
                 }
                 GateScore::Softmax => {}
                 GateScore::Sigmoid => each::<L>(self.line, self.scores, math::sigmoid),

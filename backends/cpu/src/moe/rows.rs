@@ -4,8 +4,8 @@ use super::Grid;
 use crate::elementwise::walk::Base;
 use crate::movement::copy::copy_run;
 use crate::queue::Exec;
-use crate::rows::{Row, Rows, for_each_range, with_float};
-use crate::simd::{Kernel, Lanes, Stored, dispatch};
+use crate::rows::{Row, Rows, for_each_range};
+use crate::simd::{Kernel, Lanes, dispatch};
 use core::ops::Range;
 use portolan_ops::TensorSpec;
 
@@ -105,33 +105,26 @@ pub(crate) unsafe fn store_rows(exec: &Exec, sums: *const f32, spec: &TensorSpec
     let (tokens, width) = (spec.dims()[0], spec.dims()[1]);
     // SAFETY: by contract.
     let sums = unsafe { core::slice::from_raw_parts(sums, tokens * width) };
-    with_float!(spec.dtype(), T => {
-        let out = &Rows::<T>::new(spec, out);
-        for_each_range(&exec.team, exec.threads, tokens, width, &|range| {
-            for token in range {
-                let from = &sums[token * width..(token + 1) * width];
-                match out.is_unit() {
-                    true => dispatch(exec.isa, Store { from, to: out.row::<true>(token) }),
-                    false => dispatch(exec.isa, Store { from, to: out.row::<false>(token) }),
-                }
-            }
-        });
+    let out = &Rows::new(spec, out);
+    for_each_range(&exec.team, exec.threads, tokens, width, &|range| {
+        for token in range {
+            let from = &sums[token * width..(token + 1) * width];
+            dispatch(exec.isa, Store { from, to: out.row(token) });
+        }
     });
 }
 
-struct Store<'a, T, const UNIT: bool> {
+struct Store<'a> {
     from: &'a [f32],
-    to: Row<'a, T, UNIT>,
+    to: Row<'a>,
 }
 
-impl<T: Stored, const UNIT: bool> Kernel for Store<'_, T, UNIT> {
+impl Kernel for Store<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<L: Lanes>(self) {
-        for (i, part) in self.from.chunks(L::LEN).enumerate() {
-            // SAFETY: the part is as long as what is loaded; the row has as many elements.
-            unsafe { self.to.store(i * L::LEN, part.len(), L::load_partial(part.as_ptr(), part.len())) };
-        }
+        // SAFETY: the row has as many elements.
+        unsafe { self.to.write::<L>(0, self.from.len(), self.from.as_ptr()) };
     }
 }

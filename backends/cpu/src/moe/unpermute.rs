@@ -1,13 +1,13 @@
-//! Rows of experts summed at their tokens: a vector of the result at a time, over all places of the token.
+//! Rows of experts summed at their tokens: a piece of the result at a time, over all places of the token.
 
 use super::{Grid, data};
 use crate::queue::Exec;
-use crate::rows::{Row, Rows, for_each_range, with_float};
-use crate::simd::{Kernel, Lanes, Stored, dispatch};
+use crate::rows::{Room, Row, Rows, for_each_range, load, pieces, store, vectors};
+use crate::simd::{Kernel, Lanes, dispatch};
 use core::ops::Range;
 use portolan_core::sync::atomic::{AtomicUsize, Ordering};
+use portolan_ops::Result;
 use portolan_ops::moe::MoeUnpermuteSpec;
-use portolan_ops::{DType, Result};
 
 /// The starts of the operands' allocations; null where the call has no such operand.
 pub(crate) struct UnpermutePointers {
@@ -34,12 +34,11 @@ pub(crate) unsafe fn unpermute(
     pointers: &UnpermutePointers,
 ) -> Result<()> {
     let bad = AtomicUsize::new(usize::MAX);
-    with_float!(spec.y().dtype(), T => {
-        let y = &Rows::<T>::new(spec.y(), pointers.y);
-        match spec.out().dtype() {
-            DType::F32 => run(exec, spec, pointers, y, &Rows::<f32>::new(spec.out(), pointers.out), &bad),
-            _ => run(exec, spec, pointers, y, &Rows::<T>::new(spec.out(), pointers.out), &bad),
-        }
+    let (y, out) = (&Rows::new(spec.y(), pointers.y), &Rows::new(spec.out(), pointers.out));
+    let n = spec.out().dims()[1];
+    let work = n.saturating_mul(spec.top_k().max(1));
+    for_each_range(&exec.team, exec.threads, spec.tokens(), work, &|tokens| {
+        dispatch(exec.isa, Sums { spec, pointers, y, out, tokens, n, bad: &bad });
     });
     match bad.into_inner() {
         usize::MAX => Ok(()),
@@ -50,39 +49,17 @@ pub(crate) unsafe fn unpermute(
     }
 }
 
-fn run<T: Stored, O: Stored>(
-    exec: &Exec,
-    spec: &MoeUnpermuteSpec,
-    pointers: &UnpermutePointers,
-    y: &Rows<T>,
-    out: &Rows<O>,
-    bad: &AtomicUsize,
-) {
-    let n = spec.out().dims()[1];
-    let work = n.saturating_mul(spec.top_k().max(1));
-    for_each_range(
-        &exec.team,
-        exec.threads,
-        spec.tokens(),
-        work,
-        &|tokens| match y.is_unit() && out.is_unit() {
-            true => dispatch(exec.isa, Sums::<T, O, true> { spec, pointers, y, out, tokens, n, bad }),
-            false => dispatch(exec.isa, Sums::<T, O, false> { spec, pointers, y, out, tokens, n, bad }),
-        },
-    );
-}
-
-struct Sums<'a, T, O, const UNIT: bool> {
+struct Sums<'a> {
     spec: &'a MoeUnpermuteSpec,
     pointers: &'a UnpermutePointers,
-    y: &'a Rows<T>,
-    out: &'a Rows<O>,
+    y: &'a Rows,
+    out: &'a Rows,
     tokens: Range<usize>,
     n: usize,
     bad: &'a AtomicUsize,
 }
 
-impl<T: Stored, O: Stored, const UNIT: bool> Kernel for Sums<'_, T, O, UNIT> {
+impl Kernel for Sums<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -90,7 +67,8 @@ impl<T: Stored, O: Stored, const UNIT: bool> Kernel for Sums<'_, T, O, UNIT> {
         let (k, rows) = (self.spec.top_k(), self.spec.y().shape().rows());
         let map = Grid::of(self.spec.row_map());
         let weights = self.spec.weights().map(Grid::of);
-        let mut terms: Vec<(Row<'_, T, UNIT>, f32)> = Vec::with_capacity(k);
+        let mut terms: Vec<(Row<'_>, f32)> = Vec::with_capacity(k);
+        let (mut room, mut sums) = (Room::new(), Room::new());
         for token in self.tokens {
             terms.clear();
             for j in 0..k {
@@ -103,25 +81,29 @@ impl<T: Stored, O: Stored, const UNIT: bool> Kernel for Sums<'_, T, O, UNIT> {
                 };
                 match usize::try_from(row) {
                     Err(_) => {}
-                    Ok(row) if row < rows => terms.push((self.y.row::<UNIT>(row), weight)),
+                    Ok(row) if row < rows => terms.push((self.y.row(row), weight)),
                     Ok(_) => {
                         self.bad.fetch_min(token * k + j, Ordering::Relaxed);
                     }
                 }
             }
-            let out = self.out.row::<UNIT>(token);
-            let mut i = 0;
-            while i < self.n {
-                let count = L::LEN.min(self.n - i);
-                let mut sum = L::zero();
+            let out = self.out.row(token);
+            for (at, count) in pieces(self.n) {
+                let sums = out.target(at, &mut sums);
                 // SAFETY: below n, by the promise of `unpermute`; each of the rows was checked.
                 unsafe {
-                    for (row, weight) in &terms {
-                        sum = row.load::<L>(i, count).mul_add(L::splat(*weight), sum);
+                    for (i, len) in vectors::<L>(count) {
+                        store(sums.add(i), len, L::zero());
                     }
-                    out.store(i, count, sum);
+                    for (row, weight) in &terms {
+                        let (row, weight) = (row.read::<L>(at, count, &mut room), L::splat(*weight));
+                        for (i, len) in vectors::<L>(count) {
+                            let sum = load::<L>(row.add(i), len).mul_add(weight, load(sums.add(i), len));
+                            store(sums.add(i), len, sum);
+                        }
+                    }
+                    out.write::<L>(at, count, sums);
                 }
-                i += L::LEN;
             }
         }
     }

@@ -2,9 +2,9 @@
 //! rounded to odd where a wider type goes to 16 bits or fewer.
 
 use crate::elementwise::Exec;
-use crate::elementwise::block::{BLOCK, Value, with_value};
 use crate::elementwise::walk::{Base, Run, Walk};
 use crate::simd::{Kernel, Lanes, dispatch};
+use crate::value::{BLOCK, Value, with_value};
 use core::marker::PhantomData;
 use portolan_ops::kernel::CastSpec;
 use portolan_ops::{DType, Result};

@@ -1,9 +1,9 @@
 //! Random tensors: blocks of Philox numbers by logical position, normal ones in vectors.
 
 use crate::elementwise::Exec;
-use crate::elementwise::block::{BLOCK, Value};
 use crate::elementwise::walk::{Base, Run, Walk};
 use crate::simd::{Kernel, Lanes, dispatch, math};
+use crate::value::{BLOCK, Value};
 use portolan_ops::kernel::{RandomKind, RandomSpec};
 use portolan_ops::{DType, Result, philox_block, unit_from_bits};
 

@@ -3,10 +3,9 @@
 
 use crate::Isa;
 use crate::pool::Team;
-use crate::rows::{Row, Rows, for_each_range, with_float};
-use crate::simd::{Kernel, Lanes, Stored, dispatch};
+use crate::rows::{Room, Row, Rows, for_each_range, load, load_or, pieces, store, vectors};
+use crate::simd::{Kernel, Lanes, dispatch};
 use core::ops::Range;
-use portolan_ops::DType;
 use portolan_ops::norm::LayerNormSpec;
 
 /// The operands' first bytes; weight and bias are given exactly where the spec has them.
@@ -34,69 +33,41 @@ pub(crate) unsafe fn layer_norm(
     spec: &LayerNormSpec,
     pointers: LayerNormPointers,
 ) {
-    let columns = spec.weight().or(spec.bias()).map_or(DType::F32, |spec| spec.dtype());
-    let run = Run { team, max_threads, isa, spec, pointers };
-    with_float!(spec.x().dtype(), T => match columns {
-        DType::F32 => run.on::<T, f32>(),
-        _ => run.on::<T, T>(),
+    let (n, eps) = (spec.n(), spec.eps());
+    let (x, out) = (&Rows::new(spec.x(), pointers.x), &Rows::new(spec.out(), pointers.out));
+    let weight = spec.weight().zip(pointers.weight).map(|(weight, at)| Rows::new(weight, at));
+    let bias = spec.bias().zip(pointers.bias).map(|(bias, at)| Rows::new(bias, at));
+    for_each_range(team, max_threads, spec.rows(), n, &|rows| {
+        dispatch(isa, Norm { x, weight: weight.as_ref(), bias: bias.as_ref(), out, rows, n, eps });
     });
 }
 
-struct Run<'a> {
-    team: &'a Team,
-    max_threads: usize,
-    isa: Isa,
-    spec: &'a LayerNormSpec,
-    pointers: LayerNormPointers,
-}
-
-impl Run<'_> {
-    fn on<T: Stored, W: Stored>(&self) {
-        let (n, eps) = (self.spec.n(), self.spec.eps());
-        if n == 0 {
-            return;
-        }
-        let (isa, spec, pointers) = (self.isa, self.spec, self.pointers);
-        let (x, out) = (&Rows::<T>::new(spec.x(), pointers.x), &Rows::<T>::new(spec.out(), pointers.out));
-        let weight = spec.weight().zip(pointers.weight).map(|(w, at)| Rows::<W>::new(w, at));
-        let bias = spec.bias().zip(pointers.bias).map(|(b, at)| Rows::<W>::new(b, at));
-        let (weight, bias) = (weight.as_ref(), bias.as_ref());
-        let unit = x.is_unit()
-            && out.is_unit()
-            && weight.is_none_or(Rows::is_unit)
-            && bias.is_none_or(Rows::is_unit);
-        for_each_range(self.team, self.max_threads, spec.rows(), n, &|rows| match unit {
-            true => dispatch(isa, Norm::<T, W, true> { x, weight, bias, out, rows, n, eps }),
-            false => dispatch(isa, Norm::<T, W, false> { x, weight, bias, out, rows, n, eps }),
-        });
-    }
-}
-
-struct Norm<'a, T, W, const UNIT: bool> {
-    x: &'a Rows<T>,
-    weight: Option<&'a Rows<W>>,
-    bias: Option<&'a Rows<W>>,
-    out: &'a Rows<T>,
+struct Norm<'a> {
+    x: &'a Rows,
+    weight: Option<&'a Rows>,
+    bias: Option<&'a Rows>,
+    out: &'a Rows,
     rows: Range<usize>,
     n: usize,
     eps: f32,
 }
 
-impl<T: Stored, W: Stored, const UNIT: bool> Kernel for Norm<'_, T, W, UNIT> {
+impl Kernel for Norm<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<L: Lanes>(self) {
         let n = self.n;
-        let (weight, bias) = (self.weight.map(|w| w.row::<UNIT>(0)), self.bias.map(|b| b.row::<UNIT>(0)));
+        let columns = [self.weight.map(|w| w.row(0)), self.bias.map(|b| b.row(0))];
+        let mut rooms = [Room::new(), Room::new()];
         for index in self.rows {
-            let (x, out) = (self.x.row::<UNIT>(index), self.out.row::<UNIT>(index));
+            let (x, out) = (self.x.row(index), self.out.row(index));
             // SAFETY: rows of n elements, by the promise of `layer_norm`.
             unsafe {
-                let mean = sum::<L, T, UNIT>(x, n) / n as f32;
-                let variance = squares::<L, T, UNIT>(x, mean, n) / n as f32;
+                let mean = sum::<L>(x, n, &mut rooms[0]) / n as f32;
+                let variance = squares::<L>(x, mean, n, &mut rooms[0]) / n as f32;
                 let factor = 1.0 / (variance + self.eps).sqrt();
-                scale::<L, T, W, UNIT>(x, [mean, factor], weight, bias, out, n);
+                scale::<L>(x, [mean, factor], columns, out, n, &mut rooms);
             }
         }
     }
@@ -110,20 +81,24 @@ const SUMS: usize = 4;
 /// # Safety
 /// The row has n readable elements.
 #[inline(always)]
-unsafe fn sum<L: Lanes, T: Stored, const UNIT: bool>(x: Row<'_, T, UNIT>, n: usize) -> f32 {
+unsafe fn sum<L: Lanes>(x: Row<'_>, n: usize, room: &mut Room) -> f32 {
     let mut sums = [L::zero(); SUMS];
-    let mut i = 0;
-    while i + SUMS * L::LEN <= n {
-        for (k, sum) in sums.iter_mut().enumerate() {
-            // SAFETY: below n.
-            *sum = sum.add(unsafe { x.load::<L>(i + k * L::LEN, L::LEN) });
-        }
-        i += SUMS * L::LEN;
-    }
-    while i < n {
+    for (at, count) in pieces(n) {
         // SAFETY: below n.
-        sums[0] = sums[0].add(unsafe { x.load::<L>(i, L::LEN.min(n - i)) });
-        i += L::LEN;
+        let x = unsafe { x.read::<L>(at, count, room) };
+        let mut i = 0;
+        while i + SUMS * L::LEN <= count {
+            for (k, sum) in sums.iter_mut().enumerate() {
+                // SAFETY: within the piece.
+                *sum = sum.add(unsafe { L::load(x.add(i + k * L::LEN)) });
+            }
+            i += SUMS * L::LEN;
+        }
+        while i < count {
+            // SAFETY: as above.
+            sums[0] = sums[0].add(unsafe { load(x.add(i), L::LEN.min(count - i)) });
+            i += L::LEN;
+        }
     }
     sums[0].add(sums[1]).add(sums[2].add(sums[3])).sum()
 }
@@ -133,23 +108,27 @@ unsafe fn sum<L: Lanes, T: Stored, const UNIT: bool>(x: Row<'_, T, UNIT>, n: usi
 /// # Safety
 /// The row has n readable elements.
 #[inline(always)]
-unsafe fn squares<L: Lanes, T: Stored, const UNIT: bool>(x: Row<'_, T, UNIT>, mean: f32, n: usize) -> f32 {
+unsafe fn squares<L: Lanes>(x: Row<'_>, mean: f32, n: usize, room: &mut Room) -> f32 {
     let centre = L::splat(mean);
     let mut sums = [L::zero(); SUMS];
-    let mut i = 0;
-    while i + SUMS * L::LEN <= n {
-        for (k, sum) in sums.iter_mut().enumerate() {
-            // SAFETY: below n.
-            let v = unsafe { x.load::<L>(i + k * L::LEN, L::LEN) }.sub(centre);
-            *sum = v.mul_add(v, *sum);
+    for (at, count) in pieces(n) {
+        // SAFETY: below n.
+        let x = unsafe { x.read::<L>(at, count, room) };
+        let mut i = 0;
+        while i + SUMS * L::LEN <= count {
+            for (k, sum) in sums.iter_mut().enumerate() {
+                // SAFETY: within the piece.
+                let v = unsafe { L::load(x.add(i + k * L::LEN)) }.sub(centre);
+                *sum = v.mul_add(v, *sum);
+            }
+            i += SUMS * L::LEN;
         }
-        i += SUMS * L::LEN;
-    }
-    while i < n {
-        // SAFETY: below n. The lanes beyond hold the mean, and differ by nothing.
-        let v = unsafe { x.load_or::<L>(i, L::LEN.min(n - i), mean) }.sub(centre);
-        sums[0] = v.mul_add(v, sums[0]);
-        i += L::LEN;
+        while i < count {
+            // SAFETY: as above. The lanes beyond hold the mean, and differ by nothing.
+            let v = unsafe { load_or::<L>(x.add(i), L::LEN.min(count - i), mean) }.sub(centre);
+            sums[0] = v.mul_add(v, sums[0]);
+            i += L::LEN;
+        }
     }
     sums[0].add(sums[1]).add(sums[2].add(sums[3])).sum()
 }
@@ -159,29 +138,37 @@ unsafe fn squares<L: Lanes, T: Stored, const UNIT: bool>(x: Row<'_, T, UNIT>, me
 /// # Safety
 /// All rows have n elements, out's writable.
 #[inline(always)]
-unsafe fn scale<L: Lanes, T: Stored, W: Stored, const UNIT: bool>(
-    x: Row<'_, T, UNIT>,
+unsafe fn scale<L: Lanes>(
+    x: Row<'_>,
     [mean, factor]: [f32; 2],
-    weight: Option<Row<'_, W, UNIT>>,
-    bias: Option<Row<'_, W, UNIT>>,
-    out: Row<'_, T, UNIT>,
+    [weight, bias]: [Option<Row<'_>>; 2],
+    out: Row<'_>,
     n: usize,
+    rooms: &mut [Room; 2],
 ) {
+    let [room, column_room] = rooms;
     let (mean, factor) = (L::splat(mean), L::splat(factor));
-    let mut i = 0;
-    while i < n {
-        let count = L::LEN.min(n - i);
-        // SAFETY: below n.
+    for (at, count) in pieces(n) {
+        // SAFETY: below n. A vector is read before its place is written.
         unsafe {
-            let mut v = x.load::<L>(i, count).sub(mean).mul(factor);
+            let x = x.read::<L>(at, count, room);
+            let to = out.target(at, room);
+            for (i, len) in vectors::<L>(count) {
+                store(to.add(i), len, load::<L>(x.add(i), len).sub(mean).mul(factor));
+            }
             if let Some(weight) = weight {
-                v = v.mul(weight.load::<L>(i, count));
+                let weight = weight.read::<L>(at, count, column_room);
+                for (i, len) in vectors::<L>(count) {
+                    store(to.add(i), len, load::<L>(to.add(i), len).mul(load(weight.add(i), len)));
+                }
             }
             if let Some(bias) = bias {
-                v = v.add(bias.load::<L>(i, count));
+                let bias = bias.read::<L>(at, count, column_room);
+                for (i, len) in vectors::<L>(count) {
+                    store(to.add(i), len, load::<L>(to.add(i), len).add(load(bias.add(i), len)));
+                }
             }
-            out.store(i, count, v);
+            out.write::<L>(at, count, to);
         }
-        i += L::LEN;
     }
 }

@@ -3,10 +3,9 @@
 
 use crate::Isa;
 use crate::pool::Team;
-use crate::rows::{Row, Rows, for_each_range, with_float};
-use crate::simd::{Kernel, Lanes, Stored, dispatch};
+use crate::rows::{Room, Row, Rows, for_each_range, load, pieces, store, vectors};
+use crate::simd::{Kernel, Lanes, dispatch};
 use core::ops::Range;
-use portolan_ops::DType;
 use portolan_ops::norm::{AddRmsNormSpec, RmsNormSpec};
 
 /// Normalises the rows of x.
@@ -23,15 +22,11 @@ pub(crate) unsafe fn rms_norm(
     weight: Option<*const u8>,
     out: *mut u8,
 ) {
-    let weight = spec.weight().zip(weight);
-    let run = Run { team, max_threads, isa, rows: spec.rows(), n: spec.n(), eps: spec.eps() };
-    with_float!(spec.x().dtype(), T => {
-        let (x, out) = (Rows::<T>::new(spec.x(), x), Rows::<T>::new(spec.out(), out));
-        match weight {
-            Some((w, at)) if w.dtype() == DType::F32 => run.on::<T, T, f32>(&x, None, Some(Rows::new(w, at)), &out),
-            Some((w, at)) => run.on::<T, T, T>(&x, None, Some(Rows::new(w, at)), &out),
-            None => run.on::<T, T, f32>(&x, None, None, &out),
-        }
+    let (n, eps) = (spec.n(), spec.eps());
+    let weight = spec.weight().zip(weight).map(|(weight, at)| Rows::new(weight, at));
+    let (x, out) = (&Rows::new(spec.x(), x), &Rows::new(spec.out(), out));
+    for_each_range(team, max_threads, spec.rows(), n, &|rows| {
+        dispatch(isa, Norm { x, residual: None, weight: weight.as_ref(), out, rows, n, eps });
     });
 }
 
@@ -50,111 +45,48 @@ pub(crate) unsafe fn add_rms_norm(
     weight: Option<*const u8>,
     out: *mut u8,
 ) {
-    let weight = spec.weight().zip(weight);
-    let run = Run { team, max_threads, isa, rows: spec.rows(), n: spec.n(), eps: spec.eps() };
-    with_float!(spec.x().dtype(), T => {
-        let (x, out) = (Rows::<T>::new(spec.x(), x), Rows::<T>::new(spec.out(), out));
-        let wide = spec.residual().dtype() == DType::F32;
-        let narrow_weight = weight.filter(|(w, _)| w.dtype() != DType::F32);
-        match (wide, narrow_weight) {
-            (true, Some((w, at))) => {
-                let residual = Rows::<f32>::new(spec.residual(), residual);
-                run.on::<T, f32, T>(&x, Some(residual), Some(Rows::new(w, at)), &out);
-            }
-            (true, None) => {
-                let residual = Rows::<f32>::new(spec.residual(), residual);
-                run.on::<T, f32, f32>(&x, Some(residual), weight.map(|(w, at)| Rows::new(w, at)), &out);
-            }
-            (false, Some((w, at))) => {
-                let residual = Rows::<T>::new(spec.residual(), residual);
-                run.on::<T, T, T>(&x, Some(residual), Some(Rows::new(w, at)), &out);
-            }
-            (false, None) => {
-                let residual = Rows::<T>::new(spec.residual(), residual);
-                run.on::<T, T, f32>(&x, Some(residual), weight.map(|(w, at)| Rows::new(w, at)), &out);
-            }
-        }
+    let (n, eps) = (spec.n(), spec.eps());
+    let weight = spec.weight().zip(weight).map(|(weight, at)| Rows::new(weight, at));
+    let residual = Rows::new(spec.residual(), residual);
+    let (x, out) = (&Rows::new(spec.x(), x), &Rows::new(spec.out(), out));
+    for_each_range(team, max_threads, spec.rows(), n, &|rows| {
+        dispatch(isa, Norm { x, residual: Some(&residual), weight: weight.as_ref(), out, rows, n, eps });
     });
 }
 
-struct Run<'a> {
-    team: &'a Team,
-    max_threads: usize,
-    isa: Isa,
-    rows: usize,
-    n: usize,
-    eps: f32,
-}
-
-impl Run<'_> {
-    fn on<T: Stored, R: Stored, W: Stored>(
-        &self,
-        x: &Rows<T>,
-        residual: Option<Rows<R>>,
-        weight: Option<Rows<W>>,
-        out: &Rows<T>,
-    ) {
-        if self.n == 0 {
-            return;
-        }
-        let (residual, weight) = (residual.as_ref(), weight.as_ref());
-        let unit = x.is_unit()
-            && out.is_unit()
-            && residual.is_none_or(Rows::is_unit)
-            && weight.is_none_or(Rows::is_unit);
-        for_each_range(self.team, self.max_threads, self.rows, self.n, &|rows| {
-            let (n, eps) = (self.n, self.eps);
-            match unit {
-                true => dispatch(self.isa, Norm::<T, R, W, true> { x, residual, weight, out, rows, n, eps }),
-                false => {
-                    dispatch(self.isa, Norm::<T, R, W, false> { x, residual, weight, out, rows, n, eps })
-                }
-            }
-        });
-    }
-}
-
-struct Norm<'a, T, R, W, const UNIT: bool> {
-    x: &'a Rows<T>,
-    residual: Option<&'a Rows<R>>,
-    weight: Option<&'a Rows<W>>,
-    out: &'a Rows<T>,
+struct Norm<'a> {
+    x: &'a Rows,
+    residual: Option<&'a Rows>,
+    weight: Option<&'a Rows>,
+    out: &'a Rows,
     rows: Range<usize>,
     n: usize,
     eps: f32,
 }
 
-impl<T: Stored, R: Stored, W: Stored, const UNIT: bool> Kernel for Norm<'_, T, R, W, UNIT> {
+impl Kernel for Norm<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<L: Lanes>(self) {
         let n = self.n;
+        let mut rooms = [Room::new(), Room::new()];
         for index in self.rows {
             // The only row, or one for each group, in turn.
-            let weight = self.weight.map(|w| w.row::<UNIT>(index));
-            let (x, out) = (self.x.row::<UNIT>(index), self.out.row::<UNIT>(index));
-            match self.residual {
-                Some(residual) => {
-                    let residual = residual.row::<UNIT>(index);
-                    // SAFETY: rows of n elements, by the promise of `add_rms_norm`.
-                    unsafe {
-                        let factor = reciprocal_root(add::<L, T, R, UNIT>(x, residual, n), n, self.eps);
-                        scale::<L, R, W, T, UNIT>(residual, factor, weight, out, n);
-                    }
+            let weight = self.weight.map(|w| w.row(index));
+            let (mut x, out) = (self.x.row(index), self.out.row(index));
+            // SAFETY: rows of n elements, by the promises of `rms_norm` and `add_rms_norm`.
+            unsafe {
+                if let Some(residual) = self.residual {
+                    let residual = residual.row(index);
+                    add::<L>(x, residual, n, &mut rooms);
+                    x = residual;
                 }
-                // SAFETY: rows of n elements, by the promise of `rms_norm`.
-                None => unsafe {
-                    let factor = reciprocal_root(squares::<L, T, UNIT>(x, n), n, self.eps);
-                    scale::<L, T, W, T, UNIT>(x, factor, weight, out, n);
-                },
+                let factor = 1.0 / (squares::<L>(x, n, &mut rooms[0]) / n as f32 + self.eps).sqrt();
+                scale::<L>(x, factor, weight, out, n, &mut rooms);
             }
         }
     }
-}
-
-fn reciprocal_root(sum: f32, n: usize, eps: f32) -> f32 {
-    1.0 / (sum / n as f32 + eps).sqrt()
 }
 
 /// Sums kept apart, so that one addition need not wait for the last.
@@ -165,54 +97,49 @@ const SUMS: usize = 4;
 /// # Safety
 /// The row has n readable elements.
 #[inline(always)]
-unsafe fn squares<L: Lanes, T: Stored, const UNIT: bool>(x: Row<'_, T, UNIT>, n: usize) -> f32 {
+unsafe fn squares<L: Lanes>(x: Row<'_>, n: usize, room: &mut Room) -> f32 {
     let mut sums = [L::zero(); SUMS];
-    let mut i = 0;
-    while i + SUMS * L::LEN <= n {
-        for (k, sum) in sums.iter_mut().enumerate() {
-            // SAFETY: below n.
-            let v = unsafe { x.load::<L>(i + k * L::LEN, L::LEN) };
-            *sum = v.mul_add(v, *sum);
-        }
-        i += SUMS * L::LEN;
-    }
-    while i < n {
+    for (at, count) in pieces(n) {
         // SAFETY: below n.
-        let v = unsafe { x.load::<L>(i, L::LEN.min(n - i)) };
-        sums[0] = v.mul_add(v, sums[0]);
-        i += L::LEN;
-    }
-    sums[0].add(sums[1]).add(sums[2].add(sums[3])).sum()
-}
-
-/// Adds x to the residual, rounded to its type, and returns the sum of the squares of what was stored.
-///
-/// # Safety
-/// Both rows have n elements, the residual's writable.
-#[inline(always)]
-unsafe fn add<L: Lanes, T: Stored, R: Stored, const UNIT: bool>(
-    x: Row<'_, T, UNIT>,
-    residual: Row<'_, R, UNIT>,
-    n: usize,
-) -> f32 {
-    let mut sums = [L::zero(); SUMS];
-    let mut i = 0;
-    while i < n {
-        for sum in &mut sums {
-            if i >= n {
-                break;
+        let x = unsafe { x.read::<L>(at, count, room) };
+        let mut i = 0;
+        while i + SUMS * L::LEN <= count {
+            for (k, sum) in sums.iter_mut().enumerate() {
+                // SAFETY: within the piece.
+                let v = unsafe { L::load(x.add(i + k * L::LEN)) };
+                *sum = v.mul_add(v, *sum);
             }
-            let count = L::LEN.min(n - i);
-            // SAFETY: below n. Reading back what was written rounds it.
-            let v = unsafe {
-                residual.store(i, count, residual.load::<L>(i, count).add(x.load::<L>(i, count)));
-                residual.load::<L>(i, count)
-            };
-            *sum = v.mul_add(v, *sum);
+            i += SUMS * L::LEN;
+        }
+        while i < count {
+            // SAFETY: as above.
+            let v: L = unsafe { load(x.add(i), L::LEN.min(count - i)) };
+            sums[0] = v.mul_add(v, sums[0]);
             i += L::LEN;
         }
     }
     sums[0].add(sums[1]).add(sums[2].add(sums[3])).sum()
+}
+
+/// Adds x to the residual, rounded to its type.
+///
+/// # Safety
+/// Both rows have n elements, the residual's writable.
+#[inline(always)]
+unsafe fn add<L: Lanes>(x: Row<'_>, residual: Row<'_>, n: usize, rooms: &mut [Room; 2]) {
+    let [x_room, sum_room] = rooms;
+    for (at, count) in pieces(n) {
+        // SAFETY: below n.
+        unsafe {
+            let x = x.read::<L>(at, count, x_room);
+            let before = residual.read::<L>(at, count, sum_room);
+            let sum = residual.target(at, sum_room);
+            for (i, len) in vectors::<L>(count) {
+                store(sum.add(i), len, load::<L>(before.add(i), len).add(load(x.add(i), len)));
+            }
+            residual.write::<L>(at, count, sum);
+        }
+    }
 }
 
 /// `out = x · factor · weight`.
@@ -220,25 +147,39 @@ unsafe fn add<L: Lanes, T: Stored, R: Stored, const UNIT: bool>(
 /// # Safety
 /// All rows have n elements, out's writable.
 #[inline(always)]
-unsafe fn scale<L: Lanes, X: Stored, W: Stored, T: Stored, const UNIT: bool>(
-    x: Row<'_, X, UNIT>,
+unsafe fn scale<L: Lanes>(
+    x: Row<'_>,
     factor: f32,
-    weight: Option<Row<'_, W, UNIT>>,
-    out: Row<'_, T, UNIT>,
+    weight: Option<Row<'_>>,
+    out: Row<'_>,
     n: usize,
+    rooms: &mut [Room; 2],
 ) {
+    let [x_room, weight_room] = rooms;
     let factor = L::splat(factor);
-    let mut i = 0;
-    while i < n {
-        let count = L::LEN.min(n - i);
-        // SAFETY: below n.
+    for (at, count) in pieces(n) {
+        // SAFETY: below n. A vector is read before its place is written.
         unsafe {
-            let mut v = x.load::<L>(i, count).mul(factor);
-            if let Some(weight) = weight {
-                v = v.mul(weight.load::<L>(i, count));
+            let x = x.read::<L>(at, count, x_room);
+            let to = out.target(at, x_room);
+            match weight {
+                Some(weight) => {
+                    let weight = weight.read::<L>(at, count, weight_room);
+                    for (i, len) in vectors::<L>(count) {
+                        store(
+                            to.add(i),
+                            len,
+                            load::<L>(x.add(i), len).mul(factor).mul(load(weight.add(i), len)),
+                        );
+                    }
+                }
+                None => {
+                    for (i, len) in vectors::<L>(count) {
+                        store(to.add(i), len, load::<L>(x.add(i), len).mul(factor));
+                    }
+                }
             }
-            out.store(i, count, v);
+            out.write::<L>(at, count, to);
         }
-        i += L::LEN;
     }
 }

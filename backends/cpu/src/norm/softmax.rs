@@ -3,10 +3,9 @@
 
 use crate::Isa;
 use crate::pool::Team;
-use crate::rows::{Row, Rows, for_each_range, with_float};
-use crate::simd::{Kernel, Lanes, Stored, dispatch, math};
+use crate::rows::{Room, Row, Rows, for_each_range, load, load_or, pieces, store, vectors};
+use crate::simd::{Kernel, Lanes, dispatch, math};
 use core::ops::Range;
-use portolan_ops::DType;
 use portolan_ops::norm::SoftmaxSpec;
 
 /// Turns the rows of x into distributions.
@@ -22,103 +21,85 @@ pub(crate) unsafe fn softmax(
     x: *const u8,
     out: *mut u8,
 ) {
-    with_float!(spec.x().dtype(), T => {
-        let x = Rows::<T>::new(spec.x(), x);
-        match spec.out().dtype() {
-            DType::F32 => run::<T, f32, true>(team, max_threads, isa, spec, &x, &Rows::new(spec.out(), out)),
-            _ => run::<T, T, false>(team, max_threads, isa, spec, &x, &Rows::new(spec.out(), out)),
-        }
-    });
-}
-
-fn run<T: Stored, O: Stored, const KEEP: bool>(
-    team: &Team,
-    max_threads: usize,
-    isa: Isa,
-    spec: &SoftmaxSpec,
-    x: &Rows<T>,
-    out: &Rows<O>,
-) {
     let (n, scale) = (spec.n(), spec.scale());
-    if n == 0 {
-        return;
-    }
-    for_each_range(team, max_threads, spec.rows(), n, &|rows| match x.is_unit() && out.is_unit() {
-        true => dispatch(isa, Softmax::<T, O, true, KEEP> { x, out, rows, n, scale }),
-        false => dispatch(isa, Softmax::<T, O, false, KEEP> { x, out, rows, n, scale }),
+    let (x, out) = (&Rows::new(spec.x(), x), &Rows::new(spec.out(), out));
+    for_each_range(team, max_threads, spec.rows(), n, &|rows| {
+        dispatch(isa, Softmax { x, out, rows, n, scale });
     });
 }
 
-struct Softmax<'a, T, O, const UNIT: bool, const KEEP: bool> {
-    x: &'a Rows<T>,
-    out: &'a Rows<O>,
+struct Softmax<'a> {
+    x: &'a Rows,
+    out: &'a Rows,
     rows: Range<usize>,
     n: usize,
     scale: f32,
 }
 
-impl<T: Stored, O: Stored, const UNIT: bool, const KEEP: bool> Kernel for Softmax<'_, T, O, UNIT, KEEP> {
+impl Kernel for Softmax<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<L: Lanes>(self) {
         for index in self.rows {
-            let (x, out) = (self.x.row::<UNIT>(index), self.out.row::<UNIT>(index));
             // SAFETY: rows of n elements, by the promise of `softmax`.
-            unsafe { softmax_row::<L, T, O, UNIT, KEEP>(x, out, self.n, self.scale) };
+            unsafe { softmax_row::<L>(self.x.row(index), self.out.row(index), self.n, self.scale) };
         }
     }
 }
 
-/// Turns one row into a distribution; with `KEEP` out holds the exponentials in between, which takes f32.
+/// Turns one row into a distribution.
 ///
 /// # Safety
 /// Both rows have n elements, out's writable.
 #[inline(always)]
-pub(crate) unsafe fn softmax_row<L: Lanes, T: Stored, O: Stored, const UNIT: bool, const KEEP: bool>(
-    x: Row<'_, T, UNIT>,
-    out: Row<'_, O, UNIT>,
-    n: usize,
-    scale: f32,
-) {
+pub(crate) unsafe fn softmax_row<L: Lanes>(x: Row<'_>, out: Row<'_>, n: usize, scale: f32) {
+    let mut rooms = [Room::new(), Room::new()];
+    let [x_room, out_room] = &mut rooms;
     // SAFETY: n elements.
-    let largest = unsafe { largest::<L, T, UNIT>(x, n) };
+    let largest = unsafe { largest::<L>(x, n, x_room) };
     // A row of nothing but −inf: with 0 for its maximum every weight is 0, and so is their sum.
     let (largest, scale) =
         (L::splat(if largest == f32::NEG_INFINITY { 0.0 } else { largest }), L::splat(scale));
+    let weigh = |x: L| math::exp(x.sub(largest).mul(scale));
     let mut sums = [L::zero(); 2];
-    let mut i = 0;
-    while i < n {
-        for sum in &mut sums {
-            if i >= n {
-                break;
-            }
-            let count = L::LEN.min(n - i);
-            // SAFETY: below n.
-            unsafe {
-                let weight = math::exp(x.load_or::<L>(i, count, f32::NEG_INFINITY).sub(largest).mul(scale));
+    for (at, count) in pieces(n) {
+        // SAFETY: below n. A vector is read before its place is written.
+        unsafe {
+            let x = x.read::<L>(at, count, x_room);
+            let to = out.target(at, out_room);
+            for (i, len) in vectors::<L>(count) {
+                let weight = weigh(load_or(x.add(i), len, f32::NEG_INFINITY));
+                let sum = &mut sums[i / L::LEN % 2];
                 *sum = sum.add(weight);
-                if KEEP {
-                    out.store(i, count, weight);
+                if out.is_f32() {
+                    store(to.add(i), len, weight);
                 }
             }
-            i += L::LEN;
+            if out.is_f32() {
+                out.write::<L>(at, count, to);
+            }
         }
     }
     let sum = sums[0].add(sums[1]).sum();
     let factor = L::splat(if sum == 0.0 { 0.0 } else { 1.0 / sum });
-    let mut i = 0;
-    while i < n {
-        let count = L::LEN.min(n - i);
-        // SAFETY: below n.
+    for (at, count) in pieces(n) {
+        // SAFETY: as above.
         unsafe {
-            let weight = match KEEP {
-                true => out.load::<L>(i, count),
-                false => math::exp(x.load::<L>(i, count).sub(largest).mul(scale)),
-            };
-            out.store(i, count, weight.mul(factor));
+            let to = out.target(at, out_room);
+            if out.is_f32() {
+                let weights = out.read::<L>(at, count, out_room);
+                for (i, len) in vectors::<L>(count) {
+                    store(to.add(i), len, load::<L>(weights.add(i), len).mul(factor));
+                }
+            } else {
+                let x = x.read::<L>(at, count, x_room);
+                for (i, len) in vectors::<L>(count) {
+                    store(to.add(i), len, weigh(load(x.add(i), len)).mul(factor));
+                }
+            }
+            out.write::<L>(at, count, to);
         }
-        i += L::LEN;
     }
 }
 
@@ -127,17 +108,21 @@ pub(crate) unsafe fn softmax_row<L: Lanes, T: Stored, O: Stored, const UNIT: boo
 /// # Safety
 /// The row has n readable elements.
 #[inline(always)]
-pub(crate) unsafe fn largest<L: Lanes, T: Stored, const UNIT: bool>(x: Row<'_, T, UNIT>, n: usize) -> f32 {
+pub(crate) unsafe fn largest<L: Lanes>(x: Row<'_>, n: usize, room: &mut Room) -> f32 {
     let mut best = [L::splat(f32::NEG_INFINITY); 4];
-    let mut i = 0;
-    while i < n {
-        for best in &mut best {
-            if i >= n {
-                break;
+    for (at, count) in pieces(n) {
+        // SAFETY: below n.
+        let x = unsafe { x.read::<L>(at, count, room) };
+        for start in (0..count).step_by(4 * L::LEN) {
+            for (k, best) in best.iter_mut().enumerate() {
+                let i = start + k * L::LEN;
+                if i >= count {
+                    break;
+                }
+                // SAFETY: within the piece. NaN is never greater, so it leaves the second operand.
+                *best =
+                    unsafe { load_or::<L>(x.add(i), L::LEN.min(count - i), f32::NEG_INFINITY) }.max(*best);
             }
-            // SAFETY: below n. NaN is never greater, so it leaves the second operand.
-            *best = unsafe { x.load_or::<L>(i, L::LEN.min(n - i), f32::NEG_INFINITY) }.max(*best);
-            i += L::LEN;
         }
     }
     best[0].max(best[1]).max(best[2].max(best[3])).largest()

@@ -2,9 +2,9 @@
 
 use crate::Isa;
 use crate::quant::{QuantParts, dequantize_row};
-use crate::rows::with_float;
-use crate::simd::{Kernel, Lanes, Stored, dispatch};
-use half::{bf16, f16};
+use crate::rows::{Row, Rows};
+use crate::simd::{Kernel, Lanes, dispatch};
+use crate::value::Value;
 use portolan_ops::{DType, TensorSpec, WeightSpec};
 
 /// Where a weight's tensors lie.
@@ -32,18 +32,7 @@ pub(crate) unsafe fn load_row(
 ) {
     match (weight, source) {
         (WeightSpec::Dense(spec), RowSource::Dense(base)) => {
-            let start = spec.layout().offset() + row * spec.strides()[0];
-            for (i, value) in dst.iter_mut().enumerate() {
-                let at = start + i * spec.strides()[1];
-                // SAFETY: the element lies within the weight, as the caller says.
-                *value = unsafe {
-                    match spec.dtype() {
-                        DType::F16 => (*base.cast::<f16>().add(at)).to_f32(),
-                        DType::BF16 => (*base.cast::<bf16>().add(at)).to_f32(),
-                        _ => *base.cast::<f32>().add(at),
-                    }
-                };
-            }
+            dispatch(isa, Read { row: Rows::new(spec, *base).row(row), dst });
         }
         // SAFETY: the caller's promise.
         (WeightSpec::Quant(spec), RowSource::Quant(parts)) => unsafe {
@@ -59,42 +48,39 @@ pub(crate) unsafe fn load_row(
 /// `base` is the output's first byte and the row's elements lie within it; `isa` is available.
 pub(crate) unsafe fn store_row(isa: Isa, out: &TensorSpec, base: *mut u8, start: usize, values: &[f32]) {
     let stride = out.strides().last().copied().unwrap_or(1);
-    with_float!(out.dtype(), T => {
-        let to = base.cast::<T>().wrapping_add(start);
-        if stride == 1 || values.len() == 1 {
-            dispatch(isa, Store { to, values });
-        } else {
-            for (i, &value) in values.iter().enumerate() {
-                // SAFETY: the element lies within the output, as the caller says.
-                unsafe { to.add(i * stride).write_unaligned(T::of_f32(value)) };
-            }
-        }
-    });
+    dispatch(isa, Store { dtype: out.dtype(), base, start, stride, values });
 }
 
-/// Stores neighbours.
-struct Store<'a, T> {
-    to: *mut T,
-    values: &'a [f32],
+struct Read<'a> {
+    row: Row<'a>,
+    dst: &'a mut [f32],
 }
 
-impl<T: Stored> Kernel for Store<'_, T> {
+impl Kernel for Read<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<L: Lanes>(self) {
-        for (i, part) in self.values.chunks(L::LEN).enumerate() {
-            let to = self.to.wrapping_add(i * L::LEN);
-            // SAFETY: the part is as long as what is loaded; as many elements lie within the output.
-            unsafe {
-                let lanes = L::load_partial(part.as_ptr(), part.len());
-                if part.len() == L::LEN {
-                    T::store(lanes, to);
-                } else {
-                    T::store_partial(lanes, to, part.len());
-                }
-            }
-        }
+        // SAFETY: the row lies within the weight and has as many elements, as the caller of `load_row` says.
+        unsafe { self.row.copy::<L>(0, self.dst) };
+    }
+}
+
+struct Store<'a> {
+    dtype: DType,
+    base: *mut u8,
+    start: usize,
+    stride: usize,
+    values: &'a [f32],
+}
+
+impl Kernel for Store<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        // SAFETY: the row's elements lie within the output, as the caller of `store_row` says.
+        unsafe { f32::store::<L>(self.dtype, self.base, self.start, self.stride, self.values) };
     }
 }
 

@@ -6,7 +6,8 @@
 use super::strip::QuantParts;
 use crate::Isa;
 use crate::simd::code::{self, Code, with_code};
-use crate::simd::{Kernel, Lanes, Stored, dispatch};
+use crate::simd::{Kernel, Lanes, dispatch};
+use crate::value::Value;
 use half::{bf16, f16};
 use portolan_ops::codec::code_value;
 use portolan_ops::{DType, Offset, QuantScheme, QuantSpec, TensorSpec};
@@ -108,23 +109,8 @@ impl Entries<'_> {
         let (at, base) = (place(spec, self.row, first), self.base);
         let mut entries = [0.0; 16];
         // SAFETY: by contract.
-        unsafe {
-            if spec.strides()[1] != 1 {
-                for (i, entry) in entries.iter_mut().enumerate().take(count) {
-                    *entry = number(spec, base, self.row, first + i);
-                }
-                return entries;
-            }
-            let lanes: L = match spec.dtype() {
-                DType::F32 => f32::load_partial(base.cast::<f32>().add(at), count),
-                DType::F16 => f16::load_partial(base.cast::<f16>().add(at), count),
-                DType::BF16 => bf16::load_partial(base.cast::<bf16>().add(at), count),
-                DType::E8M0 => code::load::<L, code::E8m0>(base, at, count),
-                DType::I8 => code::load::<L, code::Int8>(base, at, count),
-                _ => code::load::<L, code::Uint8>(base, at, count),
-            };
-            lanes.to_array()
-        }
+        unsafe { f32::load::<L>(spec.dtype(), base, at, spec.strides()[1], &mut entries[..count]) };
+        entries
     }
 }
 

@@ -4,10 +4,10 @@
 
 use super::activation::row_offset;
 use crate::elementwise::Exec;
-use crate::elementwise::block::Value;
 use crate::pool::scratch;
 use crate::rows::for_each_range;
 use crate::simd::{Kernel, Lanes, dispatch};
+use crate::value::Value;
 use portolan_ops::TensorSpec;
 use portolan_ops::quant::HadamardSpec;
 

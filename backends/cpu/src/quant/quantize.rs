@@ -9,11 +9,11 @@ use super::dequantize::number_at;
 use super::encode::{Rule, ask};
 use crate::Isa;
 use crate::elementwise::Exec;
-use crate::elementwise::block::Value;
 use crate::pool::scratch;
 use crate::rows::for_each_range;
 use crate::simd::code::{Code, with_code};
 use crate::simd::{Kernel, Lanes, dispatch};
+use crate::value::Value;
 use core::marker::PhantomData;
 use core::ops::Range;
 use portolan_ops::quant::{DynamicQuantizeSpec, QuantizeSpec};
@@ -273,10 +273,7 @@ impl Job<'_> {
             let copies = memory.cast::<f32>();
             // SAFETY: it is as large as asked for. Lines of it are slices from here on.
             unsafe { copies.write_bytes(0, elements) };
-            with_code!(self.quant.scheme().code, C => {
-                let (rows, code) = (rows.clone(), PhantomData);
-                dispatch(self.isa, Blocks::<C> { job: self, block_row, rows, columns, block_k, copies, code })
-            }, _ => ());
+            dispatch(self.isa, Blocks { job: self, block_row, rows, columns, block_k, copies });
         });
     }
 
@@ -344,7 +341,7 @@ impl Kernel for Fetch<'_> {
 /// A row of blocks of several rows of x. These lie too far apart, and often a power of two, for a cache to keep them
 /// from the search for the largest magnitude to the codes: some blocks at a time are copied, each row of them between
 /// the codes of two rows of those before, so that memory and arithmetic are busy at the same time.
-struct Blocks<'a, C> {
+struct Blocks<'a> {
     job: &'a Job<'a>,
     block_row: usize,
     rows: Range<usize>,
@@ -353,10 +350,9 @@ struct Blocks<'a, C> {
     block_k: usize,
     /// Two copies.
     copies: *mut f32,
-    code: PhantomData<C>,
 }
 
-impl<C: Code> Kernel for Blocks<'_, C> {
+impl Kernel for Blocks<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -384,7 +380,10 @@ impl<C: Code> Kernel for Blocks<'_, C> {
                         self.collect::<L>(i, next, self.columns.min(k - next), other, &mut found);
                     }
                     let x = core::slice::from_raw_parts(copy.add(i * self.columns), width);
-                    job.encode_row::<L, C>(self.rows.start + i, start, x, Scales::Each(&scales));
+                    let (row, scales) = (self.rows.start + i, Scales::Each(&scales));
+                    with_code!(job.quant.scheme().code, C => {
+                        L::apart(Encode::<C> { job, row, start, x, scales, code: PhantomData })
+                    }, _ => ());
                 }
                 (copy, other) = (other, copy);
             }
@@ -392,7 +391,7 @@ impl<C: Code> Kernel for Blocks<'_, C> {
     }
 }
 
-impl<C> Blocks<'_, C> {
+impl Blocks<'_> {
     /// Copies columns `start .. start + width` of row `i` as f32; `found` are the largest magnitudes so far.
     ///
     /// # Safety

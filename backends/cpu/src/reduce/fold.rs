@@ -4,9 +4,9 @@
 //! halved to one, blocks in order. Columns are folded a block of neighbours at a time, in order of the reduced.
 
 use crate::elementwise::Exec;
-use crate::elementwise::block::{BLOCK, Value, with_value};
 use crate::elementwise::walk::{Base, Run, Walk};
 use crate::simd::{Kernel, Lanes, dispatch};
+use crate::value::{BLOCK, Value, with_value};
 use portolan_ops::kernel::{ReduceKind, ReduceSpec};
 use portolan_ops::{DType, MAX_RANK, Result};
 use smallvec::SmallVec;

@@ -1,9 +1,9 @@
 //! Scans: one running value per row, in order; rows side by side in memory advance together as a block.
 
 use crate::elementwise::Exec;
-use crate::elementwise::block::{BLOCK, Value, with_value};
 use crate::elementwise::walk::{Base, Run, Walk};
 use crate::simd::{Kernel, Lanes, dispatch};
+use crate::value::{BLOCK, Value, with_value};
 use core::marker::PhantomData;
 use portolan_ops::kernel::{ScanKind, ScanSpec};
 use portolan_ops::{DType, MAX_RANK, Result, TensorSpec};

@@ -4,9 +4,9 @@
 //! round cut again at equal lengths of its results. The order asked for is unique, so no cut changes a bit.
 
 use crate::elementwise::Exec;
-use crate::elementwise::block::{BLOCK, Value, with_value};
 use crate::elementwise::walk::{Base, Walk};
 use crate::simd::{Kernel, Lanes, dispatch};
+use crate::value::{BLOCK, Value, with_value};
 use core::marker::PhantomData;
 use core::sync::atomic::{AtomicBool, Ordering};
 use portolan_ops::sort::{SortOrder, SortSpec};

@@ -1,10 +1,10 @@
 //! The k largest of a row: a sorted short list while streaming for small k, a selection of all for large k.
 
 use crate::elementwise::Exec;
-use crate::elementwise::block::{BLOCK, Value, with_value};
 use crate::elementwise::walk::{Base, Walk};
 use crate::movement::copy::copy_run;
 use crate::simd::{Kernel, Lanes, dispatch};
+use crate::value::{BLOCK, Value, with_value};
 use core::cmp::Reverse;
 use core::marker::PhantomData;
 use portolan_core::sync::atomic::{AtomicBool, Ordering};

@@ -2,7 +2,8 @@
 
 use crate::elementwise::walk::Base;
 use crate::rows::with_float;
-use crate::simd::{Lanes, Stored};
+use crate::simd::Lanes;
+use crate::value::Value;
 use portolan_ops::{DType, MAX_RANK, TensorSpec};
 
 /// A tensor of f32, f16 or bf16 in memory.
@@ -42,11 +43,8 @@ impl View {
     ) {
         let stride = self.strides[N];
         let from = self.place(at) + first * stride;
-        with_float!(self.dtype, T => {
-            let from = self.base.start().cast_const().cast::<T>().wrapping_add(from);
-            // SAFETY: the caller's promise.
-            unsafe { read::<L, T>(from, stride, buf) };
-        });
+        // SAFETY: the caller's promise.
+        unsafe { f32::load::<L>(self.dtype, self.base.start(), from, stride, buf) };
     }
 
     /// Element `first` of the dimension behind the indices `at`.
@@ -58,7 +56,7 @@ impl View {
         let from = self.place(at) + first * self.strides[N];
         with_float!(self.dtype, T => {
             // SAFETY: the caller's promise.
-            unsafe { self.base.start().cast_const().cast::<T>().wrapping_add(from).read_unaligned() }.to_f32()
+            crate::simd::Stored::to_f32(unsafe { self.base.start().cast_const().cast::<T>().wrapping_add(from).read_unaligned() })
         })
     }
 
@@ -70,11 +68,8 @@ impl View {
     pub(super) unsafe fn store<L: Lanes, const N: usize>(&self, at: [usize; N], first: usize, buf: &[f32]) {
         let stride = self.strides[N];
         let to = self.place(at) + first * stride;
-        with_float!(self.dtype, T => {
-            let to = self.base.start().cast::<T>().wrapping_add(to);
-            // SAFETY: the caller's promise.
-            unsafe { write::<L, T>(buf, to, stride) };
-        });
+        // SAFETY: the caller's promise.
+        unsafe { f32::store::<L>(self.dtype, self.base.start(), to, stride, buf) };
     }
 
     /// Rows of `n` elements of the last two dimensions below `at`, as they lie, if they are whole vectors of f32.
@@ -100,51 +95,5 @@ impl Rows {
     #[inline(always)]
     pub(super) fn at(&self, row: usize, i: usize) -> *mut f32 {
         self.start.wrapping_add(row * self.stride + i)
-    }
-}
-
-/// # Safety
-/// `buf.len()` elements are readable.
-#[inline(always)]
-unsafe fn read<L: Lanes, T: Stored>(from: *const T, stride: usize, buf: &mut [f32]) {
-    if stride != 1 {
-        for (i, value) in buf.iter_mut().enumerate() {
-            // SAFETY: the caller's promise.
-            *value = unsafe { from.wrapping_add(i * stride).read_unaligned() }.to_f32();
-        }
-        return;
-    }
-    for (i, part) in buf.chunks_mut(L::LEN).enumerate() {
-        let from = from.wrapping_add(i * L::LEN);
-        // SAFETY: as many are readable as the part holds.
-        unsafe {
-            match part.len() == L::LEN {
-                true => T::load::<L>(from).store(part.as_mut_ptr()),
-                false => T::load_partial::<L>(from, part.len()).store_partial(part.as_mut_ptr(), part.len()),
-            }
-        }
-    }
-}
-
-/// # Safety
-/// `buf.len()` elements are writable.
-#[inline(always)]
-unsafe fn write<L: Lanes, T: Stored>(buf: &[f32], to: *mut T, stride: usize) {
-    if stride != 1 {
-        for (i, &value) in buf.iter().enumerate() {
-            // SAFETY: the caller's promise.
-            unsafe { to.wrapping_add(i * stride).write_unaligned(T::of_f32(value)) };
-        }
-        return;
-    }
-    for (i, part) in buf.chunks(L::LEN).enumerate() {
-        let to = to.wrapping_add(i * L::LEN);
-        // SAFETY: as many are writable as the part holds.
-        unsafe {
-            match part.len() == L::LEN {
-                true => T::store(L::load(part.as_ptr()), to),
-                false => T::store_partial(L::load_partial(part.as_ptr(), part.len()), to, part.len()),
-            }
-        }
     }
 }

@@ -5,7 +5,7 @@
 //! the element type and the strides; the compiler vectorises them for the instruction set of the caller.
 
 use crate::simd::code::{Code, with_code};
-use crate::simd::{Lanes, Stored, code};
+use crate::simd::{Kernel, Lanes, Stored, code};
 use half::{bf16, f16};
 use portolan_ops::DType;
 use portolan_ops::codec::Overflow;
@@ -39,13 +39,37 @@ pub(crate) trait Value: Copy + PartialOrd + Send + Sync + 'static {
     ///
     /// # Safety
     /// The elements at `place + i · stride` from `base` are readable.
-    unsafe fn load<L: Lanes>(dtype: DType, base: *const u8, place: usize, stride: usize, buf: &mut [Self]);
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(dtype: DType, base: *const u8, place: usize, stride: usize, buf: &mut [Self]) {
+        L::apart(Load { dtype, base, place, stride, buf });
+    }
 
     /// Writes `buf.len()` elements of `dtype`, rounded to nearest even, wrapped, or for bool `≠ 0`.
     ///
     /// # Safety
     /// The elements at `place + i · stride` from `base` are writable.
-    unsafe fn store<L: Lanes>(dtype: DType, base: *mut u8, place: usize, stride: usize, buf: &[Self]);
+    #[inline(always)]
+    unsafe fn store<L: Lanes>(dtype: DType, base: *mut u8, place: usize, stride: usize, buf: &[Self]) {
+        L::apart(Store { dtype, base, place, stride, buf });
+    }
+
+    /// [`Value::load`] where it is called.
+    ///
+    /// # Safety
+    /// As there.
+    unsafe fn load_here<L: Lanes>(
+        dtype: DType,
+        base: *const u8,
+        place: usize,
+        stride: usize,
+        buf: &mut [Self],
+    );
+
+    /// [`Value::store`] where it is called.
+    ///
+    /// # Safety
+    /// As there.
+    unsafe fn store_here<L: Lanes>(dtype: DType, base: *mut u8, place: usize, stride: usize, buf: &[Self]);
 
     /// The smaller, NaN if either is.
     #[inline(always)]
@@ -57,6 +81,44 @@ pub(crate) trait Value: Copy + PartialOrd + Send + Sync + 'static {
     #[inline(always)]
     fn max(self, b: Self) -> Self {
         if self.is_nan() || self > b { self } else { b }
+    }
+}
+
+/// [`Value::load`], compiled once for all whom a call costs nothing beside a block.
+struct Load<'a, V> {
+    dtype: DType,
+    base: *const u8,
+    place: usize,
+    stride: usize,
+    buf: &'a mut [V],
+}
+
+impl<V: Value> Kernel for Load<'_, V> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        // SAFETY: by the promise of whoever called `Value::load`.
+        unsafe { V::load_here::<L>(self.dtype, self.base, self.place, self.stride, self.buf) }
+    }
+}
+
+/// [`Value::store`], as [`Load`].
+struct Store<'a, V> {
+    dtype: DType,
+    base: *mut u8,
+    place: usize,
+    stride: usize,
+    buf: &'a [V],
+}
+
+impl<V: Value> Kernel for Store<'_, V> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        // SAFETY: by the promise of whoever called `Value::store`.
+        unsafe { V::store_here::<L>(self.dtype, self.base, self.place, self.stride, self.buf) }
     }
 }
 
@@ -247,7 +309,13 @@ impl Value for f32 {
     real!(f32, u32, i32);
 
     #[inline(always)]
-    unsafe fn load<L: Lanes>(dtype: DType, base: *const u8, place: usize, stride: usize, buf: &mut [Self]) {
+    unsafe fn load_here<L: Lanes>(
+        dtype: DType,
+        base: *const u8,
+        place: usize,
+        stride: usize,
+        buf: &mut [Self],
+    ) {
         // SAFETY: the caller's promise, in each arm.
         unsafe {
             match dtype {
@@ -262,7 +330,7 @@ impl Value for f32 {
     }
 
     #[inline(always)]
-    unsafe fn store<L: Lanes>(dtype: DType, base: *mut u8, place: usize, stride: usize, buf: &[Self]) {
+    unsafe fn store_here<L: Lanes>(dtype: DType, base: *mut u8, place: usize, stride: usize, buf: &[Self]) {
         // SAFETY: the caller's promise, in each arm.
         unsafe {
             match dtype {
@@ -280,13 +348,13 @@ impl Value for f64 {
     real!(f64, u64, i64);
 
     #[inline(always)]
-    unsafe fn load<L: Lanes>(_: DType, base: *const u8, place: usize, stride: usize, buf: &mut [Self]) {
+    unsafe fn load_here<L: Lanes>(_: DType, base: *const u8, place: usize, stride: usize, buf: &mut [Self]) {
         // SAFETY: the caller's promise.
         unsafe { read(base, place, stride, buf, |v: f64| v) }
     }
 
     #[inline(always)]
-    unsafe fn store<L: Lanes>(dtype: DType, base: *mut u8, place: usize, stride: usize, buf: &[Self]) {
+    unsafe fn store_here<L: Lanes>(dtype: DType, base: *mut u8, place: usize, stride: usize, buf: &[Self]) {
         // SAFETY: the caller's promise, in each arm.
         unsafe {
             match dtype {
@@ -340,7 +408,13 @@ impl Value for i64 {
     }
 
     #[inline(always)]
-    unsafe fn load<L: Lanes>(dtype: DType, base: *const u8, place: usize, stride: usize, buf: &mut [Self]) {
+    unsafe fn load_here<L: Lanes>(
+        dtype: DType,
+        base: *const u8,
+        place: usize,
+        stride: usize,
+        buf: &mut [Self],
+    ) {
         // SAFETY: the caller's promise, in each arm.
         unsafe {
             match dtype {
@@ -353,7 +427,7 @@ impl Value for i64 {
     }
 
     #[inline(always)]
-    unsafe fn store<L: Lanes>(dtype: DType, base: *mut u8, place: usize, stride: usize, buf: &[Self]) {
+    unsafe fn store_here<L: Lanes>(dtype: DType, base: *mut u8, place: usize, stride: usize, buf: &[Self]) {
         // SAFETY: the caller's promise, in each arm.
         unsafe {
             match dtype {
