@@ -39,7 +39,7 @@ impl Suite {
 
     /// Declares tests, by pattern, that the backend will never pass, and why. One that runs is a failure.
     ///
-    /// Patterns match names such as `gemm/gemm_nt/f16/one` or `capture/…`, with or without the promise before
+    /// Patterns match names such as `gemm/gemm_nt/f16_f16_f16/one` or `capture/…`, with or without the promise before
     /// them (`oracle/gemm/…`); `*` stands for any characters.
     pub fn unsupported(mut self, pattern: &str, reason: &str) -> Self {
         self.exceptions.unsupported.push((pattern.into(), reason.into()));
@@ -291,7 +291,7 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
 /// portolan_conformance::suite! {
 ///     backend: || MyBackend::open(),                          // Err(Unavailable) skips, any other error fails
 ///     unsupported: [("grouped_gemm/masked/*", "no device-side counts")],
-///     expected_failures: [("attention/f16/head_dim_256", "wrong beyond 128 columns")],
+///     expected_failures: [("attention/f16_f16_f16/prefill_128", "wrong from 128 columns on")],
 /// }
 /// ```
 #[macro_export]
