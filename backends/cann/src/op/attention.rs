@@ -112,9 +112,6 @@ impl Fused<'_> {
         let all: Vec<i64> =
             query.kv_lens().host().ok_or_else(internal)?.iter().map(|&n| i64::from(n)).collect();
         let (batch, heads, d) = (all.len(), query.num_heads(), query.head_dim());
-        let by_sequence = |x: &Tensor| -> Result<Tensor> {
-            super::scatter::contiguous(run, x)?.reshape(&[batch, count, heads, d])
-        };
         let dense = out.spec().is_contiguous();
         let result = if dense { out.clone() } else { run.scratch(out.dtype(), out.dims())? };
         let sums = match &self.lse {
@@ -129,7 +126,12 @@ impl Fused<'_> {
         let hidden = if sparse_mode == 0 { None } else { Some(triangle(run)?) };
         let mask = hidden.as_ref().map(|mask| run.tensor(mask)).transpose()?;
         let table = self.table.as_ref().map(|table| run.tensor(table)).transpose()?;
-        let q_view = by_sequence(q)?;
+        // Queries may be a part of what the layer's product gave; its rows divide into sequences as they are.
+        let dims = [batch, count, heads, d];
+        let q_view = match q.reshape(&dims) {
+            Ok(view) => view,
+            Err(_) => super::scatter::contiguous(run, q)?.reshape(&dims)?,
+        };
         let out_view = run.tensor(&result.reshape(&[batch, count, heads, d])?)?;
         self.call(
             run,

@@ -73,12 +73,10 @@ fn angles(run: &Run<'_, '_>, spec: &RopeSpec, positions: &Tensor) -> Result<(Ten
     let bytes: Vec<u8> = frequencies.into_iter().flat_map(f32::to_le_bytes).collect();
     let table = run.scratch(DType::F32, &[width])?;
     run.upload(&bytes, &table)?;
-    let [places, angles, cos, sin] =
-        [[tokens, 1, 1], [tokens, 1, width], [tokens, 1, width], [tokens, 1, width]]
-            .map(|dims| run.scratch(DType::F32, &dims));
-    let (places, angles, cos, sin) = (places?, angles?, cos?, sin?);
-    run.cast(&positions.reshape(&[tokens, 1, 1])?, &places)?;
-    run.mul(&places, &table, &angles)?;
+    let [angles, cos, sin] = [(); 3].map(|()| run.scratch(DType::F32, &[tokens, 1, width]));
+    let (angles, cos, sin) = (angles?, cos?, sin?);
+    // Positions become f32 in the product, as the contract rounds them.
+    run.mul(&positions.reshape(&[tokens, 1, 1])?, &table, &angles)?;
     let angle = run.tensor(&angles)?;
     aclnn!(run, aclnnCosGetWorkspaceSize, aclnnCos, angle, run.tensor(&cos)?)?;
     aclnn!(run, aclnnSinGetWorkspaceSize, aclnnSin, angle, run.tensor(&sin)?)?;
