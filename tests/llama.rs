@@ -1,10 +1,12 @@
 //! The Llama family against logits of the transformers library on tiny random models.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+use portolan::cann::{CannBackend, CannOptions};
 use portolan::load::{self, HostWeight};
 use portolan::models::{LanguageModel, Llama};
 use portolan::nn::{Batch, Precision};
-use portolan::{Stream, StreamOptions};
+use portolan::sim::{self, SimOptions, SimWorld};
+use portolan::{Registry, Stream, StreamOptions};
 use std::path::{Path, PathBuf};
 
 const MODELS: [&str; 8] = [
@@ -24,6 +26,14 @@ fn folder(name: &str) -> PathBuf {
 
 fn stream() -> Stream {
     portolan::open("cpu:0").unwrap().stream(StreamOptions::default()).unwrap()
+}
+
+/// A simulated Ascend device, and the world that it is in.
+fn ascend(soc: &str) -> (Stream, SimWorld) {
+    let world = sim::cann(SimOptions { soc: soc.into(), ..SimOptions::default() }).unwrap();
+    let backend = CannBackend::new(CannOptions { folder: Some(world.folder().to_owned()) });
+    let device = Registry::new().with(backend).open("cann:0").unwrap();
+    (device.stream(StreamOptions::default()).unwrap(), world)
 }
 
 /// Prompts and their logits `[batch · len, vocab]`, from the golden file.
@@ -82,25 +92,47 @@ fn prefill_agrees_with_transformers() {
 #[test]
 fn decode_token_by_token_agrees_with_transformers() {
     for name in MODELS {
-        let stream = stream();
-        let model = load_model(&stream, name);
-        for (i, (sequences, want)) in goldens(name).iter().enumerate() {
-            let (batch_size, len) = (sequences.len(), sequences[0].len());
-            let vocab = want.len() / (batch_size * len);
-            let mut cache = model.cache(&stream, batch_size, 64).unwrap();
-            let mut got = vec![0.0; want.len()];
-            for t in 0..len {
-                let tokens: Vec<&[u32]> = sequences.iter().map(|s| &s[t..=t]).collect();
-                let batch = Batch::new(&stream, &tokens, &vec![t; batch_size], 64).unwrap();
-                let out = model.forward(&stream, &batch, &mut cache).unwrap();
-                let row = stream.download::<f32>(&out).unwrap().wait().unwrap();
-                for (b, values) in row.chunks(vocab).enumerate() {
-                    let at = (b * len + t) * vocab;
-                    got[at..at + vocab].iter_mut().zip(values).for_each(|(g, v)| *g = f64::from(*v));
-                }
+        decode_agrees(&stream(), name);
+    }
+}
+
+fn decode_agrees(stream: &Stream, name: &str) {
+    let model = load_model(stream, name);
+    for (i, (sequences, want)) in goldens(name).iter().enumerate() {
+        let (batch_size, len) = (sequences.len(), sequences[0].len());
+        let vocab = want.len() / (batch_size * len);
+        let mut cache = model.cache(stream, batch_size, 64).unwrap();
+        let mut got = vec![0.0; want.len()];
+        for t in 0..len {
+            let tokens: Vec<&[u32]> = sequences.iter().map(|s| &s[t..=t]).collect();
+            let batch = Batch::new(stream, &tokens, &vec![t; batch_size], 64).unwrap();
+            let out = model.forward(stream, &batch, &mut cache).unwrap();
+            let row = stream.download::<f32>(&out).unwrap().wait().unwrap();
+            for (b, values) in row.chunks(vocab).enumerate() {
+                let at = (b * len + t) * vocab;
+                got[at..at + vocab].iter_mut().zip(values).for_each(|(g, v)| *g = f64::from(*v));
             }
-            let distance = distance(&got, want);
-            assert!(distance <= 1e-4, "{name}, prompt {i}: {distance:e}");
+        }
+        let distance = distance(&got, want);
+        assert!(distance <= 1e-4, "{name}, prompt {i}: {distance:e}");
+    }
+}
+
+#[test]
+fn simulated_ascend_agrees_with_transformers() {
+    for soc in ["A2", "A3", "950"] {
+        for name in MODELS {
+            let (stream, world) = ascend(soc);
+            let model = load_model(&stream, name);
+            for (i, (sequences, want)) in goldens(name).iter().enumerate() {
+                let distance = distance(&logits(&stream, &model, sequences), want);
+                assert!(distance <= 1e-4, "{name} on {soc}, prompt {i}: {distance:e}");
+            }
+            decode_agrees(&stream, name);
+            stream.synchronize().unwrap();
+            drop((model, stream));
+            let report = world.report().unwrap();
+            assert!(report.is_clean(), "{name} on {soc}: {report}");
         }
     }
 }

@@ -7,7 +7,7 @@
 
 use crate::CannBackend;
 use crate::context::OnDevice;
-use crate::descriptor::{AclInts, AclScalar, AclTensor, NotMade, View};
+use crate::descriptor::{AclInts, AclScalar, AclTensor, AclTensors, NotMade, View};
 use crate::driver::Driver;
 use crate::error;
 use crate::product::Product;
@@ -165,6 +165,12 @@ impl<'a, 'l> Run<'a, 'l> {
     /// The tensor, its elements as bits to be moved.
     pub(crate) fn bits(&self, tensor: &Tensor) -> Result<AclTensor<'_>> {
         self.viewed(View::bits(tensor.spec(), self.driver.product()), tensor)
+    }
+
+    /// Several tensors.
+    pub(crate) fn tensors(&self, tensors: &[&Tensor]) -> Result<AclTensors<'_>> {
+        let members = tensors.iter().map(|tensor| self.tensor(tensor)).collect::<Result<_>>()?;
+        self.made(self.driver.tensors(members))
     }
 
     /// A number for elements of `dtype`: f32 for floats, whole otherwise.

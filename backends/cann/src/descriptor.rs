@@ -9,7 +9,7 @@ use portolan_cann_sys::LoadError;
 use portolan_cann_sys::bindings::{
     ACL_BF16, ACL_BOOL, ACL_DOUBLE, ACL_FLOAT, ACL_FLOAT4_E2M1, ACL_FLOAT8_E4M3FN, ACL_FLOAT8_E5M2,
     ACL_FLOAT8_E8M0, ACL_FLOAT16, ACL_FORMAT_ND, ACL_INT4, ACL_INT8, ACL_INT16, ACL_INT32, ACL_INT64,
-    ACL_UINT8, aclDataType, aclIntArray, aclScalar, aclTensor,
+    ACL_UINT8, aclDataType, aclIntArray, aclScalar, aclTensor, aclTensorList,
 };
 use portolan_ops::{DType, TensorSpec, Unsupported};
 use smallvec::SmallVec;
@@ -135,6 +135,8 @@ descriptors! {
     AclScalar, aclScalar, aclDestroyScalar;
     /// Numbers that the host hands over.
     AclInts, aclIntArray, aclDestroyIntArray;
+    /// Several tensors; it owns its members' descriptors.
+    AclTensors, aclTensorList, aclDestroyTensorList;
 }
 
 /// Why there is no descriptor.
@@ -190,6 +192,20 @@ impl Driver {
         } else {
             Ok(AclInts { driver: self, raw })
         }
+    }
+
+    /// A list that takes its members over.
+    pub(crate) fn tensors(&self, members: Vec<AclTensor<'_>>) -> Result<AclTensors<'_>, NotMade> {
+        let create = self.libraries.descriptors.aclCreateTensorList()?;
+        let raws: SmallVec<[*const aclTensor; 4]> = members.iter().map(|m| m.raw.cast_const()).collect();
+        // SAFETY: so many living descriptors.
+        let raw = unsafe { create(raws.as_ptr(), raws.len() as u64) };
+        if raw.is_null() {
+            return Err(NotMade::Refused("aclCreateTensorList"));
+        }
+        // Destroying the list destroys them.
+        members.into_iter().for_each(core::mem::forget);
+        Ok(AclTensors { driver: self, raw })
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::error;
 use crate::product::Product;
-use portolan_cann_sys::bindings::{aclrtContext, aclrtEvent};
+use portolan_cann_sys::bindings::{ACL_OPT_DETERMINISTIC, aclrtContext, aclrtEvent};
 use portolan_cann_sys::{CallFailed, Libraries};
 use portolan_core::Ordinal;
 use portolan_core::sync::{Mutex, lock};
@@ -135,6 +135,11 @@ impl Driver {
             call!(self, device, aclrtSetDevice(id))?;
             let mut context = core::ptr::null_mut();
             call!(self, device, aclrtGetCurrentContext(&mut context))?;
+            // Streams promise the same bits for the same call unless they are asked for less; the switch is the
+            // context's. Drivers without it have no kernels that it would change.
+            if let Ok(switched) = try_call!(self, aclrtCtxSetSysParamOpt(ACL_OPT_DETERMINISTIC, 1)) {
+                switched.map_err(|failed| error::driver(device, failed))?;
+            }
             Ok(Context(context))
         });
         made.clone()

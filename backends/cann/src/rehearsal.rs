@@ -72,6 +72,13 @@ portolan_core::for_each_op!(rehearse);
 /// Launches an operator, and says what became of it.
 fn launched<C: Native>(driver: &Arc<Driver>, determinism: Determinism, spec: &C) -> Result<Support> {
     let why = spec.plan(&driver.soc(determinism)).err();
+    if let Some(why) = &why
+        && !C::KIND.is_fused()
+        && !spec.stands_in(why)
+    {
+        // Also where there is nothing to do, which needs no kernel: the answer is about the operator.
+        return Ok(Support::No(why.clone()));
+    }
     let backend = Arc::new(Rehearsal { driver: driver.clone(), next: AtomicUsize::new(FIRST) });
     let device = Registry::new().with(backend).open(NAME)?;
     let stream = device.stream(StreamOptions { determinism, ..StreamOptions::default() })?;

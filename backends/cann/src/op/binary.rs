@@ -1,4 +1,4 @@
-//! Functions of two elements: one kernel each. A number as second operand becomes a tensor of one element where the
+//! Functions of two elements: one kernel each. A number as second operand becomes a tensor without dimensions where the
 //! vendor has no form for numbers.
 
 use super::Native;
@@ -25,7 +25,7 @@ impl Native for BinarySpec {
                 }
                 // Of the type computed in, which the number is rounded to and the elements are brought to.
                 let dtype = if a.dtype().is_float() { DType::F32 } else { a.dtype() };
-                run.full(dtype, &[1], *value)?
+                run.full(dtype, &[], *value)?
             }
         };
         tensors(run, op, &a, &b, &out)

@@ -1,19 +1,37 @@
 //! The Ascend form of each operator: a plan (whether the device has a kernel) and a launch, in the file of its name.
 //! The same plan answers `support()`, so the answer cannot drift from what runs.
 
+mod add_rms_norm;
+mod attention;
 mod binary;
 mod cast;
 mod compare;
 mod copy;
+mod embedding;
 mod fill;
 mod gather;
+mod geglu;
 mod gemm;
+mod grouped_gemm;
+mod kv_cache_write;
+mod layer_norm;
+mod linear;
+mod log_softmax;
+mod moe_gate;
+mod moe_permute;
+mod moe_unpermute;
+mod paged_attention;
 mod random;
 mod reduce;
+mod rms_norm;
+mod rope;
 mod scan;
 mod scatter;
 mod select;
+mod softmax;
+mod sort;
 mod steps;
+mod swiglu;
 mod top_k;
 mod unary;
 
@@ -53,35 +71,17 @@ macro_rules! composed {
 }
 
 composed! {
-    portolan_ops::quant::LinearSpec,
     portolan_ops::quant::PrepackSpec,
     portolan_ops::quant::UnpackSpec,
     portolan_ops::quant::DequantizeSpec,
     portolan_ops::quant::QuantizeSpec,
     portolan_ops::quant::DynamicQuantizeSpec,
     portolan_ops::quant::HadamardSpec,
-    portolan_ops::embedding::EmbeddingSpec,
-    portolan_ops::rope::RopeSpec,
-    portolan_ops::norm::RmsNormSpec,
-    portolan_ops::norm::LayerNormSpec,
-    portolan_ops::norm::AddRmsNormSpec,
-    portolan_ops::norm::SoftmaxSpec,
-    portolan_ops::norm::LogSoftmaxSpec,
-    portolan_ops::activation::SwigluSpec,
-    portolan_ops::activation::GegluSpec,
-    portolan_ops::sort::SortSpec,
-    portolan_ops::moe::MoeGateSpec,
-    portolan_ops::moe::MoePermuteSpec,
-    portolan_ops::moe::GroupedGemmSpec,
     portolan_ops::moe::ExpertFfnSpec,
-    portolan_ops::moe::MoeUnpermuteSpec,
-    portolan_ops::attention::AttentionSpec,
-    portolan_ops::attention::PagedAttentionSpec,
     portolan_ops::attention::MlaDecodeSpec,
     portolan_ops::attention::SparseAttentionSpec,
     portolan_ops::attention::IndexLogitsSpec,
     portolan_ops::attention::MergeAttentionSpec,
-    portolan_ops::attention::KvCacheWriteSpec,
     portolan_ops::ssm::CausalConv1dSpec,
     portolan_ops::ssm::SelectiveScanSpec,
     portolan_ops::ssm::SsdScanSpec,

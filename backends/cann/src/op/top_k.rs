@@ -1,6 +1,7 @@
 //! The largest entries of every row: the vendor's selection where any order of equals will do, else a stable sort.
 
 use super::Native;
+use super::sort::sorted;
 use crate::aclnn::{Plan, Run, Soc, aclnn};
 use portolan_core::Call;
 use portolan_ops::kernel::TopKSpec;
@@ -21,12 +22,10 @@ impl Native for TopKSpec {
             aclnn!(run, aclnnTopkGetWorkspaceSize, aclnnTopk, from, k, last, largest, sorted, to, at)?;
             return run.cast(&places, &indices);
         }
-        let (sorted, places) = (run.scratch(x.dtype(), x.dims())?, run.scratch(DType::I64, x.dims())?);
-        let [from, to, at] = [run.tensor(&x)?, run.tensor(&sorted)?, run.tensor(&places)?];
-        let (stable, descending) = (true, true);
-        aclnn!(run, aclnnSortGetWorkspaceSize, aclnnSort, from, stable, last, descending, to, at)?;
+        let all = run.scratch(x.dtype(), x.dims())?;
+        let places = sorted(run, &x, true, &all)?;
         let last = x.dims().len() - 1;
-        run.copy(&sorted.narrow(last, 0, k)?, &values)?;
+        run.copy(&all.narrow(last, 0, k)?, &values)?;
         run.cast(&places.narrow(last, 0, k)?, &indices)
     }
 }

@@ -1,0 +1,135 @@
+//! Products of every expert's rows with its weight. One behind the other they are the vendor's grouped product; each in a
+//! room of its own they are a batch. Rows that no expert has are cleared behind either.
+
+use super::Native;
+use super::gemm::{Epilogue, multiply, plan_product};
+use super::scatter::contiguous;
+use crate::aclnn::{Plan, Run, Soc, aclnn};
+use crate::descriptor::AclTensors;
+use crate::product::Product;
+use portolan_core::{Call, Tensor};
+use portolan_ops::kernel::Activation;
+use portolan_ops::moe::GroupedGemmSpec;
+use portolan_ops::quant::WeightSpec;
+use portolan_ops::{DType, Result, Unsupported};
+
+/// Most groups of one weight.
+const MOST: usize = 1024;
+
+impl Native for GroupedGemmSpec {
+    fn plan(&self, soc: &Soc<'_>) -> Plan {
+        let WeightSpec::Dense(weight) = self.weight().one() else { return Err(Unsupported::NotImplemented) };
+        plan_product(soc, [self.x(), weight])?;
+        let (experts, k) = (self.weight().count(), self.weight().k());
+        if experts == 0 || k == 0 {
+            return Err(Unsupported::Shape("experts, and columns"));
+        }
+        if self.counts().is_some() {
+            return soc.has("aclnnMatmulGetWorkspaceSize");
+        }
+        if soc.product == Product::P310 || self.bias().is_some() {
+            return Err(Unsupported::NotImplemented);
+        }
+        if let Some(other) = [weight, self.out()].iter().find(|spec| spec.dtype() != self.x().dtype()) {
+            return Err(Unsupported::DType(other.dtype()));
+        }
+        if experts > MOST {
+            return Err(Unsupported::Shape("at most 1024 experts"));
+        }
+        soc.has("aclnnGroupedMatmulV4GetWorkspaceSize")
+    }
+
+    fn launch(run: &Run<'_, '_>, op: &Call<Self>) -> Result<()> {
+        let (x, out) = (op.require("x")?, op.require("out")?);
+        let weight = op.require("weight")?.transpose(1, 2)?;
+        match op.tensor("counts") {
+            Some(counts) => rooms(run, op, &x, &weight, &counts, &out),
+            None => behind(run, &x, &weight, &op.require("offsets")?, &out),
+        }
+    }
+}
+
+/// `[E, C, k]` times `[E, k, n]`, of which each expert keeps its first rows.
+fn rooms(
+    run: &Run<'_, '_>,
+    op: &Call<GroupedGemmSpec>,
+    x: &Tensor,
+    weight: &Tensor,
+    counts: &Tensor,
+    out: &Tensor,
+) -> Result<()> {
+    let (experts, room, n) = (out.dims()[0], out.dims()[1], out.dims()[2]);
+    let bias = op.tensor("bias").map(|bias| bias.reshape(&[experts, 1, n])).transpose()?;
+    let epilogue = Epilogue { alpha: 1.0, added: None, bias, activation: Activation::Identity };
+    multiply(run, x, weight, &epilogue, out)?;
+    let beyond = run.scratch(DType::Bool, &[experts, room])?;
+    at_or_behind(run, &places(run, room)?, &counts.reshape(&[experts, 1])?, &beyond)?;
+    run.zero_where(&beyond.reshape(&[experts, room, 1])?, out)
+}
+
+/// `[M, k]` times the weight of the expert whose row it is.
+fn behind(run: &Run<'_, '_>, x: &Tensor, weight: &Tensor, offsets: &Tensor, out: &Tensor) -> Result<()> {
+    let (experts, rows) = (weight.dims()[0], out.dims()[0]);
+    let ends = run.scratch(DType::I64, &[experts])?;
+    run.cast(&offsets.narrow(0, 1, experts)?, &ends)?;
+    let dense = out.spec().is_contiguous();
+    let result = if dense { out.clone() } else { run.scratch(out.dtype(), out.dims())? };
+    let x = contiguous(run, x)?;
+    let (from, by, to) = (run.tensors(&[&x])?, run.tensors(&[weight])?, run.tensors(&[&result])?);
+    let ends = run.tensor(&ends)?;
+    let none = || -> Option<AclTensors<'static>> { None };
+    // One result; rows are split; running sums; no activation.
+    let (split, kind, sums, activation) = (3i64, 0i64, 0i64, 0i64);
+    aclnn!(
+        run,
+        aclnnGroupedMatmulV4GetWorkspaceSize,
+        aclnnGroupedMatmulV4,
+        from,
+        by,
+        none(), // bias
+        none(), // scale, offset
+        none(),
+        none(), // antiquantScale, antiquantOffset
+        none(),
+        none(), // perTokenScale
+        ends,
+        none(), // activation's input, scale, offset
+        none(),
+        none(),
+        split,
+        kind,
+        sums,
+        activation,
+        to,
+        none(),
+        none()
+    )?;
+    if !dense {
+        run.copy(&result, out)?;
+    }
+    // The first expert's sum starts at row 0, wherever its rows do.
+    let place = places(run, rows)?;
+    let [before, after] = [run.scratch(DType::Bool, &[rows])?, run.scratch(DType::Bool, &[rows])?];
+    let (row, first) = (run.tensor(&place)?, run.tensor(&offsets.narrow(0, 0, 1)?)?);
+    let early = run.tensor(&before)?;
+    aclnn!(run, aclnnLtTensorGetWorkspaceSize, aclnnLtTensor, row, first, early)?;
+    at_or_behind(run, &place, &offsets.narrow(0, experts, 1)?, &after)?;
+    let (late, other) = (run.tensor(&after)?, run.tensor(&before)?);
+    aclnn!(run, aclnnLogicalOrGetWorkspaceSize, aclnnLogicalOr, early, late, other)?;
+    run.zero_where(&before.reshape(&[rows, 1])?, out)
+}
+
+/// 0, 1, 2, …
+fn places(run: &Run<'_, '_>, count: usize) -> Result<Tensor> {
+    let places = run.scratch(DType::I32, &[count])?;
+    let number = |value: usize| run.scalar(DType::I32, value as f64);
+    let (start, end, step) = (number(0)?, number(count)?, number(1)?);
+    aclnn!(run, aclnnArangeGetWorkspaceSize, aclnnArange, start, end, step, run.tensor(&places)?)?;
+    Ok(places)
+}
+
+/// `out = a ≥ b`, broadcast.
+fn at_or_behind(run: &Run<'_, '_>, a: &Tensor, b: &Tensor, out: &Tensor) -> Result<()> {
+    let [a, b, out] = [run.tensor(a)?, run.tensor(b)?, run.tensor(out)?];
+    aclnn!(run, aclnnGeTensorGetWorkspaceSize, aclnnGeTensor, a, b, out)
+}
