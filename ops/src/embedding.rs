@@ -19,8 +19,8 @@ const OP: &str = "embedding";
 /// ids `[..]`, weight `[n, k]`, out `[.., k]` with ids' extents. Any extent may be zero.
 ///
 /// # DTypes
-/// ids i32; weight dense f32, f16, bf16 or quantized (by the f32 rule of [`QuantScheme::value`]); out f32, f16 or
-/// bf16, rounded once.
+/// ids i32; weight dense f32, f16, bf16 or quantized (by the f32 rule of
+/// [`QuantScheme::value`](crate::QuantScheme::value)); out f32, f16 or bf16, rounded once.
 ///
 /// # Layout
 /// Any strides for ids, a dense weight and out; rows of a quantized weight's tensors are contiguous.
