@@ -9,6 +9,11 @@ use portolan_core::Backend;
 use rig::{assert_empties, backend_in, world};
 use std::sync::{Arc, Mutex};
 
+/// Operators of thousands of launches, and what part of their cases the ordinary tests run; `PORTOLAN_ALL_CASES=1` runs
+/// all cases of all operators on A3.
+const LONG: [(OpKind, usize); 4] =
+    [(OpKind::SsdScan, 6), (OpKind::Attention, 3), (OpKind::PagedAttention, 3), (OpKind::MlaDecode, 3)];
+
 /// Every `every`-th case of an operator on a product.
 fn operator(soc: &'static str, kind: OpKind, every: usize) {
     // One schedule an operator, another for the next: no case has but one stream.
@@ -21,7 +26,9 @@ fn operator(soc: &'static str, kind: OpKind, every: usize) {
         kept.lock().unwrap().push(world);
         Ok(backend)
     });
-    let suite = suite.every(every);
+    let long = LONG.iter().find(|(long, _)| *long == kind).map_or(1, |(_, part)| *part);
+    let part = if std::env::var_os("PORTOLAN_ALL_CASES").is_some() { 1 } else { long };
+    let suite = suite.every(every * part);
     let report = suite.operator(kind);
     Suite::assert(&report);
     assert!(report.skipped().is_none());
@@ -38,8 +45,8 @@ macro_rules! tests {
     ) => {
         tests! { @product a3, "A3", 1; $( $kind $method, )* $( $fkind $fmethod, )* }
         tests! { @product a2, "A2", 12; $( $kind $method, )* $( $fkind $fmethod, )* }
-        tests! { @product a5, "950", 6; $( $kind $method, )* $( $fkind $fmethod, )* }
-        tests! { @product p310, "310P", 6; $( $kind $method, )* $( $fkind $fmethod, )* }
+        tests! { @product a5, "950", 12; $( $kind $method, )* $( $fkind $fmethod, )* }
+        tests! { @product p310, "310P", 12; $( $kind $method, )* $( $fkind $fmethod, )* }
     };
     (@product $module:ident, $soc:literal, $every:literal; $( $kind:ident $method:ident, )*) => {
         mod $module {
