@@ -29,7 +29,7 @@ fn codes_written_past_the_caches_are_those_that_stay_in_them() {
     for isa in Isa::ALL.into_iter().filter(|isa| isa.require().is_ok()) {
         let s = stream(&device_with(CpuOptions { isa: Some(isa), ..CpuOptions::default() }));
         // 16 MiB of codes and a little more at once; then in parts that are less.
-        for (scheme, rows) in [(QuantScheme::F8_BLOCK, 4224), (QuantScheme::MXFP4, 8320)] {
+        for (scheme, rows) in [(QuantScheme::F8_BLOCK, 4224), (QuantScheme::F8_GROUP, 4224)] {
             let x: Vec<f32> =
                 (0..rows * COLUMNS).map(|i| ((i * 7919) % 10_007) as f32 / 64.0 - 70.0).collect();
             let whole = codes(&s, scheme, &x, 0, rows);

@@ -113,7 +113,7 @@ struct Job<'a> {
     scale: Grid,
     /// Minima or zero points, if there are any.
     offset: Option<Grid>,
-    /// Whether codes are written past the caches.
+    /// Whether codes of blocks of several rows are written past the caches.
     past: bool,
 }
 
@@ -478,7 +478,9 @@ impl<C: Code> Kernel for Encode<'_, C> {
         let lines = [place * bits % 8, to as usize % LINE, bytes % LINE] == [0; 3];
         // SAFETY: by the promise of `Job::encode`; the piece has room for as many bytes.
         unsafe {
-            if !job.past || !lines || bytes > PIECE {
+            // Rows on their own are no faster by it.
+            let blocks = matches!(scales, Scales::Each(_));
+            if !job.past || !blocks || !lines || bytes > PIECE {
                 return job.encode_row::<L, C>([row, start], x, scales, job.codes, place);
             }
             let mut piece = Piece([0; PIECE]);
