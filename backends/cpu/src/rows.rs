@@ -43,19 +43,33 @@ pub(crate) fn pieces(n: usize) -> impl Iterator<Item = (usize, usize)> {
     (0..n).step_by(PIECE).map(move |i| (i, PIECE.min(n - i)))
 }
 
-/// Room for the copy of a piece.
+/// Room for the copy of a piece; filled with zeros only if a copy is made.
 #[repr(align(64))]
-pub(crate) struct Room([MaybeUninit<f32>; PIECE]);
+pub(crate) struct Room {
+    values: [MaybeUninit<f32>; PIECE],
+    is_filled: bool,
+}
 
 impl Room {
     #[inline(always)]
     pub(crate) fn new() -> Self {
-        Self([const { MaybeUninit::uninit() }; PIECE])
+        Self { values: [const { MaybeUninit::uninit() }; PIECE], is_filled: false }
     }
 
     #[inline(always)]
-    pub(crate) fn start(&mut self) -> *mut f32 {
-        self.0.as_mut_ptr().cast()
+    fn start(&mut self) -> *mut f32 {
+        self.values.as_mut_ptr().cast()
+    }
+
+    /// The first `count` values.
+    fn values(&mut self, count: usize) -> &mut [f32] {
+        if !self.is_filled {
+            self.values.fill(MaybeUninit::new(0.0));
+            self.is_filled = true;
+        }
+        let count = count.min(PIECE);
+        // SAFETY: filled above, and nothing empties it.
+        unsafe { core::slice::from_raw_parts_mut(self.start(), count) }
     }
 }
 
@@ -167,11 +181,8 @@ impl Row<'_> {
         if let Some(here) = self.in_place(i) {
             return here;
         }
-        // SAFETY: the caller's promise; the room holds as many.
-        unsafe {
-            let copy = core::slice::from_raw_parts_mut(room.start(), count);
-            f32::load::<L>(self.dtype, self.base, self.place + i * self.stride, self.stride, copy);
-        }
+        // SAFETY: the caller's promise.
+        unsafe { self.copy::<L>(i, room.values(count)) };
         room.start()
     }
 
