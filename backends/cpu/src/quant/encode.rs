@@ -8,20 +8,14 @@ use portolan_ops::codec::Overflow;
 /// Numbers between what is encoded and what is asked for.
 const AHEAD: usize = 512;
 
-/// Asks memory for a cache line: into all caches if it is to be `NEAR`, else not into the first, which has room for
-/// few lines a power of two apart.
+/// Asks memory for a cache line.
 #[inline(always)]
-pub(super) fn ask<const NEAR: bool>(from: *const u8) {
+fn ask(from: *const u8) {
     #[cfg(target_arch = "x86_64")]
     {
-        use core::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
+        use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         // SAFETY: a prefetch reads nothing and faults nowhere.
-        unsafe {
-            match NEAR {
-                true => _mm_prefetch::<_MM_HINT_T0>(from.cast()),
-                false => _mm_prefetch::<_MM_HINT_T1>(from.cast()),
-            }
-        }
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) };
     }
     let _ = from;
 }
@@ -52,8 +46,8 @@ impl Rule {
         unsafe {
             let whole = match (plain && !dead, self.power) {
                 (false, _) => 0,
-                (_, true) => self.whole::<L, C, true>(x, codes, place),
-                (_, false) => self.whole::<L, C, false>(x, codes, place),
+                (_, true) => self.whole::<L, C, true, true>(x, codes, place),
+                (_, false) => self.whole::<L, C, false, true>(x, codes, place),
             };
             for (i, part) in x[whole..].chunks(L::LEN).enumerate() {
                 let q = match dead {
@@ -67,12 +61,12 @@ impl Rule {
     }
 
     /// The whole vectors of `x`, where a code is the quotient by the scale; returns how many numbers
-    /// they are. Nothing is asked in the loop that stays the same.
+    /// they are. Nothing is asked in the loop that stays the same; `NAN`: whether a number may be NaN.
     ///
     /// # Safety
     /// As [`Rule::encode`]; half bytes begin with a whole one.
     #[inline(always)]
-    unsafe fn whole<L: Lanes, C: Code, const POWER: bool>(
+    pub(super) unsafe fn whole<L: Lanes, C: Code, const POWER: bool, const NAN: bool>(
         self,
         x: &[f32],
         codes: *mut u8,
@@ -86,10 +80,10 @@ impl Rule {
         unsafe {
             for at in (0..whole).step_by(L::LEN) {
                 let from = x.as_ptr().add(at);
-                ask::<true>(from.wrapping_add(AHEAD).cast());
+                ask(from.wrapping_add(AHEAD).cast());
                 let x = L::load(from);
                 let q = self.bounded::<L, C>(if POWER { x.mul(factor) } else { x.div(factor) });
-                let bits = C::encode(q, Overflow::Saturate);
+                let bits = if NAN { C::encode(q, Overflow::Saturate) } else { C::encode_number(q) };
                 let to = codes.add(at / per_byte);
                 if C::HALF { L::store_nibbles(bits, to) } else { L::store_bytes(bits, to) }
             }

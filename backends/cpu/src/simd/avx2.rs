@@ -278,6 +278,10 @@ F32x8(_mm256_or_ps(_mm256_andnot_ps(mask, self.0), _mm256_and_ps(mask, sign.0)))
         lanes!(_mm256_and_si256(a, b))
     }
     #[inline(always)]
+    fn or_int(a: Self::Int, b: Self::Int) -> Self::Int {
+        lanes!(_mm256_or_si256(a, b))
+    }
+    #[inline(always)]
     fn shl_int<const N: u32>(a: Self::Int) -> Self::Int {
         lanes!(_mm256_sll_epi32(a, _mm_cvtsi32_si128(N as i32)))
     }

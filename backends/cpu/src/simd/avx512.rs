@@ -269,8 +269,38 @@ F32x16(_mm512_or_ps(_mm512_andnot_ps(mask, self.0), _mm512_and_ps(mask, sign.0))
         lanes!(_mm512_reduce_max_epi32(a))
     }
     #[inline(always)]
+    unsafe fn largest_of_each(a: *const Self::Int) -> Self::Int {
+        // SAFETY: the caller's promise; the instructions exist, as `Lanes` says.
+        unsafe {
+            // Elements 4q .. 4q + 4 of each quarter: the largest of that quarter in vectors 4q and on.
+            macro_rules! four {
+                ($at:expr) => {{
+                    let (b, c, d, e) = (*a.add($at), *a.add($at + 1), *a.add($at + 2), *a.add($at + 3));
+                    let two = _mm512_max_epi32(_mm512_unpacklo_epi32(b, c), _mm512_unpackhi_epi32(b, c));
+                    let other = _mm512_max_epi32(_mm512_unpacklo_epi32(d, e), _mm512_unpackhi_epi32(d, e));
+                    _mm512_max_epi32(_mm512_unpacklo_epi64(two, other), _mm512_unpackhi_epi64(two, other))
+                }};
+            }
+            // Of two such, the halves of the quarters.
+            macro_rules! eight {
+                ($at:expr) => {{
+                    let (a, b) = (four!($at), four!($at + 4));
+                    let (low, high) =
+                        (_mm512_shuffle_i32x4::<0x44>(a, b), _mm512_shuffle_i32x4::<0xee>(a, b));
+                    _mm512_max_epi32(low, high)
+                }};
+            }
+            let (b, c) = (eight!(0), eight!(8));
+            _mm512_max_epi32(_mm512_shuffle_i32x4::<0x88>(b, c), _mm512_shuffle_i32x4::<0xdd>(b, c))
+        }
+    }
+    #[inline(always)]
     fn and_int(a: Self::Int, b: Self::Int) -> Self::Int {
         lanes!(_mm512_and_si512(a, b))
+    }
+    #[inline(always)]
+    fn or_int(a: Self::Int, b: Self::Int) -> Self::Int {
+        lanes!(_mm512_or_si512(a, b))
     }
     #[inline(always)]
     fn shl_int<const N: u32>(a: Self::Int) -> Self::Int {

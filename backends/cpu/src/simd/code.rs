@@ -21,6 +21,11 @@ pub(crate) trait Code: Copy + Send + Sync + 'static {
     /// The nearest codes, ties to even, other bits 0; integers for numbers in their range, NaN giving 0; floats
     /// as `overflow` says.
     fn encode<L: Lanes>(x: L, overflow: Overflow) -> L::Int;
+    /// [`Code::encode`] of numbers that are not NaN, the largest code for what is beyond it.
+    #[inline(always)]
+    fn encode_number<L: Lanes>(x: L) -> L::Int {
+        Self::encode(x, Overflow::Saturate)
+    }
     /// The nearest code of one number.
     fn encode_one(x: f32, overflow: Overflow) -> u8;
     /// The number of a code.
@@ -155,14 +160,9 @@ fn decode_float<L: Lanes, const SHIFT: u32, const SIGN: u32>(codes: L::Int, form
     L::select(special, beyond, number).copysign(sign)
 }
 
-/// `limit`: what larger numbers are taken for. `nan`: the code of NaN.
+/// The code of what is not NaN. `limit`: what larger numbers are taken for.
 #[inline(always)]
-fn encode_float<L: Lanes, const SHIFT: u32, const SIGN: u32>(
-    x: L,
-    format: &Format,
-    limit: f32,
-    nan: i32,
-) -> L::Int {
+fn encode_float<L: Lanes, const SHIFT: u32, const SIGN: u32>(x: L, format: &Format, limit: f32) -> L::Int {
     // The bound is the first operand, so that NaN stays.
     let size = L::splat(limit).min(x.abs());
     // Subnormal numbers have the last place of the smallest normal ones.
@@ -173,8 +173,7 @@ fn encode_float<L: Lanes, const SHIFT: u32, const SIGN: u32>(
     let units = L::sub_int(size.add(L::from_bits(large)).bits(), large);
     let code = L::add_int(units, L::shr_int::<SHIFT>(L::sub_int(power, normal.bits())));
     let sign = L::and_int(L::shr_int::<SIGN>(x.bits()), L::splat_int(format.magnitude + 1));
-    let nan = L::from_bits(L::splat_int(nan));
-    L::select(x.unordered(), nan, L::from_bits(L::add_int(code, sign))).bits()
+    L::or_int(code, sign)
 }
 
 macro_rules! small_float {
@@ -201,7 +200,13 @@ macro_rules! small_float {
                     (Overflow::Infinity, Some(beyond)) => beyond,
                     _ => const { SmallFloat::$format.largest() },
                 };
-                encode_float::<L, $shift, $sign>(x, &Self::FORMAT, limit, $nan)
+                let code = L::from_bits(encode_float::<L, $shift, $sign>(x, &Self::FORMAT, limit));
+                L::select(x.unordered(), L::from_bits(L::splat_int($nan)), code).bits()
+            }
+            #[inline(always)]
+            fn encode_number<L: Lanes>(x: L) -> L::Int {
+                let limit = const { SmallFloat::$format.largest() };
+                encode_float::<L, $shift, $sign>(x, &Self::FORMAT, limit)
             }
             #[inline(always)]
             fn encode_one(x: f32, overflow: Overflow) -> u8 {

@@ -170,8 +170,22 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
     fn max_int(a: Self::Int, b: Self::Int) -> Self::Int;
     /// The largest lane, by sign.
     fn largest_int(a: Self::Int) -> i32;
+    /// The largest lane of each of `LEN` vectors, by sign: that of the first in the first lane.
+    ///
+    /// # Safety
+    /// They are readable.
+    #[inline(always)]
+    unsafe fn largest_of_each(a: *const Self::Int) -> Self::Int {
+        // SAFETY: the caller's promise.
+        let each: [i32; 16] =
+            core::array::from_fn(|i| if i < Self::LEN { unsafe { Self::largest_int(*a.add(i)) } } else { 0 });
+        // SAFETY: at most sixteen lanes.
+        unsafe { Self::load(each.as_ptr().cast()) }.bits()
+    }
     /// `a & b`.
     fn and_int(a: Self::Int, b: Self::Int) -> Self::Int;
+    /// `a | b`.
+    fn or_int(a: Self::Int, b: Self::Int) -> Self::Int;
     /// `a << N`.
     fn shl_int<const N: u32>(a: Self::Int) -> Self::Int;
     /// `a >> N`, keeping the sign.

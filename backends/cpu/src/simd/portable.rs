@@ -268,6 +268,10 @@ impl Lanes for Plain8 {
         each(a, b, |a, b| a & b)
     }
     #[inline(always)]
+    fn or_int(a: Self::Int, b: Self::Int) -> Self::Int {
+        each(a, b, |a, b| a | b)
+    }
+    #[inline(always)]
     fn shl_int<const N: u32>(a: Self::Int) -> Self::Int {
         map(a, |a| a << N)
     }
