@@ -176,9 +176,11 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
     /// They are readable.
     #[inline(always)]
     unsafe fn largest_of_each(a: *const Self::Int) -> Self::Int {
-        // SAFETY: the caller's promise.
-        let each: [i32; 16] =
-            core::array::from_fn(|i| if i < Self::LEN { unsafe { Self::largest_int(*a.add(i)) } } else { 0 });
+        let mut each = [0; 16];
+        for (i, each) in each.iter_mut().enumerate().take(Self::LEN) {
+            // SAFETY: the caller's promise.
+            *each = unsafe { Self::largest_int(*a.add(i)) };
+        }
         // SAFETY: at most sixteen lanes.
         unsafe { Self::load(each.as_ptr().cast()) }.bits()
     }
