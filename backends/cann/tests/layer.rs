@@ -5,7 +5,8 @@ mod rig;
 
 use portolan_cann_sys::sim::{Adversary, Call, SimWorld};
 use portolan_core::call::{AddRmsNorm, Attention, KvCacheWrite, Linear, RmsNorm, Rope, Swiglu};
-use portolan_core::{Fallback, Lens, OpQuery, Stream, StreamOptions, Support, Tensor, Weight};
+use portolan_core::{Fallback, Lens, OpQuery, SpecRef, Stream, StreamOptions, Support, Tensor, Weight};
+use portolan_ops::attention::{AttentionSpec, LensSpec};
 use portolan_ops::norm::RmsNormSpec;
 use portolan_ops::rope::RopeStyle;
 use portolan_ops::{DType, Determinism, TensorSpec, Unsupported};
@@ -139,7 +140,7 @@ fn without_the_fused_symbol_the_operator_is_composed_and_says_why() {
     let s = rig::stream(&device);
     let spec = TensorSpec::of(DType::F32, &[2, 2]).unwrap();
     let norm = RmsNormSpec::new(&spec, &spec, 0.0).unwrap();
-    let query = portolan_core::SpecRef::RmsNorm(&norm);
+    let query = SpecRef::RmsNorm(&norm);
     let why = device.support(&OpQuery { spec: query, determinism: Determinism::RunToRun });
     assert_eq!(why, Support::Composed(Unsupported::Symbol("aclnnRmsNormGetWorkspaceSize")));
     let x = s.upload(&[3f32, 3.0, -2.0, 2.0], spec.shape()).unwrap();
@@ -150,4 +151,27 @@ fn without_the_fused_symbol_the_operator_is_composed_and_says_why() {
     assert_eq!(s.report().compositions.len(), 1);
     drop((x, out, s, device));
     assert_empties(&world);
+}
+
+#[test]
+fn sinks_and_other_changes_of_scores_are_not_dropped_by_the_fused_kernel() {
+    let world = world("A3", Adversary::Late, 0);
+    let device = open(&world);
+    let bf16 = |dims: &[usize]| TensorSpec::of(DType::BF16, dims).unwrap();
+    let lens = |len| {
+        let lens =
+            LensSpec::new("attention", "lens", &TensorSpec::of(DType::I32, &[1]).unwrap(), len).unwrap();
+        lens.with_host("attention", "lens", [len].into()).unwrap()
+    };
+    let (q, cache) = (bf16(&[1, 4, 16]), bf16(&[1, 8, 2, 16]));
+    let plain = AttentionSpec::new(&q, &cache, &cache, &lens(1), &lens(8), &q).unwrap();
+    let sinks = plain.clone().with_sinks(&TensorSpec::of(DType::F32, &[4]).unwrap()).unwrap();
+    let capped = plain.clone().with_soft_cap(30.0).unwrap();
+    let support = |spec: &AttentionSpec| {
+        device.support(&OpQuery { spec: SpecRef::Attention(spec), determinism: Determinism::RunToRun })
+    };
+    assert_eq!(support(&plain), Support::Native);
+    for spec in [sinks, capped] {
+        assert_eq!(support(&spec), Support::Composed(Unsupported::NotImplemented));
+    }
 }

@@ -56,12 +56,9 @@ pub(super) fn plan_query(soc: &Soc<'_>, query: &AttentionQuery, cache: [&TensorS
             return Err(Unsupported::DType(spec.dtype()));
         }
     }
-    if !query.scores().is_plain() {
+    // Sinks join a newer version's sums, in 16 bits.
+    if !query.scores().is_plain() || query.scores().sinks().is_some() {
         return Err(Unsupported::NotImplemented);
-    }
-    let d = query.head_dim();
-    if !d.is_multiple_of(16) || !(16..=512).contains(&d) || query.v_head_dim() != d {
-        return Err(Unsupported::Shape("heads of a multiple of 16 elements, at most 512"));
     }
     let Some(all) = query.kv_lens().host() else { return Err(Unsupported::HostLengths) };
     if query.q_lens().host().is_none() {
@@ -74,8 +71,26 @@ pub(super) fn plan_query(soc: &Soc<'_>, query: &AttentionQuery, cache: [&TensorS
     soc.has("aclnnFusedInferAttentionScoreV3GetWorkspaceSize")
 }
 
+/// Whether it takes heads of this length, whose values are as long.
+pub(super) fn plan_heads(query: &AttentionQuery) -> Plan {
+    let d = query.head_dim();
+    match d.is_multiple_of(16) && (16..=512).contains(&d) && query.v_head_dim() == d {
+        true => Ok(()),
+        false => Err(Unsupported::Shape("heads of a multiple of 16 elements, at most 512")),
+    }
+}
+
+/// Whether it takes pages of so many positions.
+pub(super) fn plan_pages(positions: usize) -> Plan {
+    match positions.is_multiple_of(16) && (16..=1024).contains(&positions) {
+        true => Ok(()),
+        false => Err(Unsupported::Shape("pages of a multiple of 16 positions, at most 1024")),
+    }
+}
+
 impl Native for AttentionSpec {
     fn plan(&self, soc: &Soc<'_>) -> Plan {
+        plan_heads(self.query())?;
         plan_query(soc, self.query(), [self.k(), self.v()])
     }
 
@@ -85,6 +100,7 @@ impl Native for AttentionSpec {
             query: op.spec().query(),
             keys: k,
             values: v,
+            rotary: None,
             table: None,
             page: 0,
             lse: op.tensor("lse"),
@@ -98,6 +114,8 @@ pub(super) struct Fused<'a> {
     pub(super) query: &'a AttentionQuery,
     pub(super) keys: Tensor,
     pub(super) values: Tensor,
+    /// Rotary parts of the queries and of the keys, where they are apart: they count for the scores only.
+    pub(super) rotary: Option<[Tensor; 2]>,
     /// Pages of every sequence, and positions of a page.
     pub(super) table: Option<Tensor>,
     pub(super) page: i64,
@@ -111,7 +129,7 @@ impl Fused<'_> {
         let count = queries(query).ok_or_else(internal)?;
         let all: Vec<i64> =
             query.kv_lens().host().ok_or_else(internal)?.iter().map(|&n| i64::from(n)).collect();
-        let (batch, heads, d) = (all.len(), query.num_heads(), query.head_dim());
+        let (batch, heads, d) = (all.len(), query.num_heads(), query.v_head_dim());
         let dense = out.spec().is_contiguous();
         let result = if dense { out.clone() } else { run.scratch(out.dtype(), out.dims())? };
         let sums = match &self.lse {
@@ -127,10 +145,14 @@ impl Fused<'_> {
         let mask = hidden.as_ref().map(|mask| run.tensor(mask)).transpose()?;
         let table = self.table.as_ref().map(|table| run.tensor(table)).transpose()?;
         // Queries may be a part of what the layer's product gave; its rows divide into sequences as they are.
-        let dims = [batch, count, heads, d];
-        let q_view = match q.reshape(&dims) {
-            Ok(view) => view,
-            Err(_) => super::scatter::contiguous(run, q)?.reshape(&dims)?,
+        let by_sequence = |q: &Tensor| {
+            let dims = [batch, count, heads, q.dims()[2]];
+            q.reshape(&dims).or_else(|_| super::scatter::contiguous(run, q)?.reshape(&dims))
+        };
+        let q_view = by_sequence(q)?;
+        let rotary = match &self.rotary {
+            Some([queries, keys]) => Some([run.tensor(&by_sequence(queries)?)?, run.tensor(keys)?]),
+            None => None,
         };
         let out_view = run.tensor(&result.reshape(&[batch, count, heads, d])?)?;
         self.call(
@@ -141,6 +163,7 @@ impl Fused<'_> {
                 sums: sums.as_ref().map(|sums| run.tensor(sums)).transpose()?,
                 mask,
                 table,
+                rotary,
                 lens: run.ints(&all)?,
             },
             (sparse_mode, before),
@@ -166,6 +189,7 @@ impl Fused<'_> {
             (if sparse_mode == 0 { EVERYTHING } else { 0 }, 0i64, with.sums.is_some());
         let none = NONE;
         let no_lens: Option<AclInts<'_>> = None;
+        let (q_rotary, k_rotary) = with.rotary.map(|[q, k]| (q, k)).unzip();
         aclnn!(
             run,
             aclnnFusedInferAttentionScoreV3GetWorkspaceSize,
@@ -194,9 +218,9 @@ impl Fused<'_> {
             none, // shared prefixes
             none,
             no_lens,
-            none, // queryRope, keyRope, its scale
-            none,
-            none,
+            q_rotary,
+            k_rotary,
+            none, // the scale of keyRope
             heads,
             scale,
             before,
@@ -222,6 +246,7 @@ struct Operands<'a> {
     sums: Option<AclTensor<'a>>,
     mask: Option<AclTensor<'a>>,
     table: Option<AclTensor<'a>>,
+    rotary: Option<[AclTensor<'a>; 2]>,
     lens: AclInts<'a>,
 }
 
