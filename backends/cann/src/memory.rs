@@ -31,6 +31,22 @@ pub(crate) fn info(driver: &Arc<Driver>, device: Ordinal) -> Result<MemoryInfo> 
     Ok(MemoryInfo { free, total })
 }
 
+/// Device memory of the driver's own making.
+pub(crate) fn take(driver: &Arc<Driver>, device: Ordinal, bytes: usize) -> Result<usize> {
+    let on = OnDevice::enter(driver, device)?;
+    let mut address = core::ptr::null_mut();
+    let taken = try_call!(on.driver, aclrtMalloc(&mut address, bytes, ACL_MEM_MALLOC_HUGE_FIRST));
+    match taken.map_err(error::unavailable)? {
+        Ok(()) => Ok(address.addr()),
+        Err(failed) if error::is_out_of_memory(&failed) => {
+            let MemoryInfo { free, total } = info(driver, device)?;
+            let device = DeviceId::new("cann", device);
+            Err(OpError::OutOfMemory { device, requested: bytes, free, total, holders: Vec::new() })
+        }
+        Err(failed) => Err(error::driver(device, failed)),
+    }
+}
+
 impl Memory for CannBackend {
     fn traits(&self, _device: Ordinal) -> MemoryTraits {
         // Without a driver there are no devices, and nobody to ask.
@@ -39,19 +55,7 @@ impl Memory for CannBackend {
     }
 
     fn reserve(&self, device: Ordinal, bytes: usize) -> Result<Segment> {
-        let driver = self.driver()?;
-        let on = OnDevice::enter(driver, device)?;
-        let mut address = core::ptr::null_mut();
-        let reserved = try_call!(on.driver, aclrtMalloc(&mut address, bytes, ACL_MEM_MALLOC_HUGE_FIRST));
-        match reserved.map_err(error::unavailable)? {
-            Ok(()) => Ok(Segment { address: address.addr(), bytes, handle: Box::new(()) }),
-            Err(failed) if error::is_out_of_memory(&failed) => {
-                let MemoryInfo { free, total } = info(driver, device)?;
-                let device = DeviceId::new("cann", device);
-                Err(OpError::OutOfMemory { device, requested: bytes, free, total, holders: Vec::new() })
-            }
-            Err(failed) => Err(error::driver(device, failed)),
-        }
+        Ok(Segment { address: take(self.driver()?, device, bytes)?, bytes, handle: Box::new(()) })
     }
 
     fn release(&self, device: Ordinal, segment: Segment) -> Result<()> {
