@@ -45,7 +45,8 @@ impl Native for DynamicQuantizeSpec {
     }
 }
 
-/// Codes and scale of every row; the scale of a row that holds no number is none either, its codes are anything.
+/// Codes and scale of every row of 16-bit numbers; the scale of a row that holds no number is none either, its codes are
+/// anything.
 pub(super) fn tokens(run: &Run<'_, '_>, x: &Tensor, codes: &Tensor, scale: &Tensor) -> Result<()> {
     let [from, to, by] = [run.tensor(x)?, run.tensor(codes)?, run.tensor(scale)?];
     aclnn!(run, aclnnDynamicQuantGetWorkspaceSize, aclnnDynamicQuant, from, NONE, to, by)?;
@@ -57,4 +58,28 @@ pub(super) fn tokens(run: &Run<'_, '_>, x: &Tensor, codes: &Tensor, scale: &Tens
     let (from, to) = (run.tensor(&zeros)?, run.tensor(&sums)?);
     aclnn!(run, aclnnReduceSumGetWorkspaceSize, aclnnReduceSum, from, row, keep, number, to)?;
     run.add(scale, &sums, 1.0, scale)
+}
+
+/// The same of numbers in f32, which the vendor's kernel does not take, as codes of i8 or f8e4m3.
+pub(super) fn wide_tokens(run: &Run<'_, '_>, x: &Tensor, codes: &Tensor, scale: &Tensor) -> Result<()> {
+    let rows = scale.numel();
+    let (numbers, largest) = (run.scratch(DType::F32, x.dims())?, run.scratch(DType::F32, &[rows])?);
+    let [from, to, most, by] =
+        [run.tensor(x)?, run.tensor(&numbers)?, run.tensor(&largest)?, run.tensor(scale)?];
+    aclnn!(run, aclnnAbsGetWorkspaceSize, aclnnAbs, from, to)?;
+    let integer = codes.dtype() == DType::I8;
+    let top = run.scalar(DType::F32, if integer { 127.0 } else { 448.0 })?;
+    let (row, keep) = (run.ints(&[1])?, false);
+    aclnn!(run, aclnnAmaxGetWorkspaceSize, aclnnAmax, to, row, keep, most)?;
+    aclnn!(run, aclnnDivsGetWorkspaceSize, aclnnDivs, most, top, by)?;
+    run.muls(&largest, 0.0, &largest)?;
+    run.add(scale, &largest, 1.0, scale)?;
+    // A row of zeros is divided by something, and is zeros.
+    run.at_least(scale, f64::from(f32::from_bits(1)), &largest)?;
+    let divisor = run.tensor(&largest.reshape(&[rows, 1])?)?;
+    aclnn!(run, aclnnDivGetWorkspaceSize, aclnnDiv, from, divisor, to)?;
+    if integer {
+        aclnn!(run, aclnnRoundGetWorkspaceSize, aclnnRound, to, to)?;
+    }
+    run.cast(&numbers, codes)
 }
