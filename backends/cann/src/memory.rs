@@ -6,7 +6,9 @@ use crate::driver::{Driver, call, try_call};
 use crate::error;
 use crate::product::Product;
 use crate::queue::CannStream;
-use portolan_cann_sys::bindings::{ACL_DDR_MEM, ACL_HBM_MEM, ACL_MEM_MALLOC_HUGE_FIRST};
+use portolan_cann_sys::bindings::{
+    ACL_DDR_MEM, ACL_HBM_MEM, ACL_MEM_MALLOC_HUGE_FIRST, ACL_MEMCPY_HOST_TO_DEVICE,
+};
 use portolan_core::sync::lock;
 use portolan_core::{Launch, Memory, MemoryInfo, MemoryTraits, Ordinal, RawCopy, Segment};
 use portolan_ops::{DeviceId, OpError, Result};
@@ -44,6 +46,24 @@ pub(crate) fn take(driver: &Arc<Driver>, device: Ordinal, bytes: usize) -> Resul
             Err(OpError::OutOfMemory { device, requested: bytes, free, total, holders: Vec::new() })
         }
         Err(failed) => Err(error::driver(device, failed)),
+    }
+}
+
+/// Device memory with these bytes in it, before anything that is enqueued from now on.
+pub(crate) fn constant(on: &OnDevice<'_>, bytes: &[u8]) -> Result<usize> {
+    // Vector units may read past the end.
+    let room = bytes.len() + on.driver.product().tail_padding();
+    let address = take(on.driver, on.device, room)?;
+    let to = core::ptr::without_provenance_mut(address);
+    let (from, kind) = (bytes.as_ptr().cast(), ACL_MEMCPY_HOST_TO_DEVICE);
+    let copied = call!(on.driver, on.device, aclrtMemcpy(to, room, from, bytes.len(), kind));
+    match copied {
+        Ok(()) => Ok(address),
+        Err(error) => {
+            // The copy's error is what is told.
+            let _ = call!(on.driver, on.device, aclrtFree(to));
+            Err(error)
+        }
     }
 }
 

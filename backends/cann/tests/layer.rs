@@ -239,6 +239,52 @@ fn without_the_fused_symbol_the_operator_is_composed_and_says_why() {
 }
 
 #[test]
+fn a_ragged_batch_is_a_call_for_each_run_of_lengths() {
+    let world = world("A3", Adversary::Late, 0);
+    let device = open(&world);
+    let s = rig::stream(&device);
+    let (new, all) = ([2u32, 1, 1, 0, 5], [9u32, 4, 20, 7, 5]);
+    let (tokens, padding) = (9, 2);
+    let noise = |dims: &[usize], seed: usize| {
+        let spec = TensorSpec::of(DType::F32, dims).unwrap();
+        let values: Vec<f32> =
+            (0..spec.numel()).map(|i| ((i * 37 + seed) % 101) as f32 / 50.0 - 1.0).collect();
+        let (x, mut out) =
+            (s.upload(&values, spec.shape()).unwrap(), s.empty(&spec.with_dtype(DType::BF16)).unwrap());
+        s.run(Cast::new(&x, &mut out).unwrap()).unwrap();
+        out
+    };
+    let q = noise(&[tokens + padding, 4, 16], 1);
+    let (k, v) = (noise(&[5, 24, 2, 16], 2), noise(&[5, 24, 2, 16], 3));
+    let lens = [&new, &all].map(|lens| Lens::upload(&s, lens, 24).unwrap());
+    // What only the device knows is composed.
+    let unknown = [0, 1].map(|i| Lens::new(lens[i].tensor().clone(), 24, None).unwrap());
+    let attend = |lens: &[Lens; 2]| {
+        let mut out = s.empty(q.spec()).unwrap();
+        let mut lse = s.empty(&TensorSpec::of(DType::F32, &[tokens + padding, 4]).unwrap()).unwrap();
+        let before = last(&world);
+        let call = Attention::new(&q, &k, &v, &lens[0], &lens[1], &mut out).unwrap();
+        s.run(call.lse(&mut lse).unwrap()).unwrap();
+        let calls = world.calls(before).unwrap();
+        let fused = launches(&calls).iter().filter(|name| name.contains("FusedInferAttention")).count();
+        let mut wide = s.empty(&q.spec().with_dtype(DType::F32)).unwrap();
+        s.run(Cast::new(&out, &mut wide).unwrap()).unwrap();
+        let [out, lse] = [&wide, &lse].map(|x| s.download::<f32>(x).unwrap().wait().unwrap());
+        (fused, out, lse)
+    };
+    let ((calls, out, lse), (composed, want, want_lse)) = (attend(&lens), attend(&unknown));
+    assert_eq!((calls, composed), (3, 0));
+    // Two roundings to bf16 of means of numbers of at most 1.
+    assert!(out.iter().zip(&want).all(|(got, want)| (got - want).abs() <= 8e-3), "{out:?} {want:?}");
+    let close = |(got, want): (&f32, &f32)| got == want || (got - want).abs() < 1e-4;
+    assert!(lse.iter().zip(&want_lse).all(close), "{lse:?} {want_lse:?}");
+    assert!(out[tokens * 64..].iter().all(|x| *x == 0.0));
+    assert!(lse[tokens * 4..].iter().all(|x| *x == f32::NEG_INFINITY));
+    drop((q, k, v, lens, unknown, s, device));
+    assert_empties(&world);
+}
+
+#[test]
 fn sinks_and_other_changes_of_scores_are_not_dropped_by_the_fused_kernel() {
     let world = world("A3", Adversary::Late, 0);
     let device = open(&world);
