@@ -285,6 +285,37 @@ fn a_ragged_batch_is_a_call_for_each_run_of_lengths() {
 }
 
 #[test]
+fn rows_find_their_pages_on_the_device_and_padding_finds_none() {
+    let world = world("A3", Adversary::Late, 0);
+    let device = open(&world);
+    let s = rig::stream(&device);
+    let spec = |dims: &[usize]| TensorSpec::of(DType::F32, dims).unwrap();
+    let (rows, pages) = (spec(&[5, 1, 2]), spec(&[4, 16, 1, 2]));
+    let x = s.upload(&(1..=10).map(|x| x as f32).collect::<Vec<_>>(), rows.shape()).unwrap();
+    // The second page of the first sequence is absent.
+    let table = s.upload(&[2i32, -1, 0, 3], &portolan_ops::Shape::new(&[2, 2]).unwrap()).unwrap();
+    let lens = [&[2u32, 2], &[3u32, 17]].map(|lens| Lens::upload(&s, lens, 32).unwrap());
+    let unknown = [0, 1].map(|i| Lens::new(lens[i].tensor().clone(), 32, None).unwrap());
+    let written = |lens: &[Lens; 2]| {
+        let mut cache = s.empty(&pages).unwrap();
+        s.run(Fill::new(&mut cache, 0.0).unwrap()).unwrap();
+        let before = s.report().compositions.len();
+        s.run(KvCacheWrite::paged(&x, &mut cache, &table, &lens[0], &lens[1]).unwrap()).unwrap();
+        let composed = s.report().compositions.len() > before;
+        (composed, s.download::<f32>(&cache).unwrap().wait().unwrap())
+    };
+    let mut want = vec![0f32; 4 * 16 * 2];
+    // Positions 1 and 2 in page 2; 15 in page 0 and 16 in page 3; the fifth row is nobody's.
+    for (row, slot) in [2 * 16 + 1, 2 * 16 + 2, 15, 3 * 16].into_iter().enumerate() {
+        want[2 * slot..2 * slot + 2].copy_from_slice(&[2.0 * row as f32 + 1.0, 2.0 * row as f32 + 2.0]);
+    }
+    assert_eq!(written(&lens), (false, want.clone()));
+    assert_eq!(written(&unknown), (true, want));
+    drop((x, table, lens, unknown, s, device));
+    assert_empties(&world);
+}
+
+#[test]
 fn sinks_and_other_changes_of_scores_are_not_dropped_by_the_fused_kernel() {
     let world = world("A3", Adversary::Late, 0);
     let device = open(&world);
