@@ -1,8 +1,9 @@
-//! Numbers as codes of 8 bits with a scale for each row or group of a row: the vendor's kernel of tokens, and what the
-//! contract says of rows that hold no number, found apart: their scale is none, their codes are 0.
+//! Numbers as codes with a scale for each row or group of a row: the vendor's kernels of tokens, and of groups of 32 that
+//! share a power of two. What the contract says of groups that hold no number is found apart: their scale is none, their
+//! codes are 0.
 
 use super::Native;
-use super::dequantize::group;
+use super::dequantize::{MX_GROUP, group, is_mx, mx_scales, plan_mx};
 use super::scatter::contiguous;
 use crate::aclnn::{Plan, Run, Soc, aclnn};
 use crate::descriptor::{NONE, code};
@@ -13,6 +14,10 @@ use portolan_ops::{DType, OpError, Result, Unsupported};
 impl Native for DynamicQuantizeSpec {
     fn plan(&self, soc: &Soc<'_>) -> Plan {
         let (quant, dtype) = (self.quant(), self.x().dtype());
+        if is_mx(soc, quant) {
+            plan_mx(quant)?;
+            return soc.has("aclnnDynamicMxQuantGetWorkspaceSize");
+        }
         if quant.scheme().code != DType::I8 || quant.scheme().code_bits != 8 {
             return Err(Unsupported::DType(quant.scheme().code));
         }
@@ -32,15 +37,16 @@ impl Native for DynamicQuantizeSpec {
 
     fn launch(run: &Run<'_, '_>, op: &Call<Self>) -> Result<()> {
         let (x, codes, scale) = (op.require("x")?, op.require("codes")?, op.require("scale")?);
+        if is_mx(&run.soc(), op.spec().quant()) {
+            return powers(run, &x, &codes, &scale);
+        }
         let group = group(op.spec().quant())
             .map_err(|_| OpError::internal("dynamic_quantize", "rows of no whole groups"))?;
         let rows = x.numel() / group;
         let x = contiguous(run, &x)?.reshape(&[rows, group])?;
         let (codes, scale) = (codes.reshape(&[rows, group])?, scale.reshape(&[rows])?);
         tokens(run, &x, &codes, &scale)?;
-        // What is no number differs from itself.
-        let (spoiled, a) = (run.scratch(DType::Bool, &[rows])?, run.tensor(&scale)?);
-        aclnn!(run, aclnnNeTensorGetWorkspaceSize, aclnnNeTensor, a, a, run.tensor(&spoiled)?)?;
+        let spoiled = no_numbers(run, &scale)?;
         run.zero_where(&spoiled.reshape(&[rows, 1])?, &codes)
     }
 }
@@ -50,14 +56,70 @@ impl Native for DynamicQuantizeSpec {
 pub(super) fn tokens(run: &Run<'_, '_>, x: &Tensor, codes: &Tensor, scale: &Tensor) -> Result<()> {
     let [from, to, by] = [run.tensor(x)?, run.tensor(codes)?, run.tensor(scale)?];
     aclnn!(run, aclnnDynamicQuantGetWorkspaceSize, aclnnDynamicQuant, from, NONE, to, by)?;
-    // 0 for every number, else none; and so are their sums.
-    let (zeros, sums) = (run.scratch(x.dtype(), x.dims())?, run.scratch(DType::F32, scale.dims())?);
+    run.add(scale, &nothing(run, x)?, 1.0, scale)
+}
+
+/// 0 for every row of `x [rows, columns]` that holds numbers alone, else none.
+fn nothing(run: &Run<'_, '_>, x: &Tensor) -> Result<Tensor> {
+    // As it is of each element, and so of their sum.
+    let (zeros, sums) = (run.scratch(x.dtype(), x.dims())?, run.scratch(DType::F32, &x.dims()[..1])?);
     run.muls(x, 0.0, &zeros)?;
     let (row, keep) = (run.ints(&[1])?, false);
     let number = code(DType::F32).ok_or_else(|| OpError::internal("quantize", "a type without a number"))?;
     let (from, to) = (run.tensor(&zeros)?, run.tensor(&sums)?);
     aclnn!(run, aclnnReduceSumGetWorkspaceSize, aclnnReduceSum, from, row, keep, number, to)?;
-    run.add(scale, &sums, 1.0, scale)
+    Ok(sums)
+}
+
+/// Which entries are no numbers: those that differ from themselves.
+fn no_numbers(run: &Run<'_, '_>, x: &Tensor) -> Result<Tensor> {
+    let (mask, a) = (run.scratch(DType::Bool, x.dims())?, run.tensor(x)?);
+    aclnn!(run, aclnnNeTensorGetWorkspaceSize, aclnnNeTensor, a, a, run.tensor(&mask)?)?;
+    Ok(mask)
+}
+
+/// The power of two that no number has.
+const NO_POWER: f64 = 255.0;
+
+/// Small floats in groups of 32, and the powers of two that they share.
+fn powers(run: &Run<'_, '_>, x: &Tensor, codes: &Tensor, scale: &Tensor) -> Result<()> {
+    let (n, k) = (x.dims()[0], x.dims()[1]);
+    let (groups, whole) = (k.div_ceil(MX_GROUP), k.next_multiple_of(MX_GROUP));
+    // The last group of a row is filled up with zeros, which change no scale.
+    let (rows, result) = if whole == k && codes.spec().is_contiguous() {
+        (contiguous(run, x)?, codes.clone())
+    } else {
+        let rows = run.scratch(x.dtype(), &[n, whole])?;
+        run.zero(&rows)?;
+        run.copy(x, &rows.narrow(1, 0, k)?)?;
+        (rows, run.scratch(codes.dtype(), &[n, whole])?)
+    };
+    let [scales, flat] = mx_scales(run, n, k)?;
+    let number = code(codes.dtype()).map(i64::from);
+    let number = number.ok_or_else(|| OpError::internal("quantize", "a type without a number"))?;
+    let [from, to, by] = [run.tensor(&rows)?, run.tensor(&result)?, run.tensor(&scales)?];
+    // Scales by the floor of logarithms, as the format's own text has them.
+    let (last, group, floors) = (-1i64, MX_GROUP as i64, 0i64);
+    aclnn!(
+        run,
+        aclnnDynamicMxQuantGetWorkspaceSize,
+        aclnnDynamicMxQuant,
+        from,
+        last,
+        c"rint",
+        number,
+        group,
+        floors,
+        to,
+        by
+    )?;
+    let spoiled = no_numbers(run, &nothing(run, &rows.reshape(&[n * groups, MX_GROUP])?)?)?;
+    run.zero_where(&spoiled.reshape(&[n * groups, 1])?, &result.reshape(&[n * groups, MX_GROUP])?)?;
+    let (mask, none) = (spoiled.reshape(&[n, groups])?, run.scalar(DType::I32, NO_POWER)?);
+    run.copy(&flat, scale)?;
+    let (by, mask) = (run.bits(scale)?, run.tensor(&mask)?);
+    aclnn!(run, aclnnInplaceMaskedFillScalarGetWorkspaceSize, aclnnInplaceMaskedFillScalar, by, mask, none)?;
+    if result.buffer().same(codes.buffer()) { Ok(()) } else { run.copy(&result.narrow(1, 0, k)?, codes) }
 }
 
 /// The same of numbers in f32, which the vendor's kernel does not take, as codes of i8 or f8e4m3.
