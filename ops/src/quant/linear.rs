@@ -381,6 +381,8 @@ impl Cases for LinearSpec {
             ] {
                 let weight = WeightSpec::from(QuantSpec::of(QuantScheme::INT8_ROW, n, k)?);
                 let spec = plain(&weight, x, out, m)?.with_act_quant(ActQuant::INT8_ROW)?;
+                let as_it_comes = spec.clone().with_act_quant(ActQuant::None)?;
+                cases.push(filled(format!("linear/i8_row_{x}/none/{edge}"), as_it_comes));
                 cases.push(filled(format!("linear/i8_row_{x}/int8_row/{edge}"), spec.clone()));
                 if edge == "rows" {
                     // Rows of zeros and rows that hold no number.

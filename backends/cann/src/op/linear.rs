@@ -3,7 +3,8 @@
 //! there are 8-bit floats, of those in the blocks that DeepSeek-V3 stores its weights in.
 //!
 //! The vendor also multiplies 16-bit activations with codes that it expands on the way; it rounds the expanded weights to
-//! 16 bits, which is less than the contract asks for, so those are composed.
+//! 16 bits, which is less than the contract asks for. Codes alone are whole numbers that 16 bits hold: with one scale for a
+//! row it comes after the product, and nothing is rounded twice. Groups of a row are composed.
 
 use super::Native;
 use super::dynamic_quantize::{tokens, wide_tokens};
@@ -13,6 +14,7 @@ use crate::aclnn::{Plan, Run, Soc, aclnn};
 use crate::descriptor::NONE;
 use crate::product::Product;
 use portolan_core::{Call, Tensor};
+use portolan_ops::kernel::Activation;
 use portolan_ops::quant::{LinearSpec, Offset, QuantSpec, ScaleKind, WeightSpec};
 use portolan_ops::{ActQuant, DType, Result, Unsupported};
 
@@ -26,7 +28,9 @@ impl Native for LinearSpec {
             }
             WeightSpec::Quant(weight) => {
                 soc.compute_all([self.x(), self.out()])?;
-                codes(soc, weight, self.act_quant())?;
+                if let Codes::Whole = codes(soc, self, weight)? {
+                    return soc.has("aclnnMatmulGetWorkspaceSize");
+                }
                 soc.has("aclnnQuantMatmulV4GetWorkspaceSize")?;
                 soc.has("aclnnQuantMatmulV5GetWorkspaceSize")
             }
@@ -49,7 +53,11 @@ impl Native for LinearSpec {
         match spec.weight() {
             WeightSpec::Quant(weight) => {
                 let [of, scale] = [op.require("weight.codes")?, op.require("weight.scale")?];
-                match codes(&run.soc(), weight, spec.act_quant()) {
+                match codes(&run.soc(), spec, weight) {
+                    Ok(Codes::Whole) => {
+                        let zero = op.tensor("weight.offset");
+                        whole_product(run, &x, [&of, &scale], zero.as_ref(), &epilogue, &to)?;
+                    }
                     Ok(Codes::Blocks) => blocks_product(run, &x, [&of, &scale], &epilogue, &to)?,
                     _ => rows_product(run, &x, [&of, &scale], &epilogue, &to)?,
                 }
@@ -65,6 +73,8 @@ impl Native for LinearSpec {
 enum Codes {
     /// 8-bit integers, a scale for each row.
     Rows,
+    /// 8-bit integers with a scale for each row, activations of 16 bits as they are.
+    Whole,
     /// 8-bit floats, a scale for 128 columns of the activations and for 128 × 128 of the weight.
     Blocks,
 }
@@ -74,8 +84,8 @@ const BLOCK: usize = 128;
 
 /// The vendor's product of such codes with activations of such a precision. Sums of integer codes are exact, so a row's bits
 /// depend on no other row.
-fn codes(soc: &Soc<'_>, weight: &QuantSpec, precision: ActQuant) -> core::result::Result<Codes, Unsupported> {
-    let (scheme, k) = (weight.scheme(), weight.k());
+fn codes(soc: &Soc<'_>, spec: &LinearSpec, weight: &QuantSpec) -> core::result::Result<Codes, Unsupported> {
+    let (scheme, k, precision) = (weight.scheme(), weight.k(), spec.act_quant());
     if scheme.code == DType::F8E4M3 && soc.product == Product::A5 {
         soc.promises_rows()?;
         let blocks = scheme.block == [BLOCK, BLOCK] && scheme.scale == ScaleKind::F32;
@@ -88,15 +98,27 @@ fn codes(soc: &Soc<'_>, weight: &QuantSpec, precision: ActQuant) -> core::result
     if scheme.code != DType::I8 {
         return Err(Unsupported::DType(scheme.code));
     }
+    if precision == ActQuant::None && matches!(spec.x().dtype(), DType::F16 | DType::BF16) {
+        plan_product(soc, [spec.x()])?;
+        let by_row = scheme.block[0] == 1 && scheme.block[1] >= k && k > 0;
+        return match by_row && is_float(scheme.scale) && scheme.offset != Offset::Min {
+            true => Ok(Codes::Whole),
+            false => Err(Unsupported::Shape("a scale for each row")),
+        };
+    }
     plan_rows(soc, weight, precision).map(|()| Codes::Rows)
+}
+
+fn is_float(scale: ScaleKind) -> bool {
+    matches!(scale, ScaleKind::F32 | ScaleKind::F16 | ScaleKind::BF16)
 }
 
 /// Whether 8-bit integers on both sides share scales by whole rows, on a product that multiplies such.
 pub(super) fn plan_rows(soc: &Soc<'_>, weight: &QuantSpec, precision: ActQuant) -> Plan {
     let (scheme, k) = (weight.scheme(), weight.k());
-    let floats = matches!(scheme.scale, ScaleKind::F32 | ScaleKind::F16 | ScaleKind::BF16);
     let whole_rows = matches!(precision, ActQuant::Int8 { group } if group >= k);
-    if soc.product == Product::P310 || !floats || scheme.offset != Offset::None || !whole_rows {
+    if soc.product == Product::P310 || !is_float(scheme.scale) || scheme.offset != Offset::None || !whole_rows
+    {
         return Err(Unsupported::NotImplemented);
     }
     if scheme.code != DType::I8 || scheme.block[0] != 1 || scheme.block[1] < k || k == 0 {
@@ -113,6 +135,28 @@ pub(super) fn row_codes(run: &Run<'_, '_>, x: &Tensor) -> Result<(Tensor, Tensor
         _ => tokens(run, x, &codes, &scale)?,
     }
     Ok((codes, scale))
+}
+
+/// `out = epilogue((x · (codes − zero)ᵀ) · scale)`, x and the codes in 16 bits, which hold both.
+fn whole_product(
+    run: &Run<'_, '_>,
+    x: &Tensor,
+    [codes, scale]: [&Tensor; 2],
+    zero: Option<&Tensor>,
+    epilogue: &Epilogue,
+    out: &Tensor,
+) -> Result<()> {
+    let weight = run.scratch(x.dtype(), codes.dims())?;
+    run.cast(codes, &weight)?;
+    if let Some(zero) = zero {
+        run.add(&weight, &run.typed(zero, x.dtype())?, -1.0, &weight)?;
+    }
+    let by_column = run.typed(&scale.reshape(&[out.dims()[1]])?, DType::F32)?;
+    let sums = run.scratch(DType::F32, out.dims())?;
+    let nothing = Epilogue { alpha: 1.0, added: None, bias: None, activation: Activation::Identity };
+    multiply(run, x, &weight.transpose(0, 1)?, &nothing, &sums)?;
+    run.mul(&sums, &by_column, &sums)?;
+    finish(run, &sums, epilogue, out)
 }
 
 /// `out = epilogue(x · wᵀ)`, both in blocks of 8-bit floats.
