@@ -180,6 +180,11 @@ impl<'a, 'l> Run<'a, 'l> {
         self.viewed(View::bits(tensor.spec(), self.driver.product()), tensor)
     }
 
+    /// The bytes of elements of at most 8 bits, as numbers.
+    pub(crate) fn stored(&self, tensor: &Tensor) -> Result<AclTensor<'_>> {
+        self.viewed(View::stored(tensor.spec()), tensor)
+    }
+
     /// Several tensors.
     pub(crate) fn tensors(&self, tensors: &[&Tensor]) -> Result<AclTensors<'_>> {
         let members = tensors.iter().map(|tensor| self.tensor(tensor)).collect::<Result<_>>()?;
