@@ -1,6 +1,6 @@
 //! Which operators a device runs, as text: what `portolan ops` prints and `docs/operators.md` holds.
 
-use portolan_core::{Device, OpKind, OpSupport, SupportCount};
+use portolan_core::{Device, OpKind, OpSupport, SupportCount, native_fused};
 use portolan_ops::{DType, Determinism, Result};
 use std::fmt::Write;
 
@@ -92,7 +92,9 @@ pub fn summary(device: &Device) -> Result<String> {
     // Operators and their cases, class by class, in the order of the table.
     let mut rows: Vec<(&str, usize, SupportCount)> = Vec::new();
     let mut all = ("all", 0, SupportCount::default());
-    for op in device.support_table(LEVEL)? {
+    let table = device.support_table(LEVEL)?;
+    let (native, fused) = native_fused(&table, DType::BF16);
+    for op in table {
         let class = class(op.kind);
         let at = rows.iter().position(|(name, ..)| *name == class).unwrap_or_else(|| {
             rows.push((class, 0, SupportCount::default()));
@@ -111,6 +113,7 @@ pub fn summary(device: &Device) -> Result<String> {
         let _ = writeln!(out, "{name:12} {operators:>9} {native:>7} {composed:>9} {refused:>7}");
     }
     let _ = writeln!(out, "conformance cases run natively, composed from other operators, and refused");
+    let _ = writeln!(out, "{native} of {fused} fused operators run a case with bf16 operands natively");
     Ok(out)
 }
 

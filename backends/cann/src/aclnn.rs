@@ -106,6 +106,19 @@ impl<'a, 'l> Run<'a, 'l> {
         self.launch
     }
 
+    /// The stream, and its device, which is current; nowhere in a rehearsal.
+    pub(crate) fn target(&self) -> Option<(&'a CannStream, &OnDevice<'a>)> {
+        self.target.as_ref().map(|(stream, on)| (*stream, on))
+    }
+
+    /// Memory at an address as a tensor, its elements as numbers.
+    pub(crate) fn memory(&self, spec: &TensorSpec, address: usize) -> Result<AclTensor<'_>> {
+        let view = View::typed(spec).map_err(|why| {
+            self.launch.unsupported(self.launch.op_name(), why, "cast to a type that the device has")
+        })?;
+        self.made(self.driver.tensor(&view, address))
+    }
+
     /// Copies bytes of the host into a tensor whose elements lie one behind the other.
     pub(crate) fn upload(&self, bytes: &[u8], tensor: &Tensor) -> Result<()> {
         let Some((stream, _)) = &self.target else { return Ok(()) };
@@ -165,6 +178,11 @@ impl<'a, 'l> Run<'a, 'l> {
     /// The tensor, its elements as bits to be moved.
     pub(crate) fn bits(&self, tensor: &Tensor) -> Result<AclTensor<'_>> {
         self.viewed(View::bits(tensor.spec(), self.driver.product()), tensor)
+    }
+
+    /// The bytes of elements of at most 8 bits, as numbers.
+    pub(crate) fn stored(&self, tensor: &Tensor) -> Result<AclTensor<'_>> {
+        self.viewed(View::stored(tensor.spec()), tensor)
     }
 
     /// Several tensors.

@@ -58,14 +58,23 @@ impl View {
         let dtype = match spec.dtype() {
             DType::BF16 if product == Product::P310 => ACL_INT16,
             DType::F8E4M3 | DType::F8E5M2 | DType::E8M0 => ACL_UINT8,
-            DType::F4E2M1 | DType::I4 | DType::U4 => return Self::bytes(spec),
+            DType::F4E2M1 | DType::I4 | DType::U4 => return Self::bytes(spec, false),
             dtype => code(dtype).ok_or(Unsupported::DType(dtype))?,
         };
         Ok(Self::of(spec, dtype))
     }
 
-    /// Pairs of elements as bytes: every row has to be of whole ones.
-    fn bytes(spec: &TensorSpec) -> Result<Self, Unsupported> {
+    /// The bytes that hold elements of at most 8 bits, as numbers from 0 to 255; the last byte of a row may hold an element
+    /// more than there are.
+    pub(crate) fn stored(spec: &TensorSpec) -> Result<Self, Unsupported> {
+        match spec.dtype().bits() {
+            8 => Ok(Self::of(spec, ACL_UINT8)),
+            _ => Self::bytes(spec, true),
+        }
+    }
+
+    /// Pairs of elements as bytes: every row has to be of whole ones, or may be filled up to such.
+    fn bytes(spec: &TensorSpec, fills: bool) -> Result<Self, Unsupported> {
         const PAIRS: Unsupported = Unsupported::Shape("rows of 4-bit elements fill whole bytes");
         let mut view = Self::of(spec, ACL_UINT8);
         let inner = view.dims.len().checked_sub(1).ok_or(PAIRS)?;
@@ -74,6 +83,7 @@ impl View {
             *n /= 2;
             even
         };
+        view.dims[inner] += i64::from(fills && view.dims[inner] % 2 == 1);
         let one_byte_apart = view.dims[inner] <= 1 || view.strides[inner] == 1;
         let mut whole = one_byte_apart && halved(&mut view.dims[inner]) && halved(&mut view.offset);
         view.strides[..inner].iter_mut().for_each(|stride| whole &= halved(stride));

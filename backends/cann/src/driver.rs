@@ -30,6 +30,8 @@ pub(crate) struct PerDevice {
     pub(crate) idle_events: Mutex<Vec<Event>>,
     /// Pinned host memory that nobody uses.
     pub(crate) idle_pinned: Mutex<Vec<crate::memory::PinnedBytes>>,
+    /// Where the mask of causal attention is, once it was needed.
+    pub(crate) triangle: Mutex<Option<usize>>,
 }
 
 /// A context's handle.
@@ -164,7 +166,8 @@ fn chip_name(libraries: &Libraries) -> Result<String> {
 impl Drop for Driver {
     fn drop(&mut self) {
         for device in 0..self.device_count() {
-            let Some(PerDevice { context, idle_events, idle_pinned }) = self.devices.get(device as usize)
+            let Some(PerDevice { context, idle_events, idle_pinned, triangle }) =
+                self.devices.get(device as usize)
             else {
                 continue;
             };
@@ -176,6 +179,9 @@ impl Drop for Driver {
             }
             for pinned in lock(idle_pinned).drain(..) {
                 let _ = call!(self, device, aclrtFreeHost(pinned.address.cast()));
+            }
+            if let Some(address) = lock(triangle).take() {
+                let _ = call!(self, device, aclrtFree(core::ptr::without_provenance_mut(address)));
             }
             let id = i32::try_from(device).unwrap_or(i32::MAX);
             let _ = call!(self, device, aclrtResetDevice(id));

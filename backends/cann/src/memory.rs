@@ -6,7 +6,9 @@ use crate::driver::{Driver, call, try_call};
 use crate::error;
 use crate::product::Product;
 use crate::queue::CannStream;
-use portolan_cann_sys::bindings::{ACL_DDR_MEM, ACL_HBM_MEM, ACL_MEM_MALLOC_HUGE_FIRST};
+use portolan_cann_sys::bindings::{
+    ACL_DDR_MEM, ACL_HBM_MEM, ACL_MEM_MALLOC_HUGE_FIRST, ACL_MEMCPY_HOST_TO_DEVICE,
+};
 use portolan_core::sync::lock;
 use portolan_core::{Launch, Memory, MemoryInfo, MemoryTraits, Ordinal, RawCopy, Segment};
 use portolan_ops::{DeviceId, OpError, Result};
@@ -31,6 +33,40 @@ pub(crate) fn info(driver: &Arc<Driver>, device: Ordinal) -> Result<MemoryInfo> 
     Ok(MemoryInfo { free, total })
 }
 
+/// Device memory of the driver's own making.
+pub(crate) fn take(driver: &Arc<Driver>, device: Ordinal, bytes: usize) -> Result<usize> {
+    let on = OnDevice::enter(driver, device)?;
+    let mut address = core::ptr::null_mut();
+    let taken = try_call!(on.driver, aclrtMalloc(&mut address, bytes, ACL_MEM_MALLOC_HUGE_FIRST));
+    match taken.map_err(error::unavailable)? {
+        Ok(()) => Ok(address.addr()),
+        Err(failed) if error::is_out_of_memory(&failed) => {
+            let MemoryInfo { free, total } = info(driver, device)?;
+            let device = DeviceId::new("cann", device);
+            Err(OpError::OutOfMemory { device, requested: bytes, free, total, holders: Vec::new() })
+        }
+        Err(failed) => Err(error::driver(device, failed)),
+    }
+}
+
+/// Device memory with these bytes in it, before anything that is enqueued from now on.
+pub(crate) fn constant(on: &OnDevice<'_>, bytes: &[u8]) -> Result<usize> {
+    // Vector units may read past the end.
+    let room = bytes.len() + on.driver.product().tail_padding();
+    let address = take(on.driver, on.device, room)?;
+    let to = core::ptr::without_provenance_mut(address);
+    let (from, kind) = (bytes.as_ptr().cast(), ACL_MEMCPY_HOST_TO_DEVICE);
+    let copied = call!(on.driver, on.device, aclrtMemcpy(to, room, from, bytes.len(), kind));
+    match copied {
+        Ok(()) => Ok(address),
+        Err(error) => {
+            // The copy's error is what is told.
+            let _ = call!(on.driver, on.device, aclrtFree(to));
+            Err(error)
+        }
+    }
+}
+
 impl Memory for CannBackend {
     fn traits(&self, _device: Ordinal) -> MemoryTraits {
         // Without a driver there are no devices, and nobody to ask.
@@ -39,19 +75,7 @@ impl Memory for CannBackend {
     }
 
     fn reserve(&self, device: Ordinal, bytes: usize) -> Result<Segment> {
-        let driver = self.driver()?;
-        let on = OnDevice::enter(driver, device)?;
-        let mut address = core::ptr::null_mut();
-        let reserved = try_call!(on.driver, aclrtMalloc(&mut address, bytes, ACL_MEM_MALLOC_HUGE_FIRST));
-        match reserved.map_err(error::unavailable)? {
-            Ok(()) => Ok(Segment { address: address.addr(), bytes, handle: Box::new(()) }),
-            Err(failed) if error::is_out_of_memory(&failed) => {
-                let MemoryInfo { free, total } = info(driver, device)?;
-                let device = DeviceId::new("cann", device);
-                Err(OpError::OutOfMemory { device, requested: bytes, free, total, holders: Vec::new() })
-            }
-            Err(failed) => Err(error::driver(device, failed)),
-        }
+        Ok(Segment { address: take(self.driver()?, device, bytes)?, bytes, handle: Box::new(()) })
     }
 
     fn release(&self, device: Ordinal, segment: Segment) -> Result<()> {

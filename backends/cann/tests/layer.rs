@@ -4,8 +4,9 @@
 mod rig;
 
 use portolan_cann_sys::sim::{Adversary, Call, SimWorld};
-use portolan_core::call::{AddRmsNorm, Attention, KvCacheWrite, Linear, RmsNorm, Rope, Swiglu};
-use portolan_core::{Fallback, Lens, OpQuery, Stream, StreamOptions, Support, Tensor, Weight};
+use portolan_core::call::{AddRmsNorm, Attention, Cast, Fill, KvCacheWrite, Linear, RmsNorm, Rope, Swiglu};
+use portolan_core::{Fallback, Lens, OpQuery, SpecRef, Stream, StreamOptions, Support, Tensor, Weight};
+use portolan_ops::attention::{AttentionSpec, LensSpec};
 use portolan_ops::norm::RmsNormSpec;
 use portolan_ops::rope::RopeStyle;
 use portolan_ops::{DType, Determinism, TensorSpec, Unsupported};
@@ -21,12 +22,12 @@ const ROOM: usize = 32;
 fn tensor(s: &Stream, dims: &[usize]) -> Tensor {
     let spec = TensorSpec::of(DType::BF16, dims).unwrap();
     let mut x = s.empty(&spec).unwrap();
-    s.run(portolan_core::call::Fill::new(&mut x, 0.125).unwrap()).unwrap();
+    s.run(Fill::new(&mut x, 0.125).unwrap()).unwrap();
     x
 }
 
-fn linear(s: &Stream, x: &Tensor, weight: &Weight, n: usize) -> Tensor {
-    let mut out = s.empty(&TensorSpec::of(DType::BF16, &[x.dims()[0], n]).unwrap()).unwrap();
+fn linear(s: &Stream, x: &Tensor, weight: &Weight, n: usize, dtype: DType) -> Tensor {
+    let mut out = s.empty(&TensorSpec::of(dtype, &[x.dims()[0], n]).unwrap()).unwrap();
     s.run(Linear::new(x, weight, &mut out).unwrap()).unwrap();
     out
 }
@@ -62,7 +63,7 @@ impl Layer {
         s: &Stream,
         x: &Tensor,
         residual: &mut Tensor,
-        at: &[Tensor; 1],
+        at: &Tensor,
         lens: &[Lens; 2],
     ) -> Tensor {
         let normed = |weight: &Tensor, x: &Tensor, residual: &mut Tensor| {
@@ -73,24 +74,26 @@ impl Layer {
         };
         let x = normed(&self.norms[0], x, residual);
         let all = HEADS + 2 * KV_HEADS;
-        let qkv = linear(s, &x, &self.qkv, all * HEAD_DIM).reshape(&[1, all, HEAD_DIM]).unwrap();
-        let turned = qkv.narrow(1, 0, HEADS + KV_HEADS).unwrap();
-        s.run(Rope::new(RopeStyle::SplitHalf, &turned, &at[0], 10_000.0, &mut turned.clone()).unwrap())
-            .unwrap();
-        for (start, cache) in [(HEADS, &mut self.keys), (HEADS + KV_HEADS, &mut self.values)] {
-            let new = qkv.narrow(1, start, KV_HEADS).unwrap();
-            s.run(KvCacheWrite::new(&new, cache, &lens[0], &lens[1]).unwrap()).unwrap();
+        // What is turned is turned in f32 and rounded once, on its way into the cache and to the attention.
+        let qkv = linear(s, &x, &self.qkv, all * HEAD_DIM, DType::F32).reshape(&[1, all, HEAD_DIM]).unwrap();
+        let heads = qkv.narrow(1, 0, HEADS + KV_HEADS).unwrap();
+        let mut turned = s.empty(&TensorSpec::of(DType::F32, heads.dims()).unwrap()).unwrap();
+        s.run(Rope::new(RopeStyle::SplitHalf, &heads, at, 10_000.0, &mut turned).unwrap()).unwrap();
+        let new = [turned.narrow(1, HEADS, KV_HEADS), qkv.narrow(1, HEADS + KV_HEADS, KV_HEADS)];
+        for (new, cache) in new.into_iter().zip([&mut self.keys, &mut self.values]) {
+            s.run(KvCacheWrite::new(&new.unwrap(), cache, &lens[0], &lens[1]).unwrap()).unwrap();
         }
-        let q = qkv.narrow(1, 0, HEADS).unwrap();
+        let mut q = s.empty(&TensorSpec::of(DType::BF16, &[1, HEADS, HEAD_DIM]).unwrap()).unwrap();
+        s.run(Cast::new(&turned.narrow(1, 0, HEADS).unwrap(), &mut q).unwrap()).unwrap();
         let mut out = s.empty(&TensorSpec::of(DType::BF16, &[1, HEADS, HEAD_DIM]).unwrap()).unwrap();
         let attention = Attention::new(&q, &self.keys, &self.values, &lens[0], &lens[1], &mut out).unwrap();
         s.run(attention).unwrap();
-        let x = linear(s, &out.reshape(&[1, HEADS * HEAD_DIM]).unwrap(), &self.o, HIDDEN);
+        let x = linear(s, &out.reshape(&[1, HEADS * HEAD_DIM]).unwrap(), &self.o, HIDDEN, DType::BF16);
         let x = normed(&self.norms[1], &x, residual);
-        let both = linear(s, &x, &self.gate_up, 2 * WIDTH);
+        let both = linear(s, &x, &self.gate_up, 2 * WIDTH, DType::BF16);
         let mut gated = s.empty(&TensorSpec::of(DType::BF16, &[1, WIDTH]).unwrap()).unwrap();
         s.run(Swiglu::fused(&both, &mut gated).unwrap()).unwrap();
-        linear(s, &gated, &self.down, HIDDEN)
+        linear(s, &gated, &self.down, HIDDEN, DType::BF16)
     }
 }
 
@@ -109,23 +112,106 @@ fn a_step_of_decoding_runs_native_without_waiting() {
     let world = world("A3", Adversary::Late, 0);
     let device = open(&world);
     let s = device.stream(StreamOptions { fallback: Fallback::Deny, ..StreamOptions::default() }).unwrap();
-    let mut layer = Layer::new(&s);
+    let mut layers = [Layer::new(&s), Layer::new(&s), Layer::new(&s)];
     let (x, mut residual) = (tensor(&s, &[1, HIDDEN]), tensor(&s, &[1, HIDDEN]));
-    let at = [s.upload(&[7i32], &rig::shape(1)).unwrap()];
-    let lens = [Lens::upload(&s, &[1], 1).unwrap(), Lens::upload(&s, &[8], ROOM as u32).unwrap()];
-    // Once to fill what is made on first use.
-    layer.decode(&s, &x, &mut residual, &at, &lens);
-    let before = last(&world);
-    layer.decode(&s, &x, &mut residual, &at, &lens);
-    let calls = world.calls(before).unwrap();
-    let waits: Vec<&str> =
-        calls.iter().map(|call| call.name.as_str()).filter(|name| name.contains("Synchronize")).collect();
-    assert!(waits.is_empty(), "{waits:?}");
-    let launched = launches(&calls);
-    println!("{}: {launched:?}", launched.len());
-    // Ten operators, of which turning the heads takes six: three for the angles, and in f32 there and back.
-    assert!(launched.len() <= 16, "{} launches: {launched:?}", launched.len());
-    drop((layer, x, residual, at, lens, s, device));
+    let mut at = s.upload(&[6i32], &rig::shape(1)).unwrap();
+    let [q_lens, first, second] =
+        [(1, 1), (7, ROOM), (8, ROOM)].map(|(len, max)| Lens::upload(&s, &[len], max as u32).unwrap());
+    // A step to fill what is made on first use, and one that is looked at.
+    let mut step = |kv_lens: &Lens, at: &Tensor| {
+        let lens = [q_lens.clone(), kv_lens.clone()];
+        let calls = layers.each_mut().map(|layer| {
+            let before = last(&world);
+            layer.decode(&s, &x, &mut residual, at, &lens);
+            world.calls(before).unwrap()
+        });
+        calls.map(|calls| {
+            let waits = calls.iter().filter(|call| call.name.contains("Synchronize")).count();
+            assert_eq!(waits, 0);
+            let launched = launches(&calls);
+            println!("{}: {launched:?}", launched.len());
+            launched.len()
+        })
+    };
+    step(&first, &at);
+    s.run(Fill::new(&mut at, 7.0).unwrap()).unwrap();
+    // Twelve operators; the first layer also makes the angles' cosines and sines, which the others find.
+    assert_eq!(step(&second, &at), [15, 12, 12]);
+    drop((layers, x, residual, at, [q_lens, first, second], s, device));
+    assert_empties(&world);
+}
+
+/// Rotations of rows of ones by these positions, three times: a table is made and found.
+fn turned(s: &Stream, at: &Tensor, theta: f64, heads: usize) -> Vec<f32> {
+    let spec = TensorSpec::of(DType::F32, &[at.numel(), heads, 8]).unwrap();
+    let (mut ones, mut out) = (s.empty(&spec).unwrap(), s.empty(&spec).unwrap());
+    s.run(Fill::new(&mut ones, 1.0).unwrap()).unwrap();
+    for _ in 0..3 {
+        s.run(Rope::new(RopeStyle::SplitHalf, &ones, at, theta, &mut out).unwrap()).unwrap();
+    }
+    s.download::<f32>(&out).unwrap().wait().unwrap()
+}
+
+#[test]
+fn kept_angles_are_those_of_the_positions_that_are_there_now() {
+    for (adversary, seed) in [(Adversary::Late, 0), (Adversary::Early, 0), (Adversary::Seeded, 3)] {
+        let world = world("A3", adversary, seed);
+        let device = open(&world);
+        let (s, other) = (rig::stream(&device), rig::stream(&device));
+        let fresh = |values: &[i32], theta| {
+            let s = rig::stream(&device);
+            turned(&s, &s.upload(values, &rig::shape(values.len())).unwrap(), theta, 2)
+        };
+        let mut at = s.upload(&[3i32], &rig::shape(1)).unwrap();
+        assert_eq!(turned(&s, &at, 1e4, 2), fresh(&[3], 1e4));
+        // The same memory, written by this stream and by another one.
+        s.run(Fill::new(&mut at, 9.0).unwrap()).unwrap();
+        assert_eq!(turned(&s, &at, 1e4, 2), fresh(&[9], 1e4));
+        other.run(Fill::new(&mut at, 70.0).unwrap()).unwrap();
+        assert_eq!(turned(&s, &at, 1e4, 2), fresh(&[70], 1e4));
+        // More kinds of rotations than are kept, tables of more and more tokens, and the first ones again.
+        for round in 0..2 {
+            for theta in [1e4, 2e4, 3e4, 4e4, 5e4, 6e4] {
+                assert_eq!(turned(&s, &at, theta, 2), fresh(&[70], theta), "round {round}");
+            }
+            let many: Vec<i32> = (0..200 * (round + 1)).map(|i| i * 7 % 101).collect();
+            let long = s.upload(&many, &rig::shape(many.len())).unwrap();
+            assert_eq!(turned(&s, &long, 1e4, 2), fresh(&many, 1e4), "round {round}");
+        }
+        drop((at, s, other, device));
+        assert_empties(&world);
+    }
+}
+
+#[test]
+fn a_replayed_graph_turns_by_the_positions_of_its_replay() {
+    let world = world("A3", Adversary::Late, 0);
+    let device = open(&world);
+    let s = rig::stream(&device);
+    let mut at = s.upload(&[3i32], &rig::shape(1)).unwrap();
+    let spec = TensorSpec::of(DType::F32, &[1, 1, 8]).unwrap();
+    let (mut ones, mut out) = (s.empty(&spec).unwrap(), s.empty(&spec).unwrap());
+    s.run(Fill::new(&mut ones, 1.0).unwrap()).unwrap();
+    let rope = |out: &mut Tensor, at: &Tensor| {
+        s.run(Rope::new(RopeStyle::SplitHalf, &ones, at, 1e4, out).unwrap()).unwrap();
+    };
+    // A table of these positions is there before the graph is recorded.
+    rope(&mut out, &at);
+    let graph = s
+        .capture(|s| {
+            s.run(Rope::new(RopeStyle::SplitHalf, &ones, &at, 1e4, &mut out).unwrap())?;
+            Ok(())
+        })
+        .unwrap();
+    for position in [3i32, 5, 8] {
+        s.run(Fill::new(&mut at, f64::from(position)).unwrap()).unwrap();
+        graph.replay(&s).unwrap();
+        let got = s.download::<f32>(&out).unwrap().wait().unwrap();
+        let fresh = rig::stream(&device);
+        let want = turned(&fresh, &fresh.upload(&[position], &rig::shape(1)).unwrap(), 1e4, 1);
+        assert_eq!(got, want, "{position}");
+    }
+    drop((graph, at, ones, out, s, device));
     assert_empties(&world);
 }
 
@@ -139,7 +225,7 @@ fn without_the_fused_symbol_the_operator_is_composed_and_says_why() {
     let s = rig::stream(&device);
     let spec = TensorSpec::of(DType::F32, &[2, 2]).unwrap();
     let norm = RmsNormSpec::new(&spec, &spec, 0.0).unwrap();
-    let query = portolan_core::SpecRef::RmsNorm(&norm);
+    let query = SpecRef::RmsNorm(&norm);
     let why = device.support(&OpQuery { spec: query, determinism: Determinism::RunToRun });
     assert_eq!(why, Support::Composed(Unsupported::Symbol("aclnnRmsNormGetWorkspaceSize")));
     let x = s.upload(&[3f32, 3.0, -2.0, 2.0], spec.shape()).unwrap();
@@ -150,4 +236,104 @@ fn without_the_fused_symbol_the_operator_is_composed_and_says_why() {
     assert_eq!(s.report().compositions.len(), 1);
     drop((x, out, s, device));
     assert_empties(&world);
+}
+
+#[test]
+fn a_ragged_batch_is_a_call_for_each_run_of_lengths() {
+    let world = world("A3", Adversary::Late, 0);
+    let device = open(&world);
+    let s = rig::stream(&device);
+    let (new, all) = ([2u32, 1, 1, 0, 5], [9u32, 4, 20, 7, 5]);
+    let (tokens, padding) = (9, 2);
+    let noise = |dims: &[usize], seed: usize| {
+        let spec = TensorSpec::of(DType::F32, dims).unwrap();
+        let values: Vec<f32> =
+            (0..spec.numel()).map(|i| ((i * 37 + seed) % 101) as f32 / 50.0 - 1.0).collect();
+        let (x, mut out) =
+            (s.upload(&values, spec.shape()).unwrap(), s.empty(&spec.with_dtype(DType::BF16)).unwrap());
+        s.run(Cast::new(&x, &mut out).unwrap()).unwrap();
+        out
+    };
+    let q = noise(&[tokens + padding, 4, 16], 1);
+    let (k, v) = (noise(&[5, 24, 2, 16], 2), noise(&[5, 24, 2, 16], 3));
+    let lens = [&new, &all].map(|lens| Lens::upload(&s, lens, 24).unwrap());
+    // What only the device knows is composed.
+    let unknown = [0, 1].map(|i| Lens::new(lens[i].tensor().clone(), 24, None).unwrap());
+    let attend = |lens: &[Lens; 2]| {
+        let mut out = s.empty(q.spec()).unwrap();
+        let mut lse = s.empty(&TensorSpec::of(DType::F32, &[tokens + padding, 4]).unwrap()).unwrap();
+        let before = last(&world);
+        let call = Attention::new(&q, &k, &v, &lens[0], &lens[1], &mut out).unwrap();
+        s.run(call.lse(&mut lse).unwrap()).unwrap();
+        let calls = world.calls(before).unwrap();
+        let fused = launches(&calls).iter().filter(|name| name.contains("FusedInferAttention")).count();
+        let mut wide = s.empty(&q.spec().with_dtype(DType::F32)).unwrap();
+        s.run(Cast::new(&out, &mut wide).unwrap()).unwrap();
+        let [out, lse] = [&wide, &lse].map(|x| s.download::<f32>(x).unwrap().wait().unwrap());
+        (fused, out, lse)
+    };
+    let ((calls, out, lse), (composed, want, want_lse)) = (attend(&lens), attend(&unknown));
+    assert_eq!((calls, composed), (3, 0));
+    // Two roundings to bf16 of means of numbers of at most 1.
+    assert!(out.iter().zip(&want).all(|(got, want)| (got - want).abs() <= 8e-3), "{out:?} {want:?}");
+    let close = |(got, want): (&f32, &f32)| got == want || (got - want).abs() < 1e-4;
+    assert!(lse.iter().zip(&want_lse).all(close), "{lse:?} {want_lse:?}");
+    assert!(out[tokens * 64..].iter().all(|x| *x == 0.0));
+    assert!(lse[tokens * 4..].iter().all(|x| *x == f32::NEG_INFINITY));
+    drop((q, k, v, lens, unknown, s, device));
+    assert_empties(&world);
+}
+
+#[test]
+fn rows_find_their_pages_on_the_device_and_padding_finds_none() {
+    let world = world("A3", Adversary::Late, 0);
+    let device = open(&world);
+    let s = rig::stream(&device);
+    let spec = |dims: &[usize]| TensorSpec::of(DType::F32, dims).unwrap();
+    let (rows, pages) = (spec(&[5, 1, 2]), spec(&[4, 16, 1, 2]));
+    let x = s.upload(&(1..=10).map(|x| x as f32).collect::<Vec<_>>(), rows.shape()).unwrap();
+    // The second page of the first sequence is absent.
+    let table = s.upload(&[2i32, -1, 0, 3], &portolan_ops::Shape::new(&[2, 2]).unwrap()).unwrap();
+    let lens = [&[2u32, 2], &[3u32, 17]].map(|lens| Lens::upload(&s, lens, 32).unwrap());
+    let unknown = [0, 1].map(|i| Lens::new(lens[i].tensor().clone(), 32, None).unwrap());
+    let written = |lens: &[Lens; 2]| {
+        let mut cache = s.empty(&pages).unwrap();
+        s.run(Fill::new(&mut cache, 0.0).unwrap()).unwrap();
+        let before = s.report().compositions.len();
+        s.run(KvCacheWrite::paged(&x, &mut cache, &table, &lens[0], &lens[1]).unwrap()).unwrap();
+        let composed = s.report().compositions.len() > before;
+        (composed, s.download::<f32>(&cache).unwrap().wait().unwrap())
+    };
+    let mut want = vec![0f32; 4 * 16 * 2];
+    // Positions 1 and 2 in page 2; 15 in page 0 and 16 in page 3; the fifth row is nobody's.
+    for (row, slot) in [2 * 16 + 1, 2 * 16 + 2, 15, 3 * 16].into_iter().enumerate() {
+        want[2 * slot..2 * slot + 2].copy_from_slice(&[2.0 * row as f32 + 1.0, 2.0 * row as f32 + 2.0]);
+    }
+    assert_eq!(written(&lens), (false, want.clone()));
+    assert_eq!(written(&unknown), (true, want));
+    drop((x, table, lens, unknown, s, device));
+    assert_empties(&world);
+}
+
+#[test]
+fn sinks_and_other_changes_of_scores_are_not_dropped_by_the_fused_kernel() {
+    let world = world("A3", Adversary::Late, 0);
+    let device = open(&world);
+    let bf16 = |dims: &[usize]| TensorSpec::of(DType::BF16, dims).unwrap();
+    let lens = |len| {
+        let lens =
+            LensSpec::new("attention", "lens", &TensorSpec::of(DType::I32, &[1]).unwrap(), len).unwrap();
+        lens.with_host("attention", "lens", [len].into()).unwrap()
+    };
+    let (q, cache) = (bf16(&[1, 4, 16]), bf16(&[1, 8, 2, 16]));
+    let plain = AttentionSpec::new(&q, &cache, &cache, &lens(1), &lens(8), &q).unwrap();
+    let sinks = plain.clone().with_sinks(&TensorSpec::of(DType::F32, &[4]).unwrap()).unwrap();
+    let capped = plain.clone().with_soft_cap(30.0).unwrap();
+    let support = |spec: &AttentionSpec| {
+        device.support(&OpQuery { spec: SpecRef::Attention(spec), determinism: Determinism::RunToRun })
+    };
+    assert_eq!(support(&plain), Support::Native);
+    for spec in [sinks, capped] {
+        assert_eq!(support(&spec), Support::Composed(Unsupported::NotImplemented));
+    }
 }

@@ -10,8 +10,15 @@ use rig::{assert_empties, backend_in, world};
 use std::sync::{Arc, Mutex};
 
 /// Operators of thousands of launches, and what part of the usual cases the ordinary tests run of them.
-const LONG: [(OpKind, usize); 4] =
-    [(OpKind::SsdScan, 6), (OpKind::Attention, 3), (OpKind::PagedAttention, 3), (OpKind::MlaDecode, 3)];
+const LONG: [(OpKind, usize); 7] = [
+    (OpKind::SsdScan, 6),
+    (OpKind::Attention, 3),
+    (OpKind::PagedAttention, 3),
+    (OpKind::MlaDecode, 3),
+    (OpKind::SparseAttention, 2),
+    (OpKind::GroupedGemm, 2),
+    (OpKind::ExpertFfn, 2),
+];
 
 /// Every `every`-th case of an operator on a product; with `PORTOLAN_ALL_CASES=1`, all on A3.
 fn operator(soc: &'static str, kind: OpKind, every: usize) {

@@ -5,8 +5,8 @@
 mod rig;
 
 use portolan_cann_sys::sim::Adversary;
-use portolan_core::SupportCount;
-use portolan_ops::Determinism;
+use portolan_core::{SupportCount, native_fused};
+use portolan_ops::{DType, Determinism};
 use rig::{open, world};
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -14,13 +14,22 @@ use std::fmt::Write;
 const PRODUCTS: [&str; 4] = ["310P", "A2", "A3", "950"];
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support.txt");
 
+/// Fused operators that A3 has a native kernel of for bf16, at least: 70 % of all.
+const FUSED_IN_BF16: usize = 25;
+
 /// The counts of every product and operator, in the order of the table.
 fn counts() -> Vec<(String, SupportCount)> {
     let mut rows = Vec::new();
     for soc in PRODUCTS {
         let world = world(soc, Adversary::Late, 0);
         let device = open(&world);
-        for op in device.support_table(Determinism::RunToRun).unwrap() {
+        let table = device.support_table(Determinism::RunToRun).unwrap();
+        if soc == "A3" {
+            let (native, fused) = native_fused(&table, DType::BF16);
+            println!("{native} of {fused} fused operators are native in bf16 on A3");
+            assert!(native >= FUSED_IN_BF16 && 10 * native >= 7 * fused, "{native} of {fused}");
+        }
+        for op in table {
             rows.push((format!("{soc} {}", op.kind.name()), op.total));
         }
     }

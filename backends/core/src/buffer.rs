@@ -82,6 +82,12 @@ impl Buffer {
         lock(&self.0.usage)
     }
 
+    /// Which operator wrote the memory last, as its stream and its place there: two equal answers for one buffer mean equal
+    /// contents. `None` before the first.
+    pub fn written(&self) -> Option<(u64, u64)> {
+        self.usage().write.map(|point| (point.stream, point.seq))
+    }
+
     /// Whether both handles are the same memory.
     pub fn same(&self, other: &Buffer) -> bool {
         Arc::ptr_eq(&self.0, &other.0)

@@ -57,7 +57,7 @@ pub use registry::Registry;
 pub use report::{OpUse, StreamReport};
 pub use scope::{Path, Scope};
 pub use stream::{Fallback, Stream, StreamOptions};
-pub use support::{OpSupport, SupportCount};
+pub use support::{OpSupport, SupportCount, native_fused};
 pub use tensor::Tensor;
 pub use transfer::Pending;
 pub use weight::{Lens, PackedWeight, Packing, QuantTensor, Weight};

@@ -64,6 +64,14 @@ impl OpSupport {
     }
 }
 
+/// Of the fused operators in a table, how many have a native kernel for some case with an operand of `dtype`, and how many
+/// fused operators there are.
+pub fn native_fused(table: &[OpSupport], dtype: DType) -> (usize, usize) {
+    let fused = || table.iter().filter(|op| op.kind.is_fused());
+    let native = |op: &&OpSupport| op.by_dtype.iter().any(|(of, count)| *of == dtype && count.native > 0);
+    (fused().filter(native).count(), fused().count())
+}
+
 fn survey<C: Cases + Dispatch>(device: &Device, level: Determinism) -> Result<OpSupport> {
     let mut row = OpSupport::none(C::KIND);
     for case in C::cases()? {

@@ -406,6 +406,19 @@ impl Cases for GroupedGemmSpec {
                 }
             }
         }
+        // Codes on both sides and 16 bits around them: what products of codes on devices take and give.
+        for x in [DType::F16, DType::BF16] {
+            for (edge, [rows, experts, n, k]) in
+                [("one_row_each", [3, 3, 18, 96]), ("ragged", [17, 3, 21, 290]), ("many", [70, 64, 19, 64])]
+            {
+                let weight = ExpertsSpec::of(crate::quant::QuantScheme::INT8_ROW, experts, n, k)?;
+                let (share_name, share) = shares(rows, experts).swap_remove(0);
+                for LaidOut { layout, spec, numbers } in layouts(&weight, [x, x], rows, &share)? {
+                    let name = format!("grouped_gemm/{layout}/i8_row_{x}/int8_row/{edge}/{share_name}");
+                    cases.push(filled(name, spec.with_act_quant(ActQuant::INT8_ROW)?, numbers));
+                }
+            }
+        }
         cases.extend(strided()?);
         Ok(cases)
     }

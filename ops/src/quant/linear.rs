@@ -371,6 +371,32 @@ impl Cases for LinearSpec {
                 });
             }
         }
+        // Codes on both sides and 16 bits around them: what products of codes on devices take and give.
+        for x in [DType::F16, DType::BF16] {
+            for (edge, m, n, k, out) in [
+                ("one", 1, 1, 1, x),
+                ("vector", 1, 33, 256, x),
+                ("rows", 17, 35, 320, x),
+                ("f32", 5, 21, 96, DType::F32),
+            ] {
+                let weight = WeightSpec::from(QuantSpec::of(QuantScheme::INT8_ROW, n, k)?);
+                let spec = plain(&weight, x, out, m)?.with_act_quant(ActQuant::INT8_ROW)?;
+                let as_it_comes = spec.clone().with_act_quant(ActQuant::None)?;
+                cases.push(filled(format!("linear/i8_row_{x}/none/{edge}"), as_it_comes));
+                cases.push(filled(format!("linear/i8_row_{x}/int8_row/{edge}"), spec.clone()));
+                if edge == "rows" {
+                    // Rows of zeros and rows that hold no number.
+                    let x = |i: usize| match (i / k, i % k) {
+                        (3, _) => 0.0,
+                        (5, 7) => f64::NAN,
+                        (9, 300) => f64::NEG_INFINITY,
+                        (_, column) => (column % 7) as f64 / 8.0 - 0.375,
+                    };
+                    let case = filled(format!("linear/i8_row_{}/int8_row/no_numbers", spec.x.dtype()), spec);
+                    cases.push(case.fill("x", Fill::Values((0..m * k).map(x).collect())));
+                }
+            }
+        }
         // Every epilogue and type of result, three-dimensional x, and rows with gaps on every side.
         for (name, scheme) in [("q4_1", QuantScheme::Q4_1), ("q6_k", QuantScheme::Q6_K)] {
             let weight = WeightSpec::from(QuantSpec::of(scheme, 21, 288)?);

@@ -1,10 +1,13 @@
 //! Attention over contiguous caches: the vendor's fused kernel, which takes 16-bit heads, lengths on the host, and as
-//! many queries in each sequence.
+//! many queries in each sequence; a batch of several such is a call each.
 
 use super::Native;
 use crate::aclnn::{Plan, Run, Soc, aclnn};
-use crate::descriptor::{AclInts, AclTensor, NONE};
+use crate::descriptor::{AclInts, AclTensor, AclTensors, NONE};
+use crate::memory;
 use crate::product::Product;
+use core::ops::Range;
+use portolan_core::sync::lock;
 use portolan_core::{Call, Tensor};
 use portolan_ops::attention::{AttentionMask, AttentionQuery, AttentionSpec};
 use portolan_ops::{DType, OpError, Result, TensorSpec, Unsupported};
@@ -26,11 +29,33 @@ enum Sparse {
     Band(i64),
 }
 
-/// How many queries each sequence has: as many in all.
-fn queries(query: &AttentionQuery) -> Option<usize> {
-    let lens = query.q_lens().host()?;
-    let first = *lens.first()? as usize;
-    (lens.iter().all(|&len| len as usize == first) && first * lens.len() == query.tokens()).then_some(first)
+/// Calls of one launch at most: neighbouring sequences with as many queries share one.
+const MOST_CALLS: usize = 8;
+
+/// Neighbouring sequences with as many queries.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Part {
+    sequences: Range<usize>,
+    /// Queries of each, and the first one's row.
+    queries: usize,
+    first: usize,
+}
+
+/// Sequences that have queries, in parts of one call each.
+fn parts(q_lens: &[u32]) -> Vec<Part> {
+    let (mut parts, mut first): (Vec<Part>, usize) = (Vec::new(), 0);
+    for (sequence, &len) in q_lens.iter().enumerate() {
+        let queries = len as usize;
+        match parts.last_mut() {
+            Some(part) if part.queries == queries && part.sequences.end == sequence => {
+                part.sequences.end += 1
+            }
+            _ if queries == 0 => {}
+            _ => parts.push(Part { sequences: sequence..sequence + 1, queries, first }),
+        }
+        first += queries;
+    }
+    parts
 }
 
 fn sparse(query: &AttentionQuery, queries: usize) -> Sparse {
@@ -56,26 +81,41 @@ pub(super) fn plan_query(soc: &Soc<'_>, query: &AttentionQuery, cache: [&TensorS
             return Err(Unsupported::DType(spec.dtype()));
         }
     }
-    if !query.scores().is_plain() {
+    // Sinks join a newer version's sums, in 16 bits.
+    if !query.scores().is_plain() || query.scores().sinks().is_some() {
         return Err(Unsupported::NotImplemented);
     }
-    let d = query.head_dim();
-    if !d.is_multiple_of(16) || !(16..=512).contains(&d) || query.v_head_dim() != d {
-        return Err(Unsupported::Shape("heads of a multiple of 16 elements, at most 512"));
-    }
     let Some(all) = query.kv_lens().host() else { return Err(Unsupported::HostLengths) };
-    if query.q_lens().host().is_none() {
-        return Err(Unsupported::HostLengths);
-    }
-    let count = queries(query).ok_or(Unsupported::Shape("as many queries in each sequence"))?;
-    if all.iter().any(|&len| (len as usize) < count.max(1)) {
+    let Some(new) = query.q_lens().host() else { return Err(Unsupported::HostLengths) };
+    if new.iter().zip(all.iter()).any(|(new, all)| new > all) {
         return Err(Unsupported::Shape("a visible key for each query"));
+    }
+    if parts(new).len() > MOST_CALLS {
+        return Err(Unsupported::Shape("at most 8 changes of the number of queries"));
     }
     soc.has("aclnnFusedInferAttentionScoreV3GetWorkspaceSize")
 }
 
+/// Whether it takes heads of this length, whose values are as long.
+pub(super) fn plan_heads(query: &AttentionQuery) -> Plan {
+    let d = query.head_dim();
+    match d.is_multiple_of(16) && (16..=512).contains(&d) && query.v_head_dim() == d {
+        true => Ok(()),
+        false => Err(Unsupported::Shape("heads of a multiple of 16 elements, at most 512")),
+    }
+}
+
+/// Whether it takes pages of so many positions.
+pub(super) fn plan_pages(positions: usize) -> Plan {
+    match positions.is_multiple_of(16) && (16..=1024).contains(&positions) {
+        true => Ok(()),
+        false => Err(Unsupported::Shape("pages of a multiple of 16 positions, at most 1024")),
+    }
+}
+
 impl Native for AttentionSpec {
     fn plan(&self, soc: &Soc<'_>) -> Plan {
+        plan_heads(self.query())?;
         plan_query(soc, self.query(), [self.k(), self.v()])
     }
 
@@ -85,6 +125,7 @@ impl Native for AttentionSpec {
             query: op.spec().query(),
             keys: k,
             values: v,
+            rotary: None,
             table: None,
             page: 0,
             lse: op.tensor("lse"),
@@ -98,6 +139,8 @@ pub(super) struct Fused<'a> {
     pub(super) query: &'a AttentionQuery,
     pub(super) keys: Tensor,
     pub(super) values: Tensor,
+    /// Rotary parts of the queries and of the keys, where they are apart: they count for the scores only.
+    pub(super) rotary: Option<[Tensor; 2]>,
     /// Pages of every sequence, and positions of a page.
     pub(super) table: Option<Tensor>,
     pub(super) page: i64,
@@ -106,14 +149,41 @@ pub(super) struct Fused<'a> {
 
 impl Fused<'_> {
     pub(super) fn launch(&self, run: &Run<'_, '_>, q: &Tensor, out: &Tensor) -> Result<()> {
-        let query = self.query;
         let internal = || OpError::internal("attention", "lengths are not on the host");
-        let count = queries(query).ok_or_else(internal)?;
-        let all: Vec<i64> =
-            query.kv_lens().host().ok_or_else(internal)?.iter().map(|&n| i64::from(n)).collect();
-        let (batch, heads, d) = (all.len(), query.num_heads(), query.head_dim());
+        let new = self.query.q_lens().host().ok_or_else(internal)?;
+        let all = self.query.kv_lens().host().ok_or_else(internal)?;
         let dense = out.spec().is_contiguous();
         let result = if dense { out.clone() } else { run.scratch(out.dtype(), out.dims())? };
+        let parts = parts(new);
+        let bounded = parts.iter().any(|part| !matches!(sparse(self.query, part.queries), Sparse::All));
+        let mask = if bounded { Some(Triangle::of(run)?) } else { None };
+        for part in &parts {
+            let lens: Vec<i64> = all[part.sequences.clone()].iter().map(|&len| i64::from(len)).collect();
+            self.part(run, part, &lens, mask.as_ref(), [q, &result])?;
+        }
+        // Rows past the last sequence are nobody's.
+        let (used, rows) = (new.iter().map(|&len| len as usize).sum::<usize>(), out.dims()[0]);
+        if used < rows {
+            run.zero(&result.narrow(0, used, rows - used)?)?;
+            if let Some(lse) = &self.lse {
+                run.fill(&lse.narrow(0, used, rows - used)?, f64::NEG_INFINITY)?;
+            }
+        }
+        if dense { Ok(()) } else { run.copy(&result, out) }
+    }
+
+    /// One call, of sequences with as many queries.
+    fn part(
+        &self,
+        run: &Run<'_, '_>,
+        part: &Part,
+        lens: &[i64],
+        mask: Option<&Triangle<'_>>,
+        [q, out]: [&Tensor; 2],
+    ) -> Result<()> {
+        let query = self.query;
+        let (batch, count, first) = (lens.len(), part.queries, part.first);
+        let (heads, d) = (query.num_heads(), query.v_head_dim());
         let sums = match &self.lse {
             Some(_) => Some(run.scratch(DType::F32, &[batch, heads, count, 1])?),
             None => None,
@@ -123,35 +193,45 @@ impl Fused<'_> {
             Sparse::Causal => (3, EVERYTHING),
             Sparse::Band(before) => (4, before),
         };
-        let hidden = if sparse_mode == 0 { None } else { Some(triangle(run)?) };
-        let mask = hidden.as_ref().map(|mask| run.tensor(mask)).transpose()?;
-        let table = self.table.as_ref().map(|table| run.tensor(table)).transpose()?;
-        // Queries may be a part of what the layer's product gave; its rows divide into sequences as they are.
-        let dims = [batch, count, heads, d];
-        let q_view = match q.reshape(&dims) {
-            Ok(view) => view,
-            Err(_) => super::scatter::contiguous(run, q)?.reshape(&dims)?,
+        // Pages are all sequences', rows of a cache are each one's own.
+        let own = |x: &Tensor| match &self.table {
+            Some(_) => Ok(x.clone()),
+            None => x.narrow(0, part.sequences.start, batch),
         };
-        let out_view = run.tensor(&result.reshape(&[batch, count, heads, d])?)?;
+        let table = match &self.table {
+            Some(table) => Some(run.tensor(&table.narrow(0, part.sequences.start, batch)?)?),
+            None => None,
+        };
+        // Queries may be a part of what the layer's product gave; its rows divide into sequences as they are.
+        let by_sequence = |q: &Tensor| {
+            let (rows, dims) = (q.narrow(0, first, batch * count)?, [batch, count, heads, q.dims()[2]]);
+            rows.reshape(&dims).or_else(|_| super::scatter::contiguous(run, &rows)?.reshape(&dims))
+        };
+        let q_view = by_sequence(q)?;
+        let rotary = match &self.rotary {
+            Some([queries, keys]) => Some([run.tensor(&by_sequence(queries)?)?, run.tensor(&own(keys)?)?]),
+            None => None,
+        };
+        let out_view = out.narrow(0, first, batch * count)?.reshape(&[batch, count, heads, d])?;
         self.call(
             run,
             Operands {
                 q: run.tensor(&q_view)?,
-                out: out_view,
+                keys: run.tensors(&[&own(&self.keys)?])?,
+                values: run.tensors(&[&own(&self.values)?])?,
+                out: run.tensor(&out_view)?,
                 sums: sums.as_ref().map(|sums| run.tensor(sums)).transpose()?,
-                mask,
+                mask: mask.map(|mask| &mask.mask).filter(|_| sparse_mode != 0),
                 table,
-                lens: run.ints(&all)?,
+                rotary,
+                lens: run.ints(lens)?,
             },
             (sparse_mode, before),
         )?;
-        if !dense {
-            run.copy(&result, out)?;
-        }
         if let (Some(lse), Some(sums)) = (&self.lse, &sums) {
             // From heads of sequences to heads of tokens.
             let by_token = sums.reshape(&[batch, heads, count])?.transpose(1, 2)?;
-            let lse = lse.reshape(&[batch, count, heads])?;
+            let lse = lse.narrow(0, first, batch * count)?.reshape(&[batch, count, heads])?;
             run.copy(&by_token, &lse)?;
         }
         Ok(())
@@ -159,20 +239,20 @@ impl Fused<'_> {
 
     fn call(&self, run: &Run<'_, '_>, with: Operands<'_>, (sparse_mode, before): (i64, i64)) -> Result<()> {
         let query = self.query;
-        let (keys, values) = (run.tensors(&[&self.keys])?, run.tensors(&[&self.values])?);
         let (heads, kv_heads) = (query.num_heads() as i64, query.num_kv_heads() as i64);
         let scale = f64::from(query.scale());
         let (after, mode, wants_sums) =
             (if sparse_mode == 0 { EVERYTHING } else { 0 }, 0i64, with.sums.is_some());
         let none = NONE;
         let no_lens: Option<AclInts<'_>> = None;
+        let (q_rotary, k_rotary) = with.rotary.map(|[q, k]| (q, k)).unzip();
         aclnn!(
             run,
             aclnnFusedInferAttentionScoreV3GetWorkspaceSize,
             aclnnFusedInferAttentionScoreV3,
             with.q,
-            keys,
-            values,
+            with.keys,
+            with.values,
             none, // pseShift
             with.mask,
             no_lens, // actualSeqLengths: all of a sequence's queries
@@ -194,9 +274,9 @@ impl Fused<'_> {
             none, // shared prefixes
             none,
             no_lens,
-            none, // queryRope, keyRope, its scale
-            none,
-            none,
+            q_rotary,
+            k_rotary,
+            none, // the scale of keyRope
             heads,
             scale,
             before,
@@ -218,18 +298,58 @@ impl Fused<'_> {
 
 struct Operands<'a> {
     q: AclTensor<'a>,
+    keys: AclTensors<'a>,
+    values: AclTensors<'a>,
     out: AclTensor<'a>,
     sums: Option<AclTensor<'a>>,
-    mask: Option<AclTensor<'a>>,
+    mask: Option<&'a AclTensor<'a>>,
     table: Option<AclTensor<'a>>,
+    rotary: Option<[AclTensor<'a>; 2]>,
     lens: AclInts<'a>,
 }
 
 /// Ones above the diagonal: what the kernel's causal modes take for a mask of any size.
-fn triangle(run: &Run<'_, '_>) -> Result<Tensor> {
-    let ones = run.full(DType::Bool, &[COMPRESSED, COMPRESSED], 1.0)?;
-    let mask = run.scratch(DType::Bool, &[COMPRESSED, COMPRESSED])?;
-    let (from, to) = (run.tensor(&ones)?, run.tensor(&mask)?);
-    aclnn!(run, aclnnTriuGetWorkspaceSize, aclnnTriu, from, 1i64, to)?;
-    Ok(mask)
+struct Triangle<'a> {
+    mask: AclTensor<'a>,
+    /// Where it is, unless the device keeps it.
+    _scratch: Option<Tensor>,
+}
+
+impl<'a> Triangle<'a> {
+    /// The one that the device keeps, from its first use on; while a graph is recorded and there is none yet, one of the
+    /// launch's own.
+    fn of(run: &'a Run<'_, '_>) -> Result<Self> {
+        let spec = TensorSpec::of(DType::Bool, &[COMPRESSED, COMPRESSED])?;
+        if let Some((stream, on)) = run.target() {
+            let mut kept = lock(&on.driver.device(on.device)?.triangle);
+            if kept.is_none() && !stream.is_recorded(on) {
+                let row = |i: usize| (0..COMPRESSED).map(move |j| u8::from(j > i));
+                let bytes: Vec<u8> = (0..COMPRESSED).flat_map(row).collect();
+                *kept = Some(memory::constant(on, &bytes)?);
+            }
+            if let Some(address) = *kept {
+                return Ok(Self { mask: run.memory(&spec, address)?, _scratch: None });
+            }
+        }
+        let ones = run.full(DType::Bool, spec.dims(), 1.0)?;
+        let mask = run.scratch(DType::Bool, spec.dims())?;
+        let (from, to) = (run.tensor(&ones)?, run.tensor(&mask)?);
+        aclnn!(run, aclnnTriuGetWorkspaceSize, aclnnTriu, from, 1i64, to)?;
+        Ok(Self { mask: to, _scratch: Some(mask) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbours_with_as_many_queries_share_a_call() {
+        let part = |sequences, queries, first| Part { sequences, queries, first };
+        assert_eq!(parts(&[1, 1, 1]), [part(0..3, 1, 0)]);
+        assert_eq!(parts(&[5, 1, 1, 5]), [part(0..1, 5, 0), part(1..3, 1, 5), part(3..4, 5, 7)]);
+        // What has no queries is between others, not among them.
+        assert_eq!(parts(&[0, 2, 0, 2, 2]), [part(1..2, 2, 0), part(3..5, 2, 2)]);
+        assert_eq!(parts(&[0, 0]), []);
+    }
 }

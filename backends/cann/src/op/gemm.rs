@@ -60,7 +60,8 @@ pub(super) struct Epilogue {
 }
 
 impl Epilogue {
-    fn is_nothing(&self) -> bool {
+    /// Whether the product is the result.
+    pub(super) fn is_nothing(&self) -> bool {
         self.is_bias() && self.bias.is_none()
     }
 
@@ -100,21 +101,26 @@ pub(super) fn multiply(
     }
     let sums = run.scratch(DType::F32, out.dims())?;
     product(run, a, b, k, &sums)?;
+    finish(run, &sums, epilogue, out)
+}
+
+/// `out = epilogue(sums)`, sums in f32, which it changes.
+pub(super) fn finish(run: &Run<'_, '_>, sums: &Tensor, epilogue: &Epilogue, out: &Tensor) -> Result<()> {
     if epilogue.alpha != 1.0 {
-        run.muls(&sums, epilogue.alpha, &sums)?;
+        run.muls(sums, epilogue.alpha, sums)?;
     }
     if let Some((added, factor)) = &epilogue.added {
-        run.add(&sums, added, *factor, &sums)?;
+        run.add(sums, added, *factor, sums)?;
     }
     if let Some(bias) = &epilogue.bias {
-        run.add(&sums, bias, 1.0, &sums)?;
+        run.add(sums, bias, 1.0, sums)?;
     }
     match out.dtype() {
-        DType::F32 => run.activate(epilogue.activation, &sums, out),
-        _ if epilogue.activation == Activation::Identity => run.cast(&sums, out),
+        DType::F32 => run.activate(epilogue.activation, sums, out),
+        _ if epilogue.activation == Activation::Identity => run.cast(sums, out),
         _ => {
             let activated = run.scratch(DType::F32, out.dims())?;
-            run.activate(epilogue.activation, &sums, &activated)?;
+            run.activate(epilogue.activation, sums, &activated)?;
             run.cast(&activated, out)
         }
     }

@@ -3,6 +3,7 @@
 
 use super::Native;
 use super::gemm::{Epilogue, multiply, plan_product};
+use super::linear::{plan_rows, row_codes};
 use super::scatter::contiguous;
 use crate::aclnn::{Plan, Run, Soc, aclnn};
 use crate::descriptor::AclTensors;
@@ -10,7 +11,7 @@ use crate::product::Product;
 use portolan_core::{Call, Tensor};
 use portolan_ops::kernel::Activation;
 use portolan_ops::moe::GroupedGemmSpec;
-use portolan_ops::quant::WeightSpec;
+use portolan_ops::quant::{QuantSpec, WeightSpec};
 use portolan_ops::{DType, Result, Unsupported};
 
 /// Most groups of one weight.
@@ -18,7 +19,11 @@ const MOST: usize = 1024;
 
 impl Native for GroupedGemmSpec {
     fn plan(&self, soc: &Soc<'_>) -> Plan {
-        let WeightSpec::Dense(weight) = self.weight().one() else { return Err(Unsupported::NotImplemented) };
+        let weight = match self.weight().one() {
+            WeightSpec::Dense(weight) => weight,
+            WeightSpec::Quant(weight) => return plan_codes(soc, self, weight),
+            _ => return Err(Unsupported::NotImplemented),
+        };
         plan_product(soc, [self.x(), weight])?;
         let (experts, k) = (self.weight().count(), self.weight().k());
         if experts == 0 || k == 0 {
@@ -41,12 +46,37 @@ impl Native for GroupedGemmSpec {
 
     fn launch(run: &Run<'_, '_>, op: &Call<Self>) -> Result<()> {
         let (x, out) = (op.require("x")?, op.require("out")?);
+        if let WeightSpec::Quant(_) = op.spec().weight().one() {
+            let (weight, scale) = (op.require("weight.codes")?, op.require("weight.scale")?);
+            let by_column = run.typed(&scale.reshape(&weight.dims()[..2])?, DType::F32)?;
+            let (codes, by_row) = row_codes(run, &contiguous(run, &x)?)?;
+            let weight = contiguous(run, &weight)?.transpose(1, 2)?;
+            let scales = Some([&by_column, &by_row]);
+            return behind(run, [&codes, &weight], scales, &op.require("offsets")?, &out);
+        }
         let weight = op.require("weight")?.transpose(1, 2)?;
         match op.tensor("counts") {
             Some(counts) => rooms(run, op, &x, &weight, &counts, &out),
-            None => behind(run, &x, &weight, &op.require("offsets")?, &out),
+            None => behind(run, [&x, &weight], None, &op.require("offsets")?, &out),
         }
     }
+}
+
+/// Whether the vendor multiplies groups of such codes: of 8 bits on both sides, a scale for each row, results of 16 bits.
+fn plan_codes(soc: &Soc<'_>, spec: &GroupedGemmSpec, weight: &QuantSpec) -> Plan {
+    plan_rows(soc, weight, spec.act_quant())?;
+    if spec.counts().is_some() || spec.bias().is_some() {
+        return Err(Unsupported::NotImplemented);
+    }
+    let (x, out) = (spec.x().dtype(), spec.out().dtype());
+    if !matches!(out, DType::F16 | DType::BF16) || x != out {
+        return Err(Unsupported::DType(out));
+    }
+    if !(1..=MOST).contains(&spec.weight().count()) {
+        return Err(Unsupported::Shape("1 to 1024 experts"));
+    }
+    soc.compute_all([spec.x(), weight.scale()])?;
+    soc.has("aclnnGroupedMatmulV4GetWorkspaceSize")
 }
 
 /// `[E, C, k]` times `[E, k, n]`, of which each expert keeps its first rows.
@@ -67,8 +97,14 @@ fn rooms(
     run.zero_where(&beyond.reshape(&[experts, room, 1])?, out)
 }
 
-/// `[M, k]` times the weight of the expert whose row it is.
-fn behind(run: &Run<'_, '_>, x: &Tensor, weight: &Tensor, offsets: &Tensor, out: &Tensor) -> Result<()> {
+/// `[M, k]` times the weight of the expert whose row it is; scales of codes are by expert and column, and by row.
+fn behind(
+    run: &Run<'_, '_>,
+    [x, weight]: [&Tensor; 2],
+    scales: Option<[&Tensor; 2]>,
+    offsets: &Tensor,
+    out: &Tensor,
+) -> Result<()> {
     let (experts, rows) = (weight.dims()[0], out.dims()[0]);
     let ends = run.scratch(DType::I64, &[experts])?;
     run.cast(&offsets.narrow(0, 1, experts)?, &ends)?;
@@ -78,6 +114,9 @@ fn behind(run: &Run<'_, '_>, x: &Tensor, weight: &Tensor, offsets: &Tensor, out:
     let (from, by, to) = (run.tensors(&[&x])?, run.tensors(&[weight])?, run.tensors(&[&result])?);
     let ends = run.tensor(&ends)?;
     let none = || -> Option<AclTensors<'static>> { None };
+    let scales =
+        scales.map(|[column, row]| Ok((run.tensors(&[column])?, run.tensors(&[row])?))).transpose()?;
+    let (by_column, by_row) = scales.unzip();
     // One result; rows are split; running sums; no activation.
     let (split, kind, sums, activation) = (3i64, 0i64, 0i64, 0i64);
     aclnn!(
@@ -87,11 +126,11 @@ fn behind(run: &Run<'_, '_>, x: &Tensor, weight: &Tensor, offsets: &Tensor, out:
         from,
         by,
         none(), // bias
-        none(), // scale, offset
-        none(),
+        by_column,
+        none(), // offset
         none(), // antiquantScale, antiquantOffset
         none(),
-        none(), // perTokenScale
+        by_row,
         ends,
         none(), // activation's input, scale, offset
         none(),

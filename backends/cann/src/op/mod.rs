@@ -7,16 +7,21 @@ mod binary;
 mod cast;
 mod compare;
 mod copy;
+mod dequantize;
+mod dynamic_quantize;
 mod embedding;
 mod fill;
 mod gather;
 mod geglu;
 mod gemm;
 mod grouped_gemm;
+mod hadamard;
 mod kv_cache_write;
 mod layer_norm;
 mod linear;
 mod log_softmax;
+mod merge_attention;
+mod mla_decode;
 mod moe_gate;
 mod moe_permute;
 mod moe_unpermute;
@@ -25,11 +30,13 @@ mod random;
 mod reduce;
 mod rms_norm;
 mod rope;
+mod sample;
 mod scan;
 mod scatter;
 mod select;
 mod softmax;
 mod sort;
+mod sparse_attention;
 mod steps;
 mod swiglu;
 mod top_k;
@@ -73,20 +80,13 @@ macro_rules! composed {
 composed! {
     portolan_ops::quant::PrepackSpec,
     portolan_ops::quant::UnpackSpec,
-    portolan_ops::quant::DequantizeSpec,
     portolan_ops::quant::QuantizeSpec,
-    portolan_ops::quant::DynamicQuantizeSpec,
-    portolan_ops::quant::HadamardSpec,
     portolan_ops::moe::ExpertFfnSpec,
-    portolan_ops::attention::MlaDecodeSpec,
-    portolan_ops::attention::SparseAttentionSpec,
     portolan_ops::attention::IndexLogitsSpec,
-    portolan_ops::attention::MergeAttentionSpec,
     portolan_ops::ssm::CausalConv1dSpec,
     portolan_ops::ssm::SelectiveScanSpec,
     portolan_ops::ssm::SsdScanSpec,
     portolan_ops::ssm::GatedDeltaRuleSpec,
-    portolan_ops::sample::SampleSpec,
 }
 
 const HINT: &str = "cast to a type that the device has, or run it on cpu:0";

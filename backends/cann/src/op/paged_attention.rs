@@ -1,20 +1,17 @@
 //! Attention over paged caches: the same fused kernel, with a table of pages.
 
 use super::Native;
-use super::attention::{Fused, plan_query};
+use super::attention::{Fused, plan_heads, plan_pages, plan_query};
 use crate::aclnn::{Plan, Run, Soc};
 use portolan_core::Call;
+use portolan_ops::Result;
 use portolan_ops::attention::PagedAttentionSpec;
-use portolan_ops::{Result, Unsupported};
 
 impl Native for PagedAttentionSpec {
     fn plan(&self, soc: &Soc<'_>) -> Plan {
+        plan_heads(self.query())?;
         plan_query(soc, self.query(), [self.k(), self.v()])?;
-        let page = self.page_size();
-        match page.is_multiple_of(16) && (16..=1024).contains(&page) {
-            true => Ok(()),
-            false => Err(Unsupported::Shape("pages of a multiple of 16 positions, at most 1024")),
-        }
+        plan_pages(self.page_size())
     }
 
     fn launch(run: &Run<'_, '_>, op: &Call<Self>) -> Result<()> {
@@ -29,6 +26,7 @@ impl Native for PagedAttentionSpec {
             query: spec.query(),
             keys: rows("k")?,
             values: rows("v")?,
+            rotary: None,
             table: Some(op.require("block_table")?),
             page: page as i64,
             lse: op.tensor("lse"),

@@ -50,7 +50,6 @@ pub(super) fn without_weight(run: &Run<'_, '_>, x: &Tensor) -> Result<Tensor> {
     let (row, keep) = (run.ints(&[last as i64])?, true);
     let [from, to] = [run.tensor(x)?, run.tensor(&largest)?];
     aclnn!(run, aclnnAmaxGetWorkspaceSize, aclnnAmax, from, row, keep, to)?;
-    let nothing = run.scalar(DType::F32, f64::NEG_INFINITY)?;
-    aclnn!(run, aclnnEqScalarGetWorkspaceSize, aclnnEqScalar, to, nothing, run.tensor(&empty)?)?;
+    run.is_nothing(&largest, &empty)?;
     Ok(empty)
 }

@@ -90,6 +90,12 @@ impl Run<'_, '_> {
         aclnn!(self, aclnnLtScalarGetWorkspaceSize, aclnnLtScalar, self.tensor(x)?, value, self.tensor(out)?)
     }
 
+    /// `out = x is −∞`.
+    pub(super) fn is_nothing(&self, x: &Tensor, out: &Tensor) -> Result<()> {
+        let (from, nothing) = (self.tensor(x)?, self.scalar(DType::F32, f64::NEG_INFINITY)?);
+        aclnn!(self, aclnnEqScalarGetWorkspaceSize, aclnnEqScalar, from, nothing, self.tensor(out)?)
+    }
+
     /// Bits of 0 wherever the mask holds, which broadcasts.
     pub(super) fn zero_where(&self, mask: &Tensor, out: &Tensor) -> Result<()> {
         let (out, mask, zero) = (self.bits(out)?, self.tensor(mask)?, self.scalar(DType::I32, 0.0)?);

@@ -1,9 +1,11 @@
 //! Streams and events over the driver's own.
 
+mod angles;
 mod event;
 mod progress;
 mod stream;
 
+pub(crate) use angles::Turn;
 pub(crate) use stream::CannStream;
 
 use crate::CannBackend;

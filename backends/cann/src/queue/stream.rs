@@ -1,5 +1,6 @@
 //! A stream of the driver, which stops at its first error.
 
+use super::angles::Angles;
 use super::event::CannEvent;
 use super::progress::{Progress, Staged};
 use crate::context::OnDevice;
@@ -8,7 +9,7 @@ use crate::error;
 use crate::memory::PinnedBytes;
 use portolan_cann_sys::bindings::{
     ACL_EVENT_SYNC, ACL_EVENT_TIME_LINE, ACL_MEMCPY_DEVICE_TO_HOST, ACL_MEMCPY_HOST_TO_DEVICE,
-    ACL_STOP_ON_FAILURE, ACL_STREAM_STATUS_COMPLETE, aclrtStream,
+    ACL_MODEL_RI_CAPTURE_STATUS_NONE, ACL_STOP_ON_FAILURE, ACL_STREAM_STATUS_COMPLETE, aclrtStream,
 };
 use portolan_core::sync::{Mutex, lock};
 use portolan_core::{Fault, HostBuffer, Launch, Ordinal, RawEvent, RawStream, StreamOptions};
@@ -74,6 +75,8 @@ impl Shared {
 pub(crate) struct CannStream {
     handle: Handle,
     shared: Arc<Shared>,
+    /// Tables of rotations, for the launches that come.
+    pub(crate) angles: Mutex<Angles>,
 }
 
 #[derive(Clone, Copy)]
@@ -91,7 +94,7 @@ impl CannStream {
         call!(on.driver, device, aclrtCreateStream(&mut handle))?;
         let shared =
             Arc::new(Shared { driver: driver.clone(), device, progress: Mutex::new(Progress::default()) });
-        let stream = Self { handle: Handle(handle), shared };
+        let stream = Self { handle: Handle(handle), shared, angles: Mutex::default() };
         // Left alone, a stream goes on computing with what a failed operator left behind.
         call!(on.driver, device, aclrtSetStreamFailureMode(handle, u64::from(ACL_STOP_ON_FAILURE)))?;
         Ok(stream)
@@ -124,6 +127,16 @@ impl CannStream {
         enqueue(self.handle.0)?;
         progress.enqueue(launch);
         Ok(())
+    }
+
+    /// Whether a graph is being recorded: what is enqueued then runs at every replay, with what it finds in memory.
+    pub(crate) fn is_recorded(&self, on: &OnDevice<'_>) -> bool {
+        let (mut status, mut graph) = (ACL_MODEL_RI_CAPTURE_STATUS_NONE, core::ptr::null_mut());
+        match try_call!(on.driver, aclmdlRICaptureGetInfo(self.handle.0, &mut status, &mut graph)) {
+            Ok(asked) => asked.is_err() || status != ACL_MODEL_RI_CAPTURE_STATUS_NONE,
+            // A driver that does not know of graphs records none.
+            Err(_) => false,
+        }
     }
 
     /// Copies host memory, which may go at once, to the device.
@@ -254,6 +267,9 @@ impl Drop for CannStream {
             let _ = call!(on.driver, on.device, aclrtDestroyStream(self.handle.0));
         } else {
             let _ = call!(on.driver, on.device, aclrtDestroyStreamForce(self.handle.0));
+        }
+        for address in lock(&self.angles).drain() {
+            let _ = call!(on.driver, on.device, aclrtFree(core::ptr::without_provenance_mut(address)));
         }
     }
 }

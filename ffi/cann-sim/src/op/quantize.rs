@@ -97,13 +97,13 @@ fn back(args: &Args) -> Result<Run, Refusal> {
     })
 }
 
-/// The codes of a row, their scale and their offset.
+/// The codes of a row, their scale and their offset. Quotients are f32, as vector units have them.
 fn quantize(row: &[f64], dtype: Dtype, symmetric: bool) -> (Vec<f64>, f64, f64) {
     let single = |x: f64| f64::from(x as f32);
     let top = top(dtype);
     if symmetric {
         let scale = single(row.iter().fold(0.0, |most: f64, x| most.max(x.abs())) / top);
-        let codes = row.iter().map(|x| if scale == 0.0 { 0.0 } else { code(x / scale, dtype) });
+        let codes = row.iter().map(|x| if scale == 0.0 { 0.0 } else { code(single(x / scale), dtype) });
         return (codes.collect(), scale, 0.0);
     }
     let (least, most) =
