@@ -1,17 +1,18 @@
 //! A sequence in one call, in parts whose states are carried, and token by token: the same results to rounding; and
-//! the same bits for any number of threads.
+//! the same bits for any number of threads. And several sequences one behind the other, which have the bits they have
+//! alone.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use portolan::call::{CausalConv1d, GatedDeltaRule, SelectiveScan, SsdScan};
 use portolan::cpu::{CpuBackend, CpuOptions};
-use portolan::{DType, Registry, Stream, StreamOptions, Tensor, TensorSpec};
+use portolan::{DType, Lens, Registry, Stream, StreamOptions, Tensor, TensorSpec};
 use portolan_ops::{Fill, Result};
 
 const TOKENS: usize = 75;
 const BATCH: usize = 2;
 
-/// Runs tokens `first..first + count` from a state: `(inputs, parameters, state before, state behind, out)`.
-type Run = fn(&[Tensor], &[Tensor], &Tensor, &mut Tensor, &mut Tensor, &Stream) -> Result<()>;
+/// Runs tokens from a state: `(inputs, parameters, lengths, states before and behind, out)`.
+type Run = fn(&[Tensor], &[Tensor], Option<&Lens>, [&mut Tensor; 2], &mut Tensor, &Stream) -> Result<()>;
 
 /// An operator, and what it is tried on.
 struct Subject {
@@ -32,8 +33,12 @@ const SUBJECTS: [Subject; 5] = [
         out: &[150],
         parameters: &[(&[150, 4], -1.0, 1.0), (&[150], -1.0, 1.0)],
         state: &[3, 150],
-        run: |x, w, before, behind, out, s| {
+        run: |x, w, lens, [before, behind], out, s| {
             let op = CausalConv1d::new(&x[0], &w[0], out)?.bias(&w[1])?.silu()?;
+            let op = match lens {
+                Some(lens) => op.lens(lens)?,
+                None => op,
+            };
             s.run(op.initial(before)?.last(behind)?)
         },
     },
@@ -49,9 +54,13 @@ const SUBJECTS: [Subject; 5] = [
         out: &[70],
         parameters: &[(&[70, 16], -2.0, -0.1), (&[70], -1.0, 1.0)],
         state: &[70, 16],
-        run: |x, w, before, behind, out, s| {
+        run: |x, w, lens, [before, behind], out, s| {
             let op = SelectiveScan::new(&x[0], &x[1], &w[0], &x[2], &x[3], out)?;
             let op = op.z(&x[4])?.d(&w[1])?.delta_bias(&w[1])?.softplus()?;
+            let op = match lens {
+                Some(lens) => op.lens(lens)?,
+                None => op,
+            };
             s.run(op.initial(before)?.last(behind)?)
         },
     },
@@ -61,9 +70,13 @@ const SUBJECTS: [Subject; 5] = [
         out: &[6, 20],
         parameters: &[(&[6], -2.0, -0.1), (&[6], -1.0, 1.0)],
         state: &[6, 20, 24],
-        run: |x, w, before, behind, out, s| {
+        run: |x, w, lens, [before, behind], out, s| {
             let op = SsdScan::new(&x[0], &x[1], &w[0], &x[2], &x[3], out)?;
             let op = op.d(&w[1])?.delta_bias(&w[1])?.softplus()?.chunk(16)?;
+            let op = match lens {
+                Some(lens) => op.lens(lens)?,
+                None => op,
+            };
             s.run(op.initial(before)?.last(behind)?)
         },
     },
@@ -73,8 +86,12 @@ const SUBJECTS: [Subject; 5] = [
         out: &[5, 17],
         parameters: &[(&[5], -2.0, -0.1)],
         state: &[5, 17, 9],
-        run: |x, w, before, behind, out, s| {
+        run: |x, w, lens, [before, behind], out, s| {
             let op = SsdScan::new(&x[0], &x[1], &w[0], &x[2], &x[3], out)?;
+            let op = match lens {
+                Some(lens) => op.lens(lens)?,
+                None => op,
+            };
             s.run(op.initial(before)?.last(behind)?)
         },
     },
@@ -90,8 +107,12 @@ const SUBJECTS: [Subject; 5] = [
         out: &[4, 50],
         parameters: &[],
         state: &[4, 24, 50],
-        run: |x, _, before, behind, out, s| {
+        run: |x, _, lens, [before, behind], out, s| {
             let op = GatedDeltaRule::new(&x[1], &x[2], &x[0], &x[3], &x[4], out)?.key_norm(1e-6)?;
+            let op = match lens {
+                Some(lens) => op.lens(lens)?,
+                None => op,
+            };
             s.run(op.initial(before)?.last(behind)?)
         },
     },
@@ -129,8 +150,9 @@ fn run(subject: &Subject, s: &Stream, parts: &[usize]) -> [Vec<f32>; 2] {
     for &count in parts {
         let part = |x: &Tensor| x.narrow(1, first, count).unwrap();
         let inputs: Vec<Tensor> = inputs.iter().map(part).collect();
-        let before = state.clone();
-        (subject.run)(&inputs, &parameters, &before, &mut state, &mut part(&out), s).unwrap();
+        let mut before = state.clone();
+        let states = [&mut before, &mut state];
+        (subject.run)(&inputs, &parameters, None, states, &mut part(&out), s).unwrap();
         first += count;
     }
     [values(s, &out), values(s, &state)]
@@ -183,5 +205,119 @@ fn the_length_of_a_chunk_is_not_seen() {
     for chunk in [2, 3, 15, 16, 17, 32, 64, 74, 75, 76, 1024] {
         let apart = of(chunk).iter().zip(&want).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
         assert!(apart <= 6e-6 * largest, "{chunk}: {apart:e} of {largest}");
+    }
+}
+
+/// Several sequences one behind the other.
+struct Packed {
+    inputs: Vec<Tensor>,
+    parameters: Vec<Tensor>,
+    out: Tensor,
+    before: Tensor,
+    behind: Tensor,
+}
+
+impl Packed {
+    /// So many sequences among so many tokens; tokens from `used` on are not numbers.
+    fn new(subject: &Subject, s: &Stream, sequences: usize, [tokens, used]: [usize; 2]) -> Self {
+        let rows = |tail: &[usize]| [&[1, tokens], tail].concat();
+        let states = [&[sequences], subject.state].concat();
+        let inputs = subject.inputs.iter().enumerate().map(|(i, (tail, low, high))| {
+            let spec = TensorSpec::of(DType::F32, &rows(tail)).unwrap();
+            let mut values = Fill::Range(*low, *high).draw(&spec, 30 + i as u64);
+            values[used * tail.iter().product::<usize>()..].fill(f64::NAN);
+            s.upload(&values.iter().map(|&x| x as f32).collect::<Vec<_>>(), spec.shape()).unwrap()
+        });
+        let parameters = (subject.parameters.iter().enumerate())
+            .map(|(i, (dims, low, high))| numbers(s, dims, *low, *high, 40 + i as u64));
+        Self {
+            inputs: inputs.collect(),
+            parameters: parameters.collect(),
+            out: numbers(s, &rows(subject.out), 0.0, 1.0, 50),
+            before: numbers(s, &states, -1.0, 1.0, 51),
+            behind: numbers(s, &states, -1.0, 1.0, 52),
+        }
+    }
+
+    fn run(&mut self, subject: &Subject, s: &Stream, lens: &Lens) -> Result<[Vec<u32>; 2]> {
+        let states = [&mut self.before, &mut self.behind];
+        (subject.run)(&self.inputs, &self.parameters, Some(lens), states, &mut self.out, s)?;
+        s.synchronize()?;
+        Ok([&self.out, &self.behind].map(|x| bits(&values(s, x))))
+    }
+
+    /// Each sequence in a call of its own, by narrowed operands; 0 behind the last.
+    fn run_alone(&mut self, subject: &Subject, s: &Stream, lens: &[u32]) -> [Vec<u32>; 2] {
+        let mut first = 0;
+        for (i, len) in lens.iter().map(|&len| len as usize).enumerate() {
+            let part = |x: &Tensor| x.narrow(1, first, len).unwrap();
+            let inputs: Vec<Tensor> = self.inputs.iter().map(part).collect();
+            let [mut before, mut behind] = [&self.before, &self.behind].map(|x| x.narrow(0, i, 1).unwrap());
+            let states = [&mut before, &mut behind];
+            (subject.run)(&inputs, &self.parameters, None, states, &mut part(&self.out), s).unwrap();
+            first += len;
+        }
+        let [mut out, behind] = [&self.out, &self.behind].map(|x| bits(&values(s, x)));
+        let row: usize = subject.out.iter().product();
+        out[first * row..].fill(0);
+        [out, behind]
+    }
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|x| x.to_bits()).collect()
+}
+
+#[test]
+fn a_sequence_has_the_same_bits_among_others_as_alone_for_any_number_of_threads() {
+    // None, empty ones, one token, one with all, and ends around those of chunks and of few tokens.
+    let batches: [&[u32]; 6] =
+        [&[], &[0, 0], &[1, 1, 1], &[0, 75, 0], &[7, 8, 0, 9, 1, 15, 16, 17], &[31, 32, 33, 5]];
+    for subject in &SUBJECTS {
+        for lens in batches {
+            let used = lens.iter().sum::<u32>() as usize;
+            for (threads, rest) in [(1, 0), (3, 2)] {
+                let s = stream(threads);
+                let new = || Packed::new(subject, &s, lens.len(), [used + rest, used]);
+                let want = new().run_alone(subject, &s, lens);
+                let longest = lens.iter().copied().max().unwrap_or(0);
+                let known = Lens::upload(&s, lens, longest).unwrap();
+                let device = Lens::new(known.tensor().clone(), longest + 9, None).unwrap();
+                for lengths in [known, device] {
+                    let got = new().run(subject, &s, &lengths).unwrap();
+                    assert!(got == want, "{} {lens:?}, {threads} threads, {rest} more", subject.name);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn lengths_that_do_not_fit_are_refused_on_the_host_or_found_on_the_device() {
+    for subject in &SUBJECTS {
+        let s = stream(1);
+        let mut packed = Packed::new(subject, &s, 2, [9, 9]);
+        let known = Lens::upload(&s, &[4, 6], 6).unwrap();
+        let refused = packed.run(subject, &s, &known).unwrap_err();
+        assert!(refused.to_string().ends_with("lens add up to 10, there are 9 tokens"), "{refused}");
+        let two = Lens::upload(&s, &[4, 5], 5).unwrap();
+        Packed::new(subject, &s, 2, [9, 9]).run(subject, &s, &two).unwrap();
+        for (lens, what) in [
+            ([4, 6], "lens up to 1 add up to 10, there are 9 tokens"),
+            ([-1, 6], "lens[0] is -1, expected 0 to 7"),
+            ([1, 8], "lens[1] is 8, expected 0 to 7"),
+        ] {
+            // A fault is the stream's end.
+            let s = stream(1);
+            let device = s.upload(&lens, &portolan::Shape::new(&[2]).unwrap()).unwrap();
+            let lens = Lens::new(device, 7, None).unwrap();
+            let fault = Packed::new(subject, &s, 2, [9, 9]).run(subject, &s, &lens).unwrap_err();
+            assert!(fault.to_string().contains(what), "{fault}");
+        }
+        let wide = numbers(&s, &[2, 9, 3], -1.0, 1.0, 1);
+        let weight = numbers(&s, &[3, 2], -1.0, 1.0, 2);
+        let op = CausalConv1d::new(&wide, &weight, &mut s.empty(wide.spec()).unwrap()).unwrap();
+        let refused = op.lens(&two).unwrap_err().to_string();
+        assert!(refused.contains("expected a first extent of 1"), "{refused}");
     }
 }

@@ -101,6 +101,13 @@ pub enum Unsupported {
     Determinism(crate::Determinism),
     /// The native kernel would round differently from the contract.
     Precision,
+    /// A packed weight has a form, or a length of it, that another device makes.
+    Form {
+        /// The form it has.
+        got: &'static str,
+        /// The form that this device makes of such a weight.
+        want: &'static str,
+    },
     /// The kernel needs lengths on the host and has none.
     HostLengths,
     /// The driver lacks the function that the kernel is.
@@ -120,6 +127,9 @@ impl fmt::Display for Unsupported {
             Unsupported::Shape(rule) => write!(f, "no kernel for these extents: {rule}"),
             Unsupported::Determinism(level) => write!(f, "no kernel deterministic to {level:?}"),
             Unsupported::Precision => f.write_str("the native kernel rounds differently from the contract"),
+            Unsupported::Form { got, want } => {
+                write!(f, "a weight packed as {got}, and not by this device, which takes {want}")
+            }
             Unsupported::HostLengths => f.write_str("the kernel needs its lengths on the host"),
             Unsupported::Symbol(symbol) => write!(f, "the driver has no {symbol}"),
             Unsupported::HostGenerated => f.write_str("generated on the host"),

@@ -11,6 +11,7 @@ mod dtype;
 mod error;
 mod host;
 mod layout;
+mod lens;
 mod philox;
 mod shape;
 mod spec;
@@ -42,6 +43,7 @@ pub use embedding::EmbeddingSpec;
 pub use error::{DeviceId, ErrorKind, Holder, OpError, OpName, Result, Unsupported};
 pub use host::{HostTensor, rounded};
 pub use layout::Layout;
+pub use lens::LensSpec;
 pub use philox::{philox_block, philox4x32_10, unit_from_bits};
 pub use quant::{
     ActQuant, DequantizeSpec, LinearSpec, Offset, PackedContent, PackedSpec, PrepackSpec, QuantScheme,

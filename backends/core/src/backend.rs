@@ -227,6 +227,9 @@ macro_rules! operator_traits {
 
             /// The device's own form of a weight for an operator, or `None` when it computes on the
             /// weight as it is.
+            ///
+            /// Asked of a packed weight too: the form it should have. Calls over any other are refused
+            /// before they are launched.
             fn packing(&self, device: Ordinal, weight: &WeightSpec, consumer: OpKind) -> Option<Packing> {
                 let _ = (device, weight, consumer);
                 None

@@ -254,7 +254,7 @@ impl Device {
 
     /// What running an operator would do.
     pub fn support(&self, query: &OpQuery<'_>) -> Support {
-        self.0.backend.support(self.0.ordinal, query)
+        crate::form::support(self.0.backend.as_ref(), self.0.ordinal, query)
     }
 
     /// How much memory the pool holds.

@@ -57,7 +57,10 @@ impl Capture {
         if let Some(rhs) = foreign {
             return Err(OpError::Device { op: op.op_name(), lhs: device.info.id.clone(), rhs });
         }
-        let refused = match device.backend.support(device.ordinal, &op.query(stream.options().determinism)) {
+        let (backend, query) = (device.backend.as_ref(), op.query(stream.options().determinism));
+        let at = (device.ordinal, &device.info.id);
+        crate::form::expect_own(backend, at, || op.op_name(), &query)?;
+        let refused = match backend.support(device.ordinal, &query) {
             Support::No(reason) => Some((reason, "leave it out of the capture".into())),
             Support::Composed(reason) if stream.options().fallback == Fallback::Deny => {
                 Some((reason, "allow compositions on this stream".into()))

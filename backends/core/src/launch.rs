@@ -279,6 +279,13 @@ fn order_and_launch(
         return Err(foreign_stream(stream, op));
     }
     op.ready()?;
+    let device = stream.device();
+    crate::form::expect_own(
+        device.backend.as_ref(),
+        (device.ordinal, &device.info.id),
+        || op.op_name(),
+        &op.query(stream.options().determinism),
+    )?;
     {
         let submission = &mut *held.submission();
         // Before anything is enqueued: a poisoned stream waits for nobody.

@@ -17,6 +17,7 @@ mod device;
 mod event;
 mod expert_parallel;
 mod experts;
+mod form;
 mod graph;
 mod index;
 mod launch;

@@ -13,10 +13,10 @@ use portolan_core::{
     Weight, call, ops,
 };
 use portolan_cpu::{CpuBackend, CpuOptions, Executor, Isa};
-use portolan_ops::kernel::BinaryKind;
+use portolan_ops::kernel::{BinaryKind, UnaryKind};
 use portolan_ops::norm::SoftmaxSpec;
 use portolan_ops::{
-    Determinism, ErrorKind, OpError, QuantScheme, QuantSpec, Result, Shape, TensorSpec, WeightSpec,
+    DType, Determinism, ErrorKind, OpError, QuantScheme, QuantSpec, Result, Shape, TensorSpec, WeightSpec,
 };
 use rig::{custom, down, f32s, sleeper, stream, up};
 use std::sync::Arc;
@@ -487,8 +487,32 @@ fn ints(s: &Stream, values: &[i32]) -> Tensor {
     s.upload(values, &Shape::new(&[values.len()]).unwrap()).unwrap()
 }
 
+/// Experts of small codes with scales, or dense ones, in the device's own form.
+fn packed(s: &Stream, dims: [usize; 3], size: f32, coded: bool, consumer: OpKind) -> Result<Experts> {
+    if !coded {
+        return s.prepack_experts(&Experts::dense(tensor(s, &dims, size)?)?, consumer);
+    }
+    let codes: Vec<i8> = numbers(dims.iter().product(), 127.0).iter().map(|&x| x as i8).collect();
+    let codes = s.upload(&codes, &Shape::new(&dims)?)?;
+    let scale = tensor(s, &[dims[0], dims[1], dims[2] / 32], size / 254.0)?;
+    let scale = ops::cast(s, &ops::unary(s, UnaryKind::Abs, &scale)?, DType::F16)?;
+    s.prepack_experts(&Experts::quant(QuantScheme::Q8_0, codes, scale, None, None, None)?, consumer)
+}
+
+fn grouped(s: &Stream, experts: &Experts) -> Result<()> {
+    let mut out = s.empty(&f32s(20 * 48))?.reshape(&[20, 48])?;
+    let offsets = ints(s, &[0, 7, 7, 18, 20]);
+    s.run(call::GroupedGemm::contiguous(&tensor(s, &[20, 2048], 3.0)?, experts, &offsets, &mut out)?)
+}
+
+fn network(s: &Stream, gate_up: &Experts, down: &Experts) -> Result<()> {
+    let ids = ints(s, &(0..24).map(|i| if i == 5 { -1 } else { i * 3 % 5 }).collect::<Vec<_>>());
+    let (ids, weights) = (ids.reshape(&[12, 2])?, tensor(s, &[12, 2], 0.7)?);
+    ops::expert_ffn(s, &tensor(s, &[12, 1024], 2.0)?, &ids, &weights, gate_up, down).map(|_| ())
+}
+
 /// Operators that sum products besides linear, at a model's sizes.
-const PRODUCTS: [(&str, Work); 7] = [
+const PRODUCTS: [(&str, Work); 12] = [
     ("gemm", |s| {
         let mut out = s.empty(&f32s(6 * 32))?.reshape(&[6, 32])?;
         s.run(call::Gemm::nt(&tensor(s, &[6, 4096], 3.0)?, &tensor(s, &[32, 4096], 0.05)?, &mut out)?)
@@ -503,18 +527,25 @@ const PRODUCTS: [(&str, Work); 7] = [
         let gemm = call::Gemm::tn(&a, &tensor(s, &[4096, 7], 2.0)?, &mut out)?;
         s.run(gemm.alpha(0.5)?.accumulate(&c, 0.25)?)
     }),
-    ("grouped_gemm", |s| {
-        let experts = Experts::dense(tensor(s, &[4, 48, 2048], 0.05)?)?;
-        let mut out = s.empty(&f32s(20 * 48))?.reshape(&[20, 48])?;
-        let offsets = ints(s, &[0, 7, 7, 18, 20]);
-        s.run(call::GroupedGemm::contiguous(&tensor(s, &[20, 2048], 3.0)?, &experts, &offsets, &mut out)?)
-    }),
+    ("grouped_gemm", |s| grouped(s, &Experts::dense(tensor(s, &[4, 48, 2048], 0.05)?)?)),
+    ("grouped_gemm", |s| grouped(s, &packed(s, [4, 48, 2048], 0.05, false, OpKind::GroupedGemm)?)),
+    ("grouped_gemm", |s| grouped(s, &packed(s, [4, 48, 2048], 0.05, true, OpKind::GroupedGemm)?)),
     ("expert_ffn", |s| {
         let gate_up = Experts::dense(tensor(s, &[5, 2 * 96, 1024], 0.05)?)?;
-        let down = Experts::dense(tensor(s, &[5, 1024, 96], 0.1)?)?;
-        let ids = ints(s, &(0..24).map(|i| if i == 5 { -1 } else { i * 3 % 5 }).collect::<Vec<_>>());
-        let (ids, weights) = (ids.reshape(&[12, 2])?, tensor(s, &[12, 2], 0.7)?);
-        ops::expert_ffn(s, &tensor(s, &[12, 1024], 2.0)?, &ids, &weights, &gate_up, &down).map(|_| ())
+        network(s, &gate_up, &Experts::dense(tensor(s, &[5, 1024, 96], 0.1)?)?)
+    }),
+    ("expert_ffn", |s| {
+        let gate_up = packed(s, [5, 2 * 96, 1024], 0.05, false, OpKind::ExpertFfn)?;
+        network(s, &gate_up, &packed(s, [5, 1024, 96], 0.1, false, OpKind::ExpertFfn)?)
+    }),
+    ("expert_ffn", |s| {
+        let gate_up = packed(s, [5, 2 * 96, 1024], 0.05, true, OpKind::ExpertFfn)?;
+        network(s, &gate_up, &packed(s, [5, 1024, 96], 0.1, true, OpKind::ExpertFfn)?)
+    }),
+    // Of two forms.
+    ("expert_ffn", |s| {
+        let gate_up = packed(s, [5, 2 * 96, 1024], 0.05, true, OpKind::ExpertFfn)?;
+        network(s, &gate_up, &Experts::dense(tensor(s, &[5, 1024, 96], 0.1)?)?)
     }),
     // A prefill whose cache has numbers of nobody behind the sequences' ends.
     ("attention", |s| {

@@ -145,7 +145,7 @@ impl IndexLogitsSpec {
                 format!("q_lens has {} sequences, kv_lens {}", q_lens.count(), kv_lens.count()),
             ));
         }
-        q_lens.expect_fit(NAME, tokens)?;
+        q_lens.expect_fit(NAME, "q_lens", tokens)?;
         expect_rank(NAME, "logits", logits, 2)?;
         expect_dims(NAME, "logits", logits, &[tokens, logits.dims()[1]])?;
         expect_dtype(NAME, "logits", logits, &[DType::F32])?;

@@ -129,7 +129,7 @@ impl KvCacheWriteSpec {
                 format!("q_lens has {} sequences, kv_lens {}", q_lens.count(), kv_lens.count()),
             ));
         }
-        q_lens.expect_fit(NAME, x.dims()[0])?;
+        q_lens.expect_fit(NAME, "q_lens", x.dims()[0])?;
         if kv_lens.max() as usize > capacity {
             return Err(OpError::attribute(
                 NAME,

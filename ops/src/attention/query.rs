@@ -141,7 +141,7 @@ impl AttentionQuery {
                 format!("may reach {}, the cache holds {}", kv_lens.max(), cache.capacity),
             ));
         }
-        q_lens.expect_fit(op, tokens)?;
+        q_lens.expect_fit(op, "q_lens", tokens)?;
         expect_dims(op, "out", out, &[tokens, num_heads, cache.v_head_dim])?;
         expect_dtype(op, "out", out, &[q.dtype(), DType::F32])?;
         expect_writable(op, "out", out)?;

@@ -156,7 +156,7 @@ impl SparseAttentionSpec {
         if !scale.is_finite() {
             return Err(OpError::attribute(NAME, "scale", format!("is {scale}, expected a finite number")));
         }
-        q_lens.expect_fit(NAME, tokens)?;
+        q_lens.expect_fit(NAME, "q_lens", tokens)?;
         Ok(Self {
             q: *q,
             cache: *cache,

@@ -208,6 +208,16 @@ impl ExpertFfnSpec {
         Ok(self)
     }
 
+    /// The same network over other forms of the same weights.
+    ///
+    /// # Errors
+    /// As [`ExpertFfnSpec::new`] and [`ExpertFfnSpec::with_act_quant`], of the other forms.
+    pub fn with_experts(&self, gate_up: &ExpertsSpec, down: &ExpertsSpec) -> Result<Self> {
+        Self::new(&self.x, &self.expert_ids, &self.weights, gate_up, down, &self.out)?;
+        let other = Self { gate_up: gate_up.clone(), down: down.clone(), ..self.clone() };
+        other.with_act_quant(self.act_quant)
+    }
+
     /// Rows of tokens.
     pub fn x(&self) -> &TensorSpec {
         &self.x

@@ -156,6 +156,19 @@ impl GroupedGemmSpec {
         self
     }
 
+    /// The same product over another form of the same weights.
+    ///
+    /// # Errors
+    /// As the constructors and setters, of the other form.
+    pub fn with_weight(&self, weight: &ExpertsSpec) -> Result<Self> {
+        let other = match &self.grouping {
+            Grouping::Contiguous(offsets) => Self::contiguous(&self.x, weight, offsets, &self.out)?,
+            Grouping::Masked(counts) => Self::masked(&self.x, weight, counts, &self.out)?,
+        };
+        let (bias, expected_rows) = (self.bias, self.expected_rows);
+        Self { bias, expected_rows, ..other }.with_act_quant(self.act_quant)
+    }
+
     /// Rows of all experts.
     pub fn x(&self) -> &TensorSpec {
         &self.x

@@ -1,10 +1,11 @@
 //! Short causal convolution of every channel with its own filter, the rows before the call being its state.
 
+use super::lens::{RAGGED, expect_packed, of_sequences, sequences};
 use super::{FLOATS, Inputs, expect_parameter, silu};
 use crate::kernel::rounding::summed;
 use crate::{
-    Access, Case, Cases, Contract, Cost, DType, Fill, OpError, Operand, Result, TensorSpec, Tolerance,
-    expect_dims, expect_dtype, expect_rank, expect_writable, streaming_cost,
+    Access, Case, Cases, Contract, Cost, DType, Fill, LensSpec, OpError, Operand, Result, TensorSpec,
+    Tolerance, expect_dims, expect_dtype, expect_rank, expect_writable, streaming_cost,
 };
 
 /// The longest filter: beyond it a product by Fourier transform is the better algorithm.
@@ -22,6 +23,10 @@ pub const MAX_WIDTH: usize = 256;
 /// initial and last `[batch, width − 1, channels]`. Any extent but the width may be zero; without tokens last is
 /// initial.
 ///
+/// With lens (i32, `[batch]`, on the device) x and out are `[1, tokens, ..]` and have the tokens of all sequences one behind the
+/// other, first `lens[0]` of sequence 0; states stay one a sequence. What lies behind the last sequence is not read,
+/// and out is 0 there.
+///
 /// # DTypes
 /// x f32, f16 or bf16; out, initial and last of x's type; weight and bias of x's type or f32. Sums in f32,
 /// rounded once. NaN and infinities reach the rows whose filter covers them, and no others.
@@ -34,9 +39,13 @@ pub const MAX_WIDTH: usize = 256;
 ///
 /// # Cost
 /// `2·width` operations an element, 1 more with a bias, 4 more with SiLU; each operand is moved once.
+/// With lens, tokens behind the last sequence cost their 0 only: by the host's lengths if it knows them, else by their
+/// bounds.
 ///
 /// # Errors
 /// `Shape`, `DType`, `Layout` (out or last overlaps itself).
+/// `Attribute` when lengths add up to more than tokens; `Data` when the device finds that, or one that is negative or above
+/// its bound.
 ///
 /// # Composition
 /// In f32: initial and x copied into one scratch sequence, of which every filter place is a view: binary products
@@ -49,6 +58,7 @@ pub struct CausalConv1dSpec {
     x: TensorSpec,
     weight: TensorSpec,
     bias: Option<TensorSpec>,
+    lens: Option<LensSpec>,
     initial: Option<TensorSpec>,
     out: TensorSpec,
     last: Option<TensorSpec>,
@@ -71,7 +81,16 @@ impl CausalConv1dSpec {
         expect_dims(OP, "out", out, want.dims())?;
         expect_dtype(OP, "out", out, &[want.dtype()])?;
         expect_writable(OP, "out", out)?;
-        Ok(Self { x: *x, weight: *weight, bias: None, initial: None, out: *out, last: None, silu: false })
+        Ok(Self {
+            x: *x,
+            weight: *weight,
+            bias: None,
+            lens: None,
+            initial: None,
+            out: *out,
+            last: None,
+            silu: false,
+        })
     }
 
     /// The result: contiguous, of x's extents and type.
@@ -98,6 +117,19 @@ impl CausalConv1dSpec {
     pub fn with_silu(mut self) -> Self {
         self.silu = true;
         self
+    }
+
+    /// Says that the tokens of `lens.count()` sequences lie one behind the other in the one row of x; states have an
+    /// entry for each of them, and are set after this.
+    pub fn with_lens(mut self, lens: &LensSpec) -> Result<Self> {
+        expect_packed(OP, "x", &self.x, lens)?;
+        self.lens = Some(lens.clone());
+        for (arg, state) in [("initial", self.initial), ("last", self.last)] {
+            if let Some(state) = state {
+                self.expect_rows(arg, &state)?;
+            }
+        }
+        Ok(self)
     }
 
     /// Continues behind these rows.
@@ -136,6 +168,10 @@ impl CausalConv1dSpec {
     pub fn bias(&self) -> Option<&TensorSpec> {
         self.bias.as_ref()
     }
+    /// Tokens of each sequence, if they differ.
+    pub fn lens(&self) -> Option<&LensSpec> {
+        self.lens.as_ref()
+    }
     /// Rows before x.
     pub fn initial(&self) -> Option<&TensorSpec> {
         self.initial.as_ref()
@@ -154,9 +190,9 @@ impl CausalConv1dSpec {
     }
     /// Number of sequences.
     pub fn batch(&self) -> usize {
-        self.x.dims()[0]
+        self.lens.as_ref().map_or(self.x.dims()[0], LensSpec::count)
     }
-    /// Rows of each sequence.
+    /// Rows of each sequence, of all together with [`Self::lens`].
     pub fn tokens(&self) -> usize {
         self.x.dims()[1]
     }
@@ -181,6 +217,9 @@ impl Contract for CausalConv1dSpec {
         if let Some(spec) = &self.bias {
             visit(Operand { name: "bias", spec, access: Access::Read });
         }
+        if let Some(lens) = &self.lens {
+            visit(Operand { name: "lens", spec: lens.device(), access: Access::Read });
+        }
         if let Some(spec) = &self.initial {
             visit(Operand { name: "initial", spec, access: Access::Read });
         }
@@ -196,28 +235,31 @@ impl Contract for CausalConv1dSpec {
 
     fn cost(&self) -> Cost {
         let each = 2 * self.width() as u64 + u64::from(self.bias.is_some()) + 4 * u64::from(self.silu);
-        streaming_cost(self, each.saturating_mul(self.x.numel() as u64))
+        let whole = streaming_cost(self, each.saturating_mul(self.x.numel() as u64));
+        of_sequences(whole, self.lens.as_ref(), self.tokens(), &[Some(&self.x)])
     }
 
     fn reference(&self, inputs: &[&[f64]]) -> Vec<Vec<f64>> {
         let mut inputs = Inputs::of(inputs);
         let (x, weight) = (inputs.next(), inputs.next());
         let bias = inputs.optional(&self.bias);
+        let lens = inputs.lens(&self.lens);
         let initial = inputs.optional(&self.initial);
-        let (tokens, channels, before) = (self.tokens(), self.channels(), self.width() - 1);
+        let (channels, before) = (self.channels(), self.width() - 1);
+        let sequences = sequences(self.batch(), self.tokens(), lens);
         // Row `row` of initial followed by x.
         let at = |b: usize, row: usize, d: usize| match row.checked_sub(before) {
-            Some(t) => x[(b * tokens + t) * channels + d],
+            Some(t) => x[(sequences[b].0 + t) * channels + d],
             None => initial.map_or(0.0, |rows| rows[(b * before + row) * channels + d]),
         };
-        let (mut out, mut last) = (Vec::new(), Vec::new());
-        for b in 0..self.batch() {
+        let (mut out, mut last) = (vec![0.0; x.len()], Vec::new());
+        for (b, &(first, tokens)) in sequences.iter().enumerate() {
             for t in 0..tokens {
                 for d in 0..channels {
                     let filter = &weight[d * self.width()..][..self.width()];
                     let sum: f64 = filter.iter().enumerate().map(|(j, w)| w * at(b, t + j, d)).sum();
                     let sum = sum + bias.map_or(0.0, |bias| bias[d]);
-                    out.push(if self.silu { silu(sum) } else { sum });
+                    out[(first + t) * channels + d] = if self.silu { silu(sum) } else { sum };
                 }
             }
             for row in tokens..tokens + before {
@@ -274,6 +316,12 @@ impl Cases for CausalConv1dSpec {
                 cases.push(Case::new(format!("{OP}/{dtype}/{name}"), plain.clone()));
                 let continued = full(plain, dtype)?;
                 cases.push(Case::new(format!("{OP}/{dtype}/{name}_continued"), continued));
+            }
+            for batch in &RAGGED {
+                let x = of(&[1, batch.tokens(), 19])?;
+                let plain = Self::new(&x, &of(&[19, 4])?, &x)?.with_lens(&batch.spec(OP)?)?;
+                let case = Case::new(format!("{OP}/{dtype}/lens/{}", batch.name), full(plain, dtype)?);
+                cases.push(batch.fill(case));
             }
             // A slice of a wider projection into rows that lie apart; filters and states by channel.
             let x = of(&[2, 11, 50])?.narrow(2, 3, 33)?;

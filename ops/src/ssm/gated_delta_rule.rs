@@ -1,9 +1,10 @@
 //! The gated delta rule: linear attention whose state forgets, and replaces what it holds under a key.
 
+use super::lens::{RAGGED, expect_packed, of_sequences, rows_of, sequences};
 use super::{FLOATS, Inputs, expect_parameter, expect_state, recurrence_error};
 use crate::{
-    Access, Case, Cases, Contract, Cost, DType, Fill, OpError, Operand, Result, TensorSpec, Tolerance,
-    expect_dims, expect_dtype, expect_rank, expect_writable, streaming_cost,
+    Access, Case, Cases, Contract, Cost, DType, Fill, LensSpec, OpError, Operand, Result, TensorSpec,
+    Tolerance, expect_dims, expect_dtype, expect_rank, expect_writable, streaming_cost,
 };
 
 /// Runs linear attention with the gated delta rule.
@@ -20,6 +21,10 @@ use crate::{
 /// `[batch, tokens, heads]`, initial and last `[batch, heads, key_dim, value_dim]`. heads is a multiple of key_heads:
 /// head i reads q and k of head `i / (heads / key_heads)`. Any extent may be zero; without tokens last is initial.
 ///
+/// With lens (i32, `[batch]`, on the device) q, k, v, g, beta and out are `[1, tokens, ..]` and have the tokens of all sequences one behind the
+/// other, first `lens[0]` of sequence 0; states stay one a sequence. What lies behind the last sequence is not read,
+/// and out is 0 there.
+///
 /// # DTypes
 /// q f32, f16 or bf16; k, v and out of q's type; g (the logarithm of the decay) and beta of q's type or f32; initial
 /// and last f32. Computed in f32, rounded once. NaN and infinities reach later tokens of their head, never
@@ -35,10 +40,14 @@ use crate::{
 /// `7·key_dim·value_dim + 3·value_dim + 2` operations for each token and head: the decay, `Sᵀk` and `Sᵀq` (2 each), the
 /// outer product (2); difference, factor β, scale; the exponential. `6·key_dim + 6` more with normalised keys.
 /// Each operand is moved once.
+/// With lens, tokens behind the last sequence cost their 0 only: by the host's lengths if it knows them, else by their
+/// bounds.
 ///
 /// # Errors
 /// `Shape`, `DType`, `Layout` (out or last overlaps itself), `Attribute` (scale not finite, eps negative or not
 /// finite).
+/// `Attribute` when lengths add up to more than tokens; `Data` when the device finds that, or one that is negative or above
+/// its bound.
 ///
 /// # Composition
 /// In f32, token by token for all sequences and heads: binary product with the decay, products with the key and a sum
@@ -54,6 +63,7 @@ pub struct GatedDeltaRuleSpec {
     v: TensorSpec,
     g: TensorSpec,
     beta: TensorSpec,
+    lens: Option<LensSpec>,
     initial: Option<TensorSpec>,
     out: TensorSpec,
     last: Option<TensorSpec>,
@@ -101,6 +111,7 @@ impl GatedDeltaRuleSpec {
             v: *v,
             g: *g,
             beta: *beta,
+            lens: None,
             initial: None,
             out: *out,
             last: None,
@@ -142,6 +153,19 @@ impl GatedDeltaRuleSpec {
         Ok(self)
     }
 
+    /// Says that the tokens of `lens.count()` sequences lie one behind the other in the one row of v; states have an
+    /// entry for each of them, and are set after this.
+    pub fn with_lens(mut self, lens: &LensSpec) -> Result<Self> {
+        expect_packed(OP, "v", &self.v, lens)?;
+        self.lens = Some(lens.clone());
+        for (arg, state) in [("initial", self.initial), ("last", self.last)] {
+            if let Some(state) = state {
+                expect_state(OP, arg, &state, &self.state_dims(), false)?;
+            }
+        }
+        Ok(self)
+    }
+
     /// Begins with this state.
     pub fn with_initial(mut self, initial: &TensorSpec) -> Result<Self> {
         expect_state(OP, "initial", initial, &self.state_dims(), false)?;
@@ -180,6 +204,10 @@ impl GatedDeltaRuleSpec {
     pub fn beta(&self) -> &TensorSpec {
         &self.beta
     }
+    /// Tokens of each sequence, if they differ.
+    pub fn lens(&self) -> Option<&LensSpec> {
+        self.lens.as_ref()
+    }
     /// The state before.
     pub fn initial(&self) -> Option<&TensorSpec> {
         self.initial.as_ref()
@@ -202,9 +230,9 @@ impl GatedDeltaRuleSpec {
     }
     /// Number of sequences.
     pub fn batch(&self) -> usize {
-        self.v.dims()[0]
+        self.lens.as_ref().map_or(self.v.dims()[0], LensSpec::count)
     }
-    /// Tokens of each sequence.
+    /// Tokens of each sequence, of all together with [`Self::lens`].
     pub fn tokens(&self) -> usize {
         self.v.dims()[1]
     }
@@ -236,6 +264,9 @@ impl Contract for GatedDeltaRuleSpec {
         for (name, spec) in reads {
             visit(Operand { name, spec, access: Access::Read });
         }
+        if let Some(lens) = &self.lens {
+            visit(Operand { name: "lens", spec: lens.device(), access: Access::Read });
+        }
         if let Some(spec) = &self.initial {
             visit(Operand { name: "initial", spec, access: Access::Read });
         }
@@ -255,28 +286,31 @@ impl Contract for GatedDeltaRuleSpec {
         if self.key_norm.is_some() {
             each = each.saturating_add(6 * rows + 6);
         }
-        streaming_cost(self, each.saturating_mul(self.g.numel() as u64))
+        let whole = streaming_cost(self, each.saturating_mul(self.g.numel() as u64));
+        let rows = [&self.q, &self.k, &self.v, &self.g, &self.beta].map(Some);
+        of_sequences(whole, self.lens.as_ref(), self.tokens(), &rows)
     }
 
     fn reference(&self, inputs: &[&[f64]]) -> Vec<Vec<f64>> {
         let mut inputs = Inputs::of(inputs);
         let [q, k, v, g, beta] = core::array::from_fn(|_| inputs.next());
-        let initial = inputs.optional(&self.initial);
+        let (lens, initial) = (inputs.lens(&self.lens), inputs.optional(&self.initial));
         let [batch, heads, rows, columns] = self.state_dims();
         let mut states = initial.map_or_else(|| vec![0.0; batch * heads * rows * columns], <[f64]>::to_vec);
-        let mut out = Vec::with_capacity(v.len());
+        let mut out = vec![0.0; v.len()];
         let normal = |x: &[f64]| -> Vec<f64> {
             let root =
                 self.key_norm.map(|eps| (x.iter().map(|x| x * x).sum::<f64>() + f64::from(eps)).sqrt());
             x.iter().map(|x| x / root.unwrap_or(1.0)).collect()
         };
-        for row in 0..batch * self.tokens() {
+        let sequences = sequences(batch, self.tokens(), lens);
+        for (sequence, row) in rows_of(&sequences) {
             for head in 0..heads {
                 let key_head = row * self.key_heads() + head / (heads / self.key_heads());
                 let [q, k] = [q, k].map(|x| normal(&x[key_head * rows..][..rows]));
                 let v = &v[(row * heads + head) * columns..][..columns];
                 let (decay, beta) = (g[row * heads + head].exp(), beta[row * heads + head]);
-                let state = (row / self.tokens() * heads + head) * rows * columns;
+                let state = (sequence * heads + head) * rows * columns;
                 let state = &mut states[state..][..rows * columns];
                 state.iter_mut().for_each(|s| *s *= decay);
                 for (j, v) in v.iter().enumerate() {
@@ -287,7 +321,7 @@ impl Contract for GatedDeltaRuleSpec {
                         state[i * columns + j] += k[i] * change;
                         sum += state[i * columns + j] * q[i];
                     }
-                    out.push(f64::from(self.scale) * sum);
+                    out[(row * heads + head) * columns + j] = f64::from(self.scale) * sum;
                 }
             }
         }
@@ -343,14 +377,15 @@ impl Cases for GatedDeltaRuleSpec {
                 let gate = TensorSpec::of(gates, &[batch, tokens, heads])?;
                 Self::new(&q, &q, &v, &gate, &gate, &v)
             };
-            let push = |cases: &mut Vec<Case<Self>>, name: String, spec: Self| {
+            let case = |name: String, spec: Self| {
                 // Keys no longer than 1 where they are not made so.
                 let size =
                     if spec.key_norm.is_some() { 1.0 } else { 1.0 / (spec.key_dim().max(1) as f64).sqrt() };
                 let case = Case::new(format!("{OP}/{dtype}/{name}"), spec);
                 let case = case.fill("g", Fill::Range(-1.0, -0.25)).fill("beta", Fill::Range(0.0, 1.0));
-                cases.push(case.fill("k", Fill::Range(-size, size)));
+                case.fill("k", Fill::Range(-size, size))
             };
+            let push = |cases: &mut Vec<Case<Self>>, name: String, spec: Self| cases.push(case(name, spec));
             for (name, dims) in shapes {
                 push(&mut cases, name.into(), over(dims, dtype)?);
                 let spec = over(dims, DType::F32)?;
@@ -358,6 +393,13 @@ impl Cases for GatedDeltaRuleSpec {
                 let spec =
                     spec.with_initial(&state)?.with_last(&state)?.with_scale(0.5)?.with_key_norm(1e-6)?;
                 push(&mut cases, format!("{name}_continued"), spec);
+            }
+            for batch in &RAGGED {
+                let spec =
+                    over([1, batch.tokens(), 2, 4, 12, 17], DType::F32)?.with_lens(&batch.spec(OP)?)?;
+                let state = TensorSpec::of(DType::F32, &spec.state_dims())?;
+                let spec = spec.with_initial(&state)?.with_last(&state)?.with_key_norm(1e-6)?;
+                cases.push(batch.fill(case(format!("lens/{}", batch.name), spec)));
             }
             // q, k and v parts of one projection; results by head, states the other way round.
             for (name, tokens) in [("strided", 19), ("strided_step", 1)] {

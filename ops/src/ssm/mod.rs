@@ -1,8 +1,12 @@
 //! State-space layers and linear attention: the short causal convolution in front of them, and the recurrences
 //! themselves, with a state that is handed in and out so that a sequence may be cut anywhere.
+//!
+//! Sequences lie beside one another, all of one length, or one behind the other in a single row of tokens, with
+//! their lengths on the device: `with_lens` says so, and `lens.rs` holds what the operators share about it.
 
 pub mod causal_conv1d;
 pub mod gated_delta_rule;
+mod lens;
 pub mod selective_scan;
 pub mod ssd_scan;
 
@@ -11,7 +15,7 @@ pub use gated_delta_rule::GatedDeltaRuleSpec;
 pub use selective_scan::SelectiveScanSpec;
 pub use ssd_scan::SsdScanSpec;
 
-use crate::{DType, Result, TensorSpec, expect_dims, expect_dtype, expect_writable};
+use crate::{DType, LensSpec, Result, TensorSpec, expect_dims, expect_dtype, expect_writable};
 
 /// The element types these operators take.
 const FLOATS: [DType; 3] = crate::norm::FLOATS;
@@ -74,5 +78,9 @@ impl<'a, 'b> Inputs<'a, 'b> {
 
     fn optional(&mut self, spec: &Option<TensorSpec>) -> Option<&'a [f64]> {
         spec.map(|_| self.next())
+    }
+
+    fn lens(&mut self, spec: &Option<LensSpec>) -> Option<&'a [f64]> {
+        spec.as_ref().map(|_| self.next())
     }
 }

@@ -1,10 +1,11 @@
 //! The selective scan of Mamba: a diagonal recurrence for every channel, whose step size, input and output
 //! factors come from the data.
 
+use super::lens::{RAGGED, expect_packed, of_sequences, sequences};
 use super::{FLOATS, Inputs, expect_parameter, expect_state, recurrence_error, silu, softplus};
 use crate::{
-    Access, Case, Cases, Contract, Cost, DType, Fill, Operand, Result, TensorSpec, Tolerance, expect_dims,
-    expect_dtype, expect_rank, expect_writable, streaming_cost,
+    Access, Case, Cases, Contract, Cost, DType, Fill, LensSpec, Operand, Result, TensorSpec, Tolerance,
+    expect_dims, expect_dtype, expect_rank, expect_writable, streaming_cost,
 };
 
 /// Runs a diagonal state-space recurrence whose parameters depend on the data.
@@ -20,6 +21,10 @@ use crate::{
 /// delta_bias `[channels]`, initial and last `[batch, channels, state]`. Any extent may be zero; without tokens
 /// last is initial.
 ///
+/// With lens (i32, `[batch]`, on the device) x, delta, b, c, z and out are `[1, tokens, ..]` and have the tokens of all sequences one behind the
+/// other, first `lens[0]` of sequence 0; states stay one a sequence. What lies behind the last sequence is not read,
+/// and out is 0 there.
+///
 /// # DTypes
 /// x f32, f16 or bf16; delta, b, c, z and out of x's type; a, d and delta_bias of x's type or f32; initial and last
 /// f32. Computed in f32, rounded once. NaN and infinities take their course through the formula: they reach later
@@ -34,9 +39,13 @@ use crate::{
 /// # Cost
 /// `8·state + 2` operations for each element of x (the exponential counts as two), 1 more for delta_bias, 4 more
 /// for softplus, 2 more for d, 5 more for z; each operand is moved once.
+/// With lens, tokens behind the last sequence cost their 0 only: by the host's lengths if it knows them, else by their
+/// bounds.
 ///
 /// # Errors
 /// `Shape`, `DType`, `Layout` (out or last overlaps itself).
+/// `Attribute` when lengths add up to more than tokens; `Data` when the device finds that, or one that is negative or above
+/// its bound.
 ///
 /// # Composition
 /// In f32, a run of tokens at a time so that scratch `[batch, tokens, channels, state]` stays below 64 MiB: unary
@@ -56,6 +65,7 @@ pub struct SelectiveScanSpec {
     d: Option<TensorSpec>,
     z: Option<TensorSpec>,
     delta_bias: Option<TensorSpec>,
+    lens: Option<LensSpec>,
     initial: Option<TensorSpec>,
     out: TensorSpec,
     last: Option<TensorSpec>,
@@ -97,6 +107,7 @@ impl SelectiveScanSpec {
             d: None,
             z: None,
             delta_bias: None,
+            lens: None,
             initial: None,
             out: *out,
             last: None,
@@ -144,6 +155,19 @@ impl SelectiveScanSpec {
     pub fn with_softplus(mut self) -> Self {
         self.softplus = true;
         self
+    }
+
+    /// Says that the tokens of `lens.count()` sequences lie one behind the other in the one row of x; states have an
+    /// entry for each of them, and are set after this.
+    pub fn with_lens(mut self, lens: &LensSpec) -> Result<Self> {
+        expect_packed(OP, "x", &self.x, lens)?;
+        self.lens = Some(lens.clone());
+        for (arg, state) in [("initial", self.initial), ("last", self.last)] {
+            if let Some(state) = state {
+                expect_state(OP, arg, &state, &self.state_dims(), false)?;
+            }
+        }
+        Ok(self)
     }
 
     /// Begins with this state.
@@ -196,6 +220,10 @@ impl SelectiveScanSpec {
     pub fn delta_bias(&self) -> Option<&TensorSpec> {
         self.delta_bias.as_ref()
     }
+    /// Tokens of each sequence, if they differ.
+    pub fn lens(&self) -> Option<&LensSpec> {
+        self.lens.as_ref()
+    }
     /// The state before.
     pub fn initial(&self) -> Option<&TensorSpec> {
         self.initial.as_ref()
@@ -214,9 +242,9 @@ impl SelectiveScanSpec {
     }
     /// Number of sequences.
     pub fn batch(&self) -> usize {
-        self.x.dims()[0]
+        self.lens.as_ref().map_or(self.x.dims()[0], LensSpec::count)
     }
-    /// Tokens of each sequence.
+    /// Tokens of each sequence, of all together with [`Self::lens`].
     pub fn tokens(&self) -> usize {
         self.x.dims()[1]
     }
@@ -249,6 +277,7 @@ impl Contract for SelectiveScanSpec {
         read("d", self.d.as_ref());
         read("z", self.z.as_ref());
         read("delta_bias", self.delta_bias.as_ref());
+        read("lens", self.lens.as_ref().map(LensSpec::device));
         read("initial", self.initial.as_ref());
         visit(Operand { name: "out", spec: &self.out, access: Access::Write });
         if let Some(spec) = &self.last {
@@ -267,32 +296,37 @@ impl Contract for SelectiveScanSpec {
         {
             each += if present { operations } else { 0 };
         }
-        streaming_cost(self, each.saturating_mul(self.x.numel() as u64))
+        let whole = streaming_cost(self, each.saturating_mul(self.x.numel() as u64));
+        let rows = [Some(&self.x), Some(&self.delta), Some(&self.b), Some(&self.c), self.z.as_ref()];
+        of_sequences(whole, self.lens.as_ref(), self.tokens(), &rows)
     }
 
     fn reference(&self, inputs: &[&[f64]]) -> Vec<Vec<f64>> {
         let mut inputs = Inputs::of(inputs);
         let [x, delta, a, b, c] = core::array::from_fn(|_| inputs.next());
         let (d, z) = (inputs.optional(&self.d), inputs.optional(&self.z));
-        let (bias, initial) = (inputs.optional(&self.delta_bias), inputs.optional(&self.initial));
+        let bias = inputs.optional(&self.delta_bias);
+        let (lens, initial) = (inputs.lens(&self.lens), inputs.optional(&self.initial));
         let [batch, channels, state] = self.state_dims();
         let mut h = initial.map_or_else(|| vec![0.0; batch * channels * state], <[f64]>::to_vec);
         let mut out = vec![0.0; x.len()];
-        for (i, out) in out.iter_mut().enumerate() {
+        for (sequence, (first, tokens)) in sequences(batch, self.tokens(), lens).into_iter().enumerate() {
             // Elements lie by token, so every channel's tokens come in order.
-            let (row, channel) = (i / channels, i % channels);
-            let h = &mut h[(row / self.tokens() * channels + channel) * state..][..state];
-            let mut step = delta[i] + bias.map_or(0.0, |bias| bias[channel]);
-            if self.softplus {
-                step = softplus(step);
+            for i in first * channels..(first + tokens) * channels {
+                let (row, channel) = (i / channels, i % channels);
+                let h = &mut h[(sequence * channels + channel) * state..][..state];
+                let mut step = delta[i] + bias.map_or(0.0, |bias| bias[channel]);
+                if self.softplus {
+                    step = softplus(step);
+                }
+                let mut sum = 0.0;
+                for (n, h) in h.iter_mut().enumerate() {
+                    *h = (step * a[channel * state + n]).exp() * *h + step * b[row * state + n] * x[i];
+                    sum += c[row * state + n] * *h;
+                }
+                sum += d.map_or(0.0, |d| d[channel] * x[i]);
+                out[i] = z.map_or(sum, |z| sum * silu(z[i]));
             }
-            let mut sum = 0.0;
-            for (n, h) in h.iter_mut().enumerate() {
-                *h = (step * a[channel * state + n]).exp() * *h + step * b[row * state + n] * x[i];
-                sum += c[row * state + n] * *h;
-            }
-            sum += d.map_or(0.0, |d| d[channel] * x[i]);
-            *out = z.map_or(sum, |z| sum * silu(z[i]));
         }
         match self.last {
             Some(_) => vec![out, h],
@@ -349,14 +383,19 @@ impl Cases for SelectiveScanSpec {
                 spec.with_initial(&state)?.with_last(&state)
             };
             // Rates below 0 and steps above: states forget.
-            let push = |cases: &mut Vec<Case<Self>>, name: String, spec: Self| {
+            let case = |name: String, spec: Self| {
                 let steps = if spec.softplus { Fill::Unit } else { Fill::Range(0.0, 1.0) };
                 let case = Case::new(format!("{OP}/{dtype}/{name}"), spec);
-                cases.push(case.fill("a", Fill::Range(-2.0, -0.5)).fill("delta", steps));
+                case.fill("a", Fill::Range(-2.0, -0.5)).fill("delta", steps)
             };
+            let push = |cases: &mut Vec<Case<Self>>, name: String, spec: Self| cases.push(case(name, spec));
             for (name, dims) in shapes {
                 push(&mut cases, name.into(), over(dims)?);
                 push(&mut cases, format!("{name}_full"), full(over(dims)?, dtype)?);
+            }
+            for batch in &RAGGED {
+                let spec = over([1, batch.tokens(), 35, 13])?.with_lens(&batch.spec(OP)?)?;
+                cases.push(batch.fill(case(format!("lens/{}", batch.name), full(spec, dtype)?)));
             }
             push(&mut cases, "f32_parameters".into(), full(over([2, 9, 21, 16])?, DType::F32)?);
             // x and z halves of one projection, step, b and c parts of another; states by place.

@@ -1,9 +1,10 @@
 //! The scan of Mamba-2: a state matrix for every head that decays by one number a token, run by chunks of tokens.
 
+use super::lens::{RAGGED, expect_packed, of_sequences, rows_of, sequences};
 use super::{FLOATS, Inputs, expect_parameter, expect_state, recurrence_error, softplus};
 use crate::{
-    Access, Case, Cases, Contract, Cost, DType, Fill, OpError, Operand, Result, TensorSpec, Tolerance,
-    expect_dims, expect_dtype, expect_rank, expect_writable, streaming_cost,
+    Access, Case, Cases, Contract, Cost, DType, Fill, LensSpec, OpError, Operand, Result, TensorSpec,
+    Tolerance, expect_dims, expect_dtype, expect_rank, expect_writable, streaming_cost,
 };
 
 /// Tokens of a chunk when not said: products of a chunk are then as large as those of usual head and state sizes.
@@ -26,6 +27,10 @@ pub const MAX_CHUNK: usize = 1024;
 /// `[batch, tokens, groups, state]`, initial and last `[batch, heads, head_dim, state]`. heads is a multiple of
 /// groups. Any extent may be zero; without tokens last is initial.
 ///
+/// With lens (i32, `[batch]`, on the device) x, delta, b, c and out are `[1, tokens, ..]` and have the tokens of all sequences one behind the
+/// other, first `lens[0]` of sequence 0; states stay one a sequence. What lies behind the last sequence is not read,
+/// and out is 0 there.
+///
 /// # DTypes
 /// x f32, f16 or bf16; b, c and out of x's type; delta, a, d and delta_bias of x's type or f32; initial and last f32.
 /// Computed in f32, rounded once. A token never sees a later one, not even where that is NaN. NaN reaches what the
@@ -42,9 +47,13 @@ pub const MAX_CHUNK: usize = 1024;
 /// Of the recurrence, token by token: `5·head_dim·state` operations for each token and head (of which the state takes
 /// 3 and the sum 2), head_dim more for `Δ·x`, 3 for the decay, 1 more for delta_bias, 4 more for softplus,
 /// `2·head_dim` more for d. Each operand is moved once.
+/// With lens, tokens behind the last sequence cost their 0 only: by the host's lengths if it knows them, else by their
+/// bounds.
 ///
 /// # Errors
 /// `Shape`, `DType`, `Layout` (out or last overlaps itself), `Attribute` (a chunk of 0 or of more than 1024).
+/// `Attribute` when lengths add up to more than tokens; `Data` when the device finds that, or one that is negative or above
+/// its bound.
 ///
 /// # Composition
 /// In f32, a run of tokens at a time so that scratch `[batch, tokens, heads, head_dim, state]` stays below 64 MiB:
@@ -63,6 +72,7 @@ pub struct SsdScanSpec {
     c: TensorSpec,
     d: Option<TensorSpec>,
     delta_bias: Option<TensorSpec>,
+    lens: Option<LensSpec>,
     initial: Option<TensorSpec>,
     out: TensorSpec,
     last: Option<TensorSpec>,
@@ -111,6 +121,7 @@ impl SsdScanSpec {
             c: *c,
             d: None,
             delta_bias: None,
+            lens: None,
             initial: None,
             out: *out,
             last: None,
@@ -163,6 +174,19 @@ impl SsdScanSpec {
         Ok(self)
     }
 
+    /// Says that the tokens of `lens.count()` sequences lie one behind the other in the one row of x; states have an
+    /// entry for each of them, and are set after this.
+    pub fn with_lens(mut self, lens: &LensSpec) -> Result<Self> {
+        expect_packed(OP, "x", &self.x, lens)?;
+        self.lens = Some(lens.clone());
+        for (arg, state) in [("initial", self.initial), ("last", self.last)] {
+            if let Some(state) = state {
+                expect_state(OP, arg, &state, &self.state_dims(), false)?;
+            }
+        }
+        Ok(self)
+    }
+
     /// Begins with this state.
     pub fn with_initial(mut self, initial: &TensorSpec) -> Result<Self> {
         expect_state(OP, "initial", initial, &self.state_dims(), false)?;
@@ -209,6 +233,10 @@ impl SsdScanSpec {
     pub fn delta_bias(&self) -> Option<&TensorSpec> {
         self.delta_bias.as_ref()
     }
+    /// Tokens of each sequence, if they differ.
+    pub fn lens(&self) -> Option<&LensSpec> {
+        self.lens.as_ref()
+    }
     /// The state before.
     pub fn initial(&self) -> Option<&TensorSpec> {
         self.initial.as_ref()
@@ -231,9 +259,9 @@ impl SsdScanSpec {
     }
     /// Number of sequences.
     pub fn batch(&self) -> usize {
-        self.x.dims()[0]
+        self.lens.as_ref().map_or(self.x.dims()[0], LensSpec::count)
     }
-    /// Tokens of each sequence.
+    /// Tokens of each sequence, of all together with [`Self::lens`].
     pub fn tokens(&self) -> usize {
         self.x.dims()[1]
     }
@@ -273,6 +301,7 @@ impl Contract for SsdScanSpec {
         read("c", Some(&self.c));
         read("d", self.d.as_ref());
         read("delta_bias", self.delta_bias.as_ref());
+        read("lens", self.lens.as_ref().map(LensSpec::device));
         read("initial", self.initial.as_ref());
         visit(Operand { name: "out", spec: &self.out, access: Access::Write });
         if let Some(spec) = &self.last {
@@ -292,18 +321,22 @@ impl Contract for SsdScanSpec {
         {
             each = each.saturating_add(if present { operations } else { 0 });
         }
-        streaming_cost(self, each.saturating_mul(self.delta.numel() as u64))
+        let whole = streaming_cost(self, each.saturating_mul(self.delta.numel() as u64));
+        let rows = [&self.x, &self.delta, &self.b, &self.c].map(Some);
+        of_sequences(whole, self.lens.as_ref(), self.tokens(), &rows)
     }
 
     fn reference(&self, inputs: &[&[f64]]) -> Vec<Vec<f64>> {
         let mut inputs = Inputs::of(inputs);
         let [x, delta, a, b, c] = core::array::from_fn(|_| inputs.next());
         let d = inputs.optional(&self.d);
-        let (bias, initial) = (inputs.optional(&self.delta_bias), inputs.optional(&self.initial));
+        let bias = inputs.optional(&self.delta_bias);
+        let (lens, initial) = (inputs.lens(&self.lens), inputs.optional(&self.initial));
         let [batch, heads, rows, columns] = self.state_dims();
         let mut h = initial.map_or_else(|| vec![0.0; batch * heads * rows * columns], <[f64]>::to_vec);
-        let mut out = Vec::with_capacity(x.len());
-        for row in 0..batch * self.tokens() {
+        let mut out = vec![0.0; x.len()];
+        let sequences = sequences(batch, self.tokens(), lens);
+        for (sequence, row) in rows_of(&sequences) {
             for head in 0..heads {
                 let group = row * self.groups() + head / (heads / self.groups());
                 let [b, c] = [b, c].map(|factor| &factor[group * columns..][..columns]);
@@ -314,14 +347,14 @@ impl Contract for SsdScanSpec {
                 let decay = (step * a[head]).exp();
                 for p in 0..rows {
                     let x = x[(row * heads + head) * rows + p];
-                    let state = ((row / self.tokens() * heads + head) * rows + p) * columns;
+                    let state = ((sequence * heads + head) * rows + p) * columns;
                     let mut sum = d.map_or(0.0, |d| d[head] * x);
                     for n in 0..columns {
                         let h = &mut h[state + n];
                         *h = decay * *h + step * x * b[n];
                         sum += c[n] * *h;
                     }
-                    out.push(sum);
+                    out[(row * heads + head) * rows + p] = sum;
                 }
             }
         }
@@ -388,15 +421,21 @@ impl Cases for SsdScanSpec {
                 spec.with_initial(&state)?.with_last(&state)
             };
             // Rates below 0 and steps above: states forget.
-            let push = |cases: &mut Vec<Case<Self>>, name: String, spec: Self| {
+            let case = |name: String, spec: Self| {
                 let steps = if spec.softplus { Fill::Unit } else { Fill::Range(0.0, 1.0) };
                 let case = Case::new(format!("{OP}/{dtype}/{name}"), spec);
-                cases.push(case.fill("a", Fill::Range(-2.0, -0.5)).fill("delta", steps));
+                case.fill("a", Fill::Range(-2.0, -0.5)).fill("delta", steps)
             };
+            let push = |cases: &mut Vec<Case<Self>>, name: String, spec: Self| cases.push(case(name, spec));
             for (name, dims, chunk) in shapes {
                 let spec = over(dims, dtype)?.with_chunk(chunk)?;
                 push(&mut cases, name.into(), spec);
                 push(&mut cases, format!("{name}_full"), full(over(dims, DType::F32)?.with_chunk(chunk)?)?);
+            }
+            for batch in &RAGGED {
+                let dims = [1, batch.tokens(), 4, 9, 2, 13];
+                let spec = over(dims, DType::F32)?.with_chunk(16)?.with_lens(&batch.spec(OP)?)?;
+                cases.push(batch.fill(case(format!("lens/{}", batch.name), full(spec)?)));
             }
             // x, b and c parts of one projection; results by head, states by column.
             for (name, tokens) in [("strided", 27), ("strided_step", 1)] {

@@ -3,6 +3,7 @@
 use super::CausalConv1d;
 use crate::stream::Stream;
 use crate::tensor::Tensor;
+use crate::weight::Lens;
 use portolan_ops::Result;
 use portolan_ops::ssm::CausalConv1dSpec;
 
@@ -29,6 +30,16 @@ impl CausalConv1d {
     /// As [`crate::Call::bind`].
     pub fn silu(self) -> Result<Self> {
         self.rebind(self.spec().clone().with_silu(), &[])
+    }
+
+    /// Says that the tokens of several sequences lie one behind the other in the one row of them; states have an entry for
+    /// each sequence, and are set after this.
+    ///
+    /// # Errors
+    /// As [`CausalConv1dSpec::with_lens`] and [`crate::Call::bind`].
+    pub fn lens(self, lens: &Lens) -> Result<Self> {
+        let spec = self.spec().clone().with_lens(&lens.spec("causal_conv1d", "lens")?)?;
+        self.rebind(spec, &[("lens", lens.tensor())])
     }
 
     /// Continues behind the rows of `initial`.

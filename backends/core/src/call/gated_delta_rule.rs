@@ -3,6 +3,7 @@
 use super::GatedDeltaRule;
 use crate::stream::Stream;
 use crate::tensor::Tensor;
+use crate::weight::Lens;
 use portolan_ops::Result;
 use portolan_ops::ssm::GatedDeltaRuleSpec;
 
@@ -37,6 +38,16 @@ impl GatedDeltaRule {
     /// As [`GatedDeltaRuleSpec::with_key_norm`].
     pub fn key_norm(self, eps: f32) -> Result<Self> {
         self.rebind(self.spec().clone().with_key_norm(eps)?, &[])
+    }
+
+    /// Says that the tokens of several sequences lie one behind the other in the one row of them; states have an entry for
+    /// each sequence, and are set after this.
+    ///
+    /// # Errors
+    /// As [`GatedDeltaRuleSpec::with_lens`] and [`crate::Call::bind`].
+    pub fn lens(self, lens: &Lens) -> Result<Self> {
+        let spec = self.spec().clone().with_lens(&lens.spec("gated_delta_rule", "lens")?)?;
+        self.rebind(spec, &[("lens", lens.tensor())])
     }
 
     /// Begins with the state `initial`.

@@ -3,6 +3,7 @@
 use super::SelectiveScan;
 use crate::stream::Stream;
 use crate::tensor::Tensor;
+use crate::weight::Lens;
 use portolan_ops::Result;
 use portolan_ops::ssm::SelectiveScanSpec;
 
@@ -54,6 +55,16 @@ impl SelectiveScan {
     /// As [`crate::Call::bind`].
     pub fn softplus(self) -> Result<Self> {
         self.rebind(self.spec().clone().with_softplus(), &[])
+    }
+
+    /// Says that the tokens of several sequences lie one behind the other in the one row of them; states have an entry for
+    /// each sequence, and are set after this.
+    ///
+    /// # Errors
+    /// As [`SelectiveScanSpec::with_lens`] and [`crate::Call::bind`].
+    pub fn lens(self, lens: &Lens) -> Result<Self> {
+        let spec = self.spec().clone().with_lens(&lens.spec("selective_scan", "lens")?)?;
+        self.rebind(spec, &[("lens", lens.tensor())])
     }
 
     /// Begins with the state `initial`.

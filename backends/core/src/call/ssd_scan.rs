@@ -3,6 +3,7 @@
 use super::SsdScan;
 use crate::stream::Stream;
 use crate::tensor::Tensor;
+use crate::weight::Lens;
 use portolan_ops::Result;
 use portolan_ops::ssm::SsdScanSpec;
 
@@ -54,6 +55,16 @@ impl SsdScan {
     /// As [`SsdScanSpec::with_chunk`].
     pub fn chunk(self, chunk: usize) -> Result<Self> {
         self.rebind(self.spec().clone().with_chunk(chunk)?, &[])
+    }
+
+    /// Says that the tokens of several sequences lie one behind the other in the one row of them; states have an entry for
+    /// each sequence, and are set after this.
+    ///
+    /// # Errors
+    /// As [`SsdScanSpec::with_lens`] and [`crate::Call::bind`].
+    pub fn lens(self, lens: &Lens) -> Result<Self> {
+        let spec = self.spec().clone().with_lens(&lens.spec("ssd_scan", "lens")?)?;
+        self.rebind(spec, &[("lens", lens.tensor())])
     }
 
     /// Begins with the state `initial`.

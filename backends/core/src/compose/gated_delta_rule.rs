@@ -3,11 +3,12 @@
 use super::begin;
 use super::parts::Parts;
 use super::recurrence::StateRuns;
+use super::tokens::Tokens;
 use crate::call::GatedDeltaRule;
 use crate::launch::Launch;
 use crate::tensor::Tensor;
 use portolan_ops::kernel::{BinaryKind, ReduceKind, UnaryKind};
-use portolan_ops::{DType, Result, Unsupported};
+use portolan_ops::{DType, OpError, Result, Unsupported};
 
 /// For every token: decay, what is held under the key, its difference to the value, the outer product, the query.
 ///
@@ -21,7 +22,10 @@ pub fn gated_delta_rule(l: &Launch<'_>, op: &GatedDeltaRule, why: Unsupported) -
     let each = heads / key_heads;
     let (out, last) = (op.require("out")?, op.tensor("last"));
     let runs = StateRuns::new(&p, op.tensor("initial"), &[batch, heads, rows, columns])?;
-    if heads == 0 || spec.tokens() == 0 {
+    let lens = spec.lens().map(|lens| Ok::<_, OpError>((lens, op.require("lens")?))).transpose()?;
+    let tokens = Tokens::new(&p, lens, spec.tokens())?;
+    if heads == 0 || tokens.steps() == 0 {
+        tokens.finish(&p, &out)?;
         return runs.finish(&p, last);
     }
     let state = runs.state().reshape(&[batch, key_heads, each, rows, columns])?;
@@ -31,19 +35,22 @@ pub fn gated_delta_rule(l: &Launch<'_>, op: &GatedDeltaRule, why: Unsupported) -
     let decay = p.unary(UnaryKind::Exp, &p.f32(&op.require("g")?)?)?;
     let [beta, v] = [op.require("beta")?, op.require("v")?].map(|t| p.f32_copy(&t, t.dims()));
     let (beta, v) = (beta?, v?);
-    for t in 0..spec.tokens() {
-        let key = |x: &Tensor| x.narrow(1, t, 1)?.reshape(&[batch, key_heads, 1, rows, 1]);
-        let number = |x: &Tensor| x.narrow(1, t, 1)?.reshape(&[batch, key_heads, each, 1, 1]);
+    for t in 0..tokens.steps() {
+        let part = |x: &Tensor| tokens.part(&p, x, t, 1);
+        let key = |x: &Tensor| part(x)?.reshape(&[batch, key_heads, 1, rows, 1]);
+        let number = |x: &Tensor| part(x)?.reshape(&[batch, key_heads, each, 1, 1]);
         let (q, k) = (key(&q)?, key(&k)?);
-        p.binary_in_place(BinaryKind::Mul, &state, &number(&decay)?)?;
+        p.binary_in_place(BinaryKind::Mul, &state, &tokens.only(&p, number(&decay)?, [t, 1], 1.0)?)?;
         let held = p.reduce(ReduceKind::Sum, &p.binary(BinaryKind::Mul, &state, &k)?, 3)?;
-        let v = v.narrow(1, t, 1)?.reshape(&[batch, key_heads, each, 1, columns])?;
+        let v = part(&v)?.reshape(&[batch, key_heads, each, 1, columns])?;
         let change = p.binary(BinaryKind::Sub, &v, &held)?;
         p.binary_in_place(BinaryKind::Mul, &change, &number(&beta)?)?;
-        p.binary_in_place(BinaryKind::Add, &state, &p.binary(BinaryKind::Mul, &k, &change)?)?;
+        let written = tokens.only(&p, p.binary(BinaryKind::Mul, &k, &change)?, [t, 1], 0.0)?;
+        p.binary_in_place(BinaryKind::Add, &state, &written)?;
         let read = p.reduce(ReduceKind::Sum, &p.binary(BinaryKind::Mul, &state, &q)?, 3)?;
-        p.store(&read.reshape(&[batch, 1, heads, columns])?, &out.narrow(1, t, 1)?)?;
+        tokens.store(&p, &read.reshape(&[batch, 1, heads, columns])?, &out, [t, 1])?;
     }
+    tokens.finish(&p, &out)?;
     runs.finish(&p, last)
 }
 

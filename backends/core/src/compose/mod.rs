@@ -37,6 +37,7 @@ mod sort;
 mod sparse_attention;
 mod ssd_scan;
 mod swiglu;
+mod tokens;
 
 pub use add_rms_norm::add_rms_norm;
 pub use attention::attention;
@@ -125,11 +126,11 @@ fn limit(spec: &SpecRef<'_>) -> Option<Unsupported> {
         | SpecRef::Sort(_)
         | SpecRef::MoeGate(_)
         | SpecRef::MoePermute(_)
-        | SpecRef::MoeUnpermute(_)
-        | SpecRef::CausalConv1d(_)
-        | SpecRef::SelectiveScan(_)
-        | SpecRef::SsdScan(_)
-        | SpecRef::GatedDeltaRule(_) => None,
+        | SpecRef::MoeUnpermute(_) => None,
+        SpecRef::CausalConv1d(op) => op.lens().and_then(|_| beyond(op.tokens())),
+        SpecRef::SelectiveScan(op) => op.lens().and_then(|_| beyond(op.tokens())),
+        SpecRef::SsdScan(op) => op.lens().and_then(|_| beyond(op.tokens())),
+        SpecRef::GatedDeltaRule(op) => op.lens().and_then(|_| beyond(op.tokens())),
         // Packed forms are a backend's own, and the kernel core is what compositions are made of.
         _ => Some(Unsupported::NotImplemented),
     }

@@ -2,11 +2,11 @@
 
 use crate::op::args::{Args, enqueue};
 use crate::queue::Exec;
-use crate::ssm::{GatedDeltaRuleViews, gated_delta_rule, plan_gated_delta_rule};
+use crate::ssm::{GatedDeltaRuleViews, Spans, gated_delta_rule, plan_gated_delta_rule};
 use portolan_core::call::GatedDeltaRule;
 use portolan_core::{Launch, compose};
-use portolan_ops::Result;
 use portolan_ops::ssm::GatedDeltaRuleSpec;
+use portolan_ops::{Contract, Result};
 
 pub(crate) fn launch(launch: &Launch<'_>, op: &GatedDeltaRule) -> Result<()> {
     match plan_gated_delta_rule(op.spec()) {
@@ -26,8 +26,11 @@ fn run(exec: &Exec, spec: &GatedDeltaRuleSpec, args: &Args) -> Result<()> {
         out: args.view("out", spec.out()),
         last: spec.last().map(|part| args.view("last", part)),
     };
+    let lens = spec.lens().map(|lens| (lens, args.view("lens", lens.device())));
+    // SAFETY: core checked that the lengths lie within a live block.
+    let spans = unsafe { Spans::read(spec.name(), spec.batch(), spec.tokens(), lens)? };
     // SAFETY: the contract checked extents, strides and overlap; core, that every operand lies within a live
     // block which stream order protects until this call has run.
-    unsafe { gated_delta_rule(&exec.team, exec.threads, exec.isa, spec, &views) };
+    unsafe { gated_delta_rule(&exec.team, exec.threads, exec.isa, spec, &spans, &views) };
     Ok(())
 }

@@ -2,11 +2,11 @@
 
 use crate::op::args::{Args, enqueue};
 use crate::queue::Exec;
-use crate::ssm::{SelectiveScanViews, plan_selective_scan, selective_scan};
+use crate::ssm::{SelectiveScanViews, Spans, plan_selective_scan, selective_scan};
 use portolan_core::call::SelectiveScan;
 use portolan_core::{Launch, compose};
-use portolan_ops::Result;
 use portolan_ops::ssm::SelectiveScanSpec;
+use portolan_ops::{Contract, Result};
 
 pub(crate) fn launch(launch: &Launch<'_>, op: &SelectiveScan) -> Result<()> {
     match plan_selective_scan(op.spec()) {
@@ -29,8 +29,11 @@ fn run(exec: &Exec, spec: &SelectiveScanSpec, args: &Args) -> Result<()> {
         out: args.view("out", spec.out()),
         last: spec.last().map(|part| args.view("last", part)),
     };
+    let lens = spec.lens().map(|lens| (lens, args.view("lens", lens.device())));
+    // SAFETY: core checked that the lengths lie within a live block.
+    let spans = unsafe { Spans::read(spec.name(), spec.batch(), spec.tokens(), lens)? };
     // SAFETY: the contract checked extents, strides and overlap; core, that every operand lies within a live
     // block which stream order protects until this call has run.
-    unsafe { selective_scan(&exec.team, exec.threads, exec.isa, spec, &views) };
+    unsafe { selective_scan(&exec.team, exec.threads, exec.isa, spec, &spans, &views) };
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! Causal convolution: a block of channels at a time, its window of rows in scratch as f32.
 
+use super::spans::{Span, Spans};
 use super::view::View;
 use crate::Isa;
 use crate::pool::{Team, scratch};
@@ -34,20 +35,24 @@ pub(crate) unsafe fn causal_conv1d(
     max_threads: usize,
     isa: Isa,
     spec: &CausalConv1dSpec,
+    spans: &Spans,
     views: &ConvViews,
 ) {
     let (blocks, width) = (spec.channels().div_ceil(BLOCK), spec.width());
     let floats = (width - 1 + ROWS + width + 2) * BLOCK;
-    let elements = spec.tokens().max(1) * BLOCK;
-    for_each_range(team, max_threads, spec.batch() * blocks, elements, &|range| {
+    let elements = spans.usual() * BLOCK;
+    for_each_range(team, max_threads, spans.count() * blocks, elements, &|range| {
         scratch::with(floats * size_of::<f32>(), |memory| {
-            dispatch(isa, Blocks { spec, views, range, memory: memory.cast() });
+            dispatch(isa, Blocks { spec, spans, views, range, memory: memory.cast() });
         });
     });
+    // SAFETY: the caller's promise.
+    unsafe { spans.clear::<2>(&views.out, 1, spec.channels()) };
 }
 
 struct Blocks<'a> {
     spec: &'a CausalConv1dSpec,
+    spans: &'a Spans,
     views: &'a ConvViews,
     range: Range<usize>,
     memory: *mut f32,
@@ -60,8 +65,9 @@ impl Kernel for Blocks<'_> {
     fn run<L: Lanes>(self) {
         let blocks = self.spec.channels().div_ceil(BLOCK);
         for index in self.range {
+            let span = self.spans.get(index / blocks);
             // SAFETY: the memory has what one block needs, and the promise of `causal_conv1d`.
-            unsafe { block::<L>(self.spec, self.views, index / blocks, index % blocks * BLOCK, self.memory) };
+            unsafe { block::<L>(self.spec, self.views, span, index % blocks * BLOCK, self.memory) };
         }
     }
 }
@@ -72,11 +78,11 @@ impl Kernel for Blocks<'_> {
 unsafe fn block<L: Lanes>(
     spec: &CausalConv1dSpec,
     views: &ConvViews,
-    batch: usize,
+    span: Span,
     first: usize,
     memory: *mut f32,
 ) {
-    let (tokens, width) = (spec.tokens(), spec.width());
+    let (tokens, width) = (span.tokens, spec.width());
     let (before, count) = (width - 1, BLOCK.min(spec.channels() - first));
     // SAFETY: the caller's promise; every row holds BLOCK numbers, of which `count` are used.
     unsafe {
@@ -97,25 +103,25 @@ unsafe fn block<L: Lanes>(
         }
         if let Some(view) = &views.initial {
             for j in 0..before {
-                view.load::<L, 2>([batch, j], first, row(window.add(j * BLOCK)));
+                view.load::<L, 2>([span.state, j], first, row(window.add(j * BLOCK)));
             }
         }
         let mut t = 0;
         while t < tokens {
             let rows = ROWS.min(tokens - t);
             for i in 0..rows {
-                views.x.load::<L, 2>([batch, t + i], first, row(window.add((before + i) * BLOCK)));
+                views.x.load::<L, 2>(span.at(t + i), first, row(window.add((before + i) * BLOCK)));
             }
             for i in 0..rows {
                 convolve::<L>(window.add(i * BLOCK), filter, bias, width, count, spec.has_silu(), result);
-                views.out.store::<L, 2>([batch, t + i], first, row(result));
+                views.out.store::<L, 2>(span.at(t + i), first, row(result));
             }
             core::ptr::copy(window.add(rows * BLOCK), window, before * BLOCK);
             t += rows;
         }
         if let Some(view) = &views.last {
             for j in 0..before {
-                view.store::<L, 2>([batch, j], first, row(window.add(j * BLOCK)));
+                view.store::<L, 2>([span.state, j], first, row(window.add(j * BLOCK)));
             }
         }
     }

@@ -9,6 +9,7 @@
 use super::decays::Decays;
 use super::gated_delta_rule::{GatedDeltaRuleViews, normalise};
 use super::product::{Left, ROWS, Tile, accumulate, store_tile};
+use super::spans::Span;
 use crate::simd::Lanes;
 use portolan_ops::ssm::GatedDeltaRuleSpec;
 
@@ -20,7 +21,7 @@ const CHUNK: usize = 32;
 pub(super) struct Chunks<'a> {
     spec: &'a GatedDeltaRuleSpec,
     views: &'a GatedDeltaRuleViews,
-    batch: usize,
+    span: Span,
     head: usize,
     /// Rows and columns of the state, rounded up to whole vectors.
     rows: usize,
@@ -88,7 +89,7 @@ impl<'a> Chunks<'a> {
         spec: &'a GatedDeltaRuleSpec,
         views: &'a GatedDeltaRuleViews,
         memory: *mut f32,
-        batch: usize,
+        span: Span,
         head: usize,
     ) -> Self {
         let [rows, columns] = Self::sides(spec);
@@ -96,7 +97,7 @@ impl<'a> Chunks<'a> {
         // What lies behind the ends of rows stays 0; what a shorter last chunk leaves behind it is not used.
         // SAFETY: the caller's promise.
         unsafe { memory.write_bytes(0, used) };
-        Self { spec, views, batch, head, rows, columns, at }
+        Self { spec, views, span, head, rows, columns, at }
     }
 
     /// All tokens.
@@ -105,13 +106,13 @@ impl<'a> Chunks<'a> {
     /// As [`Chunks::new`] says.
     #[inline(always)]
     pub(super) unsafe fn run<L: Lanes>(&self) {
-        let (tokens, width) = (self.spec.tokens(), self.spec.value_dim());
+        let (tokens, width) = (self.span.tokens, self.spec.value_dim());
         // SAFETY: the caller's promise; rows of the state lie within it.
         unsafe {
             let line = |i: usize| core::slice::from_raw_parts_mut(self.at.state.add(i * self.columns), width);
             if let Some(view) = &self.views.initial {
                 for i in 0..self.spec.key_dim() {
-                    view.load::<L, 3>([self.batch, self.head, i], 0, line(i));
+                    view.load::<L, 3>([self.span.state, self.head, i], 0, line(i));
                 }
             }
             let mut first = 0;
@@ -129,7 +130,7 @@ impl<'a> Chunks<'a> {
             }
             if let Some(view) = &self.views.last {
                 for i in 0..self.spec.key_dim() {
-                    view.store::<L, 3>([self.batch, self.head, i], 0, line(i));
+                    view.store::<L, 3>([self.span.state, self.head, i], 0, line(i));
                 }
             }
         }
@@ -146,8 +147,8 @@ impl<'a> Chunks<'a> {
         let key_head = self.head / (spec.heads() / spec.key_heads());
         let mut sum = 0f64;
         for s in 0..count {
-            let keys = [self.batch, first + s, key_head];
-            let at = [self.batch, first + s];
+            let keys = self.span.head(first + s, key_head);
+            let at = self.span.at(first + s);
             // SAFETY: the caller's promise; rows hold so many numbers.
             unsafe {
                 for (view, to) in [(&views.k, k), (&views.q, q)] {
@@ -161,7 +162,7 @@ impl<'a> Chunks<'a> {
                     *k_by_place.add(i * CHUNK + s) = *k.add(s * self.rows + i);
                 }
                 let row = core::slice::from_raw_parts_mut(u.add(s * self.columns), spec.value_dim());
-                views.v.load::<L, 3>([self.batch, first + s, self.head], 0, row);
+                views.v.load::<L, 3>(self.span.head(first + s, self.head), 0, row);
                 sum += f64::from(views.g.get(at, self.head));
                 decays.set(s, sum);
                 *beta.add(s) = views.beta.get(at, self.head);
@@ -295,7 +296,7 @@ impl<'a> Chunks<'a> {
             for r in 0..ROWS.min(count - t) {
                 let row = self.at.results.add(r * self.columns);
                 let row = core::slice::from_raw_parts(row, self.spec.value_dim());
-                self.views.out.store::<L, 3>([self.batch, first + t + r, self.head], 0, row);
+                self.views.out.store::<L, 3>(self.span.head(first + t + r, self.head), 0, row);
             }
         }
     }

@@ -4,6 +4,7 @@
 //! depend on one another, so a task has a few vectors of them, and lanes run along them: no sum crosses lanes.
 
 use super::gated_delta_chunk::Chunks;
+use super::spans::{Span, Spans};
 use super::view::View;
 use crate::Isa;
 use crate::pool::{Team, scratch};
@@ -58,31 +59,42 @@ pub(crate) unsafe fn gated_delta_rule(
     max_threads: usize,
     isa: Isa,
     spec: &GatedDeltaRuleSpec,
+    spans: &Spans,
     views: &GatedDeltaRuleViews,
 ) {
-    let heads = spec.batch() * spec.heads();
-    if spec.tokens() >= FEW && spec.key_dim().max(spec.value_dim()) <= MAX_SIDE {
-        let work = spec.tokens().saturating_mul((spec.key_dim() * spec.value_dim()).max(1));
-        return for_each_range(team, max_threads, heads, work, &|range| {
+    let size = spec.key_dim().max(1).saturating_mul(spec.value_dim().max(1));
+    let by_chunks = spec.key_dim().max(spec.value_dim()) <= MAX_SIDE;
+    let chunked = |span: Span| by_chunks && span.tokens >= FEW;
+    // A sequence goes the way it would go alone, whatever the others do.
+    if by_chunks && spans.longest() >= FEW {
+        let (heads, work) = (spans.count() * spec.heads(), spans.usual().saturating_mul(size));
+        for_each_range(team, max_threads, heads, work, &|range| {
             scratch::with(Chunks::floats(spec) * size_of::<f32>(), |memory| {
-                dispatch(isa, Heads { spec, views, range, memory: memory.cast() });
+                dispatch(isa, Heads { spec, spans, views, range, chunked: &chunked, memory: memory.cast() });
             });
         });
     }
-    let tasks = heads * spec.value_dim().div_ceil(COLUMNS);
-    let key = spec.key_dim().next_multiple_of(16);
-    let work = spec.tokens().max(1).saturating_mul(spec.key_dim().max(1) * COLUMNS);
-    for_each_range(team, max_threads, tasks, work, &|range| {
-        scratch::with(key * (COLUMNS + 2) * size_of::<f32>(), |memory| {
-            dispatch(isa, Blocks { spec, views, range, memory: memory.cast() });
+    if !by_chunks || spans.shortest() < FEW {
+        let tasks = spans.count() * spec.heads() * spec.value_dim().div_ceil(COLUMNS);
+        let key = spec.key_dim().next_multiple_of(16);
+        let work = spans.usual().saturating_mul(spec.key_dim().max(1) * COLUMNS);
+        for_each_range(team, max_threads, tasks, work, &|range| {
+            scratch::with(key * (COLUMNS + 2) * size_of::<f32>(), |memory| {
+                dispatch(isa, Blocks { spec, spans, views, range, chunked: &chunked, memory: memory.cast() });
+            });
         });
-    });
+    }
+    // SAFETY: the caller's promise.
+    unsafe { spans.clear::<3>(&views.out, spec.heads(), spec.value_dim()) };
 }
 
 struct Heads<'a> {
     spec: &'a GatedDeltaRuleSpec,
+    spans: &'a Spans,
     views: &'a GatedDeltaRuleViews,
     range: Range<usize>,
+    /// Whether a sequence is worked on by chunks.
+    chunked: &'a (dyn Fn(Span) -> bool + Sync),
     memory: *mut f32,
 }
 
@@ -92,17 +104,22 @@ impl Kernel for Heads<'_> {
     #[inline(always)]
     fn run<L: Lanes>(self) {
         for index in self.range {
-            let (batch, head) = (index / self.spec.heads(), index % self.spec.heads());
-            // SAFETY: the memory has what a head needs, and the promise of `gated_delta_rule`.
-            unsafe { Chunks::new(self.spec, self.views, self.memory, batch, head).run::<L>() };
+            let (span, head) = (self.spans.get(index / self.spec.heads()), index % self.spec.heads());
+            if (self.chunked)(span) {
+                // SAFETY: the memory has what a head needs, and the promise of `gated_delta_rule`.
+                unsafe { Chunks::new(self.spec, self.views, self.memory, span, head).run::<L>() };
+            }
         }
     }
 }
 
 struct Blocks<'a> {
     spec: &'a GatedDeltaRuleSpec,
+    spans: &'a Spans,
     views: &'a GatedDeltaRuleViews,
     range: Range<usize>,
+    /// Whether a sequence is worked on by chunks.
+    chunked: &'a (dyn Fn(Span) -> bool + Sync),
     memory: *mut f32,
 }
 
@@ -114,12 +131,15 @@ impl Kernel for Blocks<'_> {
         let blocks = self.spec.value_dim().div_ceil(COLUMNS);
         for index in self.range.clone() {
             let (row, first) = (index / blocks, index % blocks * COLUMNS);
-            let (batch, head) = (row / self.spec.heads(), row % self.spec.heads());
+            let (span, head) = (self.spans.get(row / self.spec.heads()), row % self.spec.heads());
+            if (self.chunked)(span) {
+                continue;
+            }
             // SAFETY: the memory has what one block needs, and the promise of `gated_delta_rule`.
             unsafe {
                 match L::LEN {
-                    16 => self.block::<L, 2>(batch, head, first),
-                    _ => self.block::<L, 4>(batch, head, first),
+                    16 => self.block::<L, 2>(span, head, first),
+                    _ => self.block::<L, 4>(span, head, first),
                 }
             }
         }
@@ -132,7 +152,7 @@ impl Blocks<'_> {
     /// # Safety
     /// They exist; the memory has a state of COLUMNS columns and two keys, rounded up to whole vectors.
     #[inline(always)]
-    unsafe fn block<L: Lanes, const V: usize>(&self, batch: usize, head: usize, first: usize) {
+    unsafe fn block<L: Lanes, const V: usize>(&self, span: Span, head: usize, first: usize) {
         const { assert!(COLUMNS.is_multiple_of(V)) };
         let Self { spec, views, memory, .. } = *self;
         let rows = spec.key_dim();
@@ -146,21 +166,21 @@ impl Blocks<'_> {
             let line = |i: usize| core::slice::from_raw_parts_mut(state.add(i * COLUMNS), count);
             if let Some(view) = &views.initial {
                 for i in 0..rows {
-                    view.load::<L, 3>([batch, head, i], first, line(i));
+                    view.load::<L, 3>([span.state, head, i], first, line(i));
                 }
             }
             let mut values = [0f32; COLUMNS];
-            for t in 0..spec.tokens() {
-                let keys = [batch, t, key_head];
+            for t in 0..span.tokens {
+                let keys = span.head(t, key_head);
                 views.k.load::<L, 3>(keys, 0, core::slice::from_raw_parts_mut(k, rows));
                 views.q.load::<L, 3>(keys, 0, core::slice::from_raw_parts_mut(q, rows));
                 if let Some(eps) = spec.key_norm() {
                     normalise::<L>(k, rows, eps);
                     normalise::<L>(q, rows, eps);
                 }
-                views.v.load::<L, 3>([batch, t, head], first, &mut values[..count]);
-                let decay = math::exp(L::splat(views.g.get([batch, t], head)));
-                let beta = L::splat(views.beta.get([batch, t], head));
+                views.v.load::<L, 3>(span.head(t, head), first, &mut values[..count]);
+                let decay = math::exp(L::splat(views.g.get(span.at(t), head)));
+                let beta = L::splat(views.beta.get(span.at(t), head));
                 let held = held::<L, V>(state, k, rows);
                 let mut change = [L::zero(); V];
                 for (v, change) in change.iter_mut().enumerate() {
@@ -171,11 +191,11 @@ impl Blocks<'_> {
                 for (v, read) in read.iter().enumerate() {
                     read.mul(L::splat(spec.scale())).store(values.as_mut_ptr().add(v * L::LEN));
                 }
-                views.out.store::<L, 3>([batch, t, head], first, &values[..count]);
+                views.out.store::<L, 3>(span.head(t, head), first, &values[..count]);
             }
             if let Some(view) = &views.last {
                 for i in 0..rows {
-                    view.store::<L, 3>([batch, head, i], first, line(i));
+                    view.store::<L, 3>([span.state, head, i], first, line(i));
                 }
             }
         }

@@ -1,6 +1,7 @@
 //! The selective scan: blocks of channels, each with its states in scratch for as long as its sequence runs.
 
 use super::advance::{Exponential, Factors, advance, softplus};
+use super::spans::{Span, Spans};
 use super::view::{Rows, View};
 use crate::Isa;
 use crate::pool::{Team, scratch};
@@ -49,6 +50,7 @@ pub(crate) unsafe fn selective_scan(
     max_threads: usize,
     isa: Isa,
     spec: &SelectiveScanSpec,
+    spans: &Spans,
     views: &SelectiveScanViews,
 ) {
     let padded = spec.state().next_multiple_of(16);
@@ -56,16 +58,19 @@ pub(crate) unsafe fn selective_scan(
     let width = if padded <= 32 { WIDEST } else { 16 };
     let blocks = spec.channels().div_ceil(width);
     let floats = (2 * width + 2) * padded;
-    let work = spec.tokens().max(1).saturating_mul(width * padded.max(1));
-    for_each_range(team, max_threads, spec.batch() * blocks, work, &|range| {
+    let work = spans.usual().saturating_mul(width * padded.max(1));
+    for_each_range(team, max_threads, spans.count() * blocks, work, &|range| {
         scratch::with(floats * size_of::<f32>(), |memory| {
-            dispatch(isa, Blocks { spec, views, range, width, padded, memory: memory.cast() });
+            dispatch(isa, Blocks { spec, spans, views, range, width, padded, memory: memory.cast() });
         });
     });
+    // SAFETY: the caller's promise.
+    unsafe { spans.clear::<2>(&views.out, 1, spec.channels()) };
 }
 
 struct Blocks<'a> {
     spec: &'a SelectiveScanSpec,
+    spans: &'a Spans,
     views: &'a SelectiveScanViews,
     range: Range<usize>,
     width: usize,
@@ -80,8 +85,9 @@ impl Kernel for Blocks<'_> {
     fn run<L: Lanes>(self) {
         let blocks = self.spec.channels().div_ceil(self.width);
         for index in self.range.clone() {
+            let span = self.spans.get(index / blocks);
             // SAFETY: the memory has what one block needs, and the promise of `selective_scan`.
-            unsafe { self.block::<L>(index / blocks, index % blocks * self.width) };
+            unsafe { self.block::<L>(span, index % blocks * self.width) };
         }
     }
 }
@@ -92,9 +98,9 @@ impl Blocks<'_> {
     /// # Safety
     /// They exist; `memory` has rates and states of `width` rows, and two rows more, of `padded` numbers.
     #[inline(always)]
-    unsafe fn block<L: Lanes>(&self, batch: usize, first: usize) {
+    unsafe fn block<L: Lanes>(&self, span: Span, first: usize) {
         let Self { spec, views, width, padded, memory, .. } = *self;
-        let (tokens, n) = (spec.tokens(), spec.state());
+        let (tokens, n) = (span.tokens, spec.state());
         let count = width.min(spec.channels() - first);
         // SAFETY: the caller's promise; all that is read of the memory was written, here or below.
         unsafe {
@@ -117,7 +123,7 @@ impl Blocks<'_> {
             };
             // Whole vectors are read and written where they lie, by the first and the last token.
             let direct = |view: &Option<View>| match view {
-                Some(view) if tokens > 0 => view.rows::<L, 2>([batch, first], n),
+                Some(view) if tokens > 0 => view.rows::<L, 2>([span.state, first], n),
                 _ => None,
             };
             let (begin, end) = (direct(&views.initial), direct(&views.last));
@@ -126,24 +132,24 @@ impl Blocks<'_> {
             }
             if let (Some(view), None) = (&views.initial, begin) {
                 for i in 0..count {
-                    view.load::<L, 2>([batch, first + i], 0, row(kept.at(i, 0), n));
+                    view.load::<L, 2>([span.state, first + i], 0, row(kept.at(i, 0), n));
                 }
             }
             let mut channels = Channels::new::<L>(self, first, count);
             for t in 0..tokens {
-                views.b.load::<L, 2>([batch, t], 0, row(b, n));
-                views.c.load::<L, 2>([batch, t], 0, row(c, n));
-                channels.read::<L>(self, [batch, t]);
+                views.b.load::<L, 2>(span.at(t), 0, row(b, n));
+                views.c.load::<L, 2>(span.at(t), 0, row(c, n));
+                channels.read::<L>(self, span.at(t));
                 let from = if t == 0 { begin.unwrap_or(kept) } else { kept };
                 let to = if t + 1 == tokens { end.unwrap_or(kept) } else { kept };
                 let factors = Factors { input: channels.input.as_ptr(), b, c, n };
                 let decay = Exponential { step: channels.step.as_ptr(), rates };
                 advance::<L, _>(decay, factors, [from, to], count, channels.y.as_mut_ptr());
-                channels.write::<L>(self, [batch, t]);
+                channels.write::<L>(self, span.at(t));
             }
             if let (Some(view), None) = (&views.last, end) {
                 for i in 0..count {
-                    view.store::<L, 2>([batch, first + i], 0, row(kept.at(i, 0), n));
+                    view.store::<L, 2>([span.state, first + i], 0, row(kept.at(i, 0), n));
                 }
             }
         }

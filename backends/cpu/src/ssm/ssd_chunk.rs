@@ -8,6 +8,7 @@
 use super::advance::softplus;
 use super::decays::Decays;
 use super::product::{Left, ROWS, Tile, accumulate, store_tile};
+use super::spans::Span;
 use super::ssd_scan::{SsdScanViews, skip_connection, step_size};
 use crate::simd::Lanes;
 use core::ops::Range;
@@ -17,7 +18,7 @@ use portolan_ops::ssm::SsdScanSpec;
 pub(super) struct Chunks<'a> {
     spec: &'a SsdScanSpec,
     views: &'a SsdScanViews,
-    batch: usize,
+    span: Span,
     group: usize,
     heads: Range<usize>,
     /// Tokens of a chunk, a head's rows and a state's columns, rounded up to whole vectors.
@@ -34,8 +35,8 @@ struct Sizes {
 }
 
 impl Sizes {
-    fn of(spec: &SsdScanSpec) -> Self {
-        let chunk = spec.chunk().min(spec.tokens());
+    fn of(spec: &SsdScanSpec, tokens: usize) -> Self {
+        let chunk = spec.chunk().min(tokens);
         Self {
             chunk,
             tokens: chunk.next_multiple_of(32),
@@ -70,9 +71,9 @@ struct Memory {
 }
 
 impl<'a> Chunks<'a> {
-    /// Numbers that `heads` together need.
-    pub(super) fn floats(spec: &SsdScanSpec, heads: usize) -> usize {
-        Self::lay_out(Sizes::of(spec), heads, core::ptr::null_mut()).1
+    /// Numbers that `heads` together need for up to `tokens` tokens.
+    pub(super) fn floats(spec: &SsdScanSpec, tokens: usize, heads: usize) -> usize {
+        Self::lay_out(Sizes::of(spec, tokens), heads, core::ptr::null_mut()).1
     }
 
     fn lay_out(sizes: Sizes, heads: usize, memory: *mut f32) -> (Memory, usize) {
@@ -106,16 +107,16 @@ impl<'a> Chunks<'a> {
         spec: &'a SsdScanSpec,
         views: &'a SsdScanViews,
         memory: *mut f32,
-        batch: usize,
+        span: Span,
         group: usize,
         heads: Range<usize>,
     ) -> Self {
-        let sizes = Sizes::of(spec);
+        let sizes = Sizes::of(spec, span.tokens);
         let (at, used) = Self::lay_out(sizes, heads.len(), memory);
         // What lies behind the ends of rows stays 0; what a shorter last chunk leaves behind it is not used.
         // SAFETY: the caller's promise.
         unsafe { memory.write_bytes(0, used) };
-        Self { spec, views, batch, group, heads, sizes, at }
+        Self { spec, views, span, group, heads, sizes, at }
     }
 
     #[inline(always)]
@@ -138,7 +139,7 @@ impl<'a> Chunks<'a> {
             if let Some(view) = &self.views.initial {
                 for head in self.heads.clone() {
                     for p in 0..self.spec.head_dim() {
-                        view.load::<L, 3>([self.batch, head, p], 0, line);
+                        view.load::<L, 3>([self.span.state, head, p], 0, line);
                         for (i, &value) in line.iter().enumerate() {
                             *self.state(head).add(i * rows + p) = value;
                         }
@@ -146,8 +147,8 @@ impl<'a> Chunks<'a> {
                 }
             }
             let mut first = 0;
-            while first < self.spec.tokens() {
-                let count = self.sizes.chunk.min(self.spec.tokens() - first);
+            while first < self.span.tokens {
+                let count = self.sizes.chunk.min(self.span.tokens - first);
                 self.load_factors::<L>(first, count);
                 self.score::<L>(count);
                 for head in self.heads.clone() {
@@ -164,7 +165,7 @@ impl<'a> Chunks<'a> {
                         for (i, value) in line.iter_mut().enumerate() {
                             *value = *self.state(head).add(i * rows + p);
                         }
-                        view.store::<L, 3>([self.batch, head, p], 0, line);
+                        view.store::<L, 3>([self.span.state, head, p], 0, line);
                     }
                 }
             }
@@ -180,7 +181,7 @@ impl<'a> Chunks<'a> {
         let Sizes { tokens, columns, .. } = self.sizes;
         let n = self.spec.state();
         for s in 0..count {
-            let at = [self.batch, first + s, self.group];
+            let at = self.span.head(first + s, self.group);
             // SAFETY: the caller's promise; a row holds n numbers.
             unsafe {
                 let b = core::slice::from_raw_parts_mut(self.at.b.add(s * columns), n);
@@ -226,7 +227,7 @@ impl<'a> Chunks<'a> {
         // SAFETY: the caller's promise; arrays have room for whole vectors.
         unsafe {
             for s in 0..count {
-                *step.add(s) = step_size(self.views, [self.batch, first + s], head);
+                *step.add(s) = step_size(self.views, self.span.at(first + s), head);
             }
             if self.spec.has_softplus() {
                 for s in (0..count).step_by(L::LEN) {
@@ -242,7 +243,7 @@ impl<'a> Chunks<'a> {
             for s in 0..count {
                 let to = inputs.add(s * rows);
                 let row = core::slice::from_raw_parts_mut(to, self.spec.head_dim());
-                self.views.x.load::<L, 3>([self.batch, first + s, head], 0, row);
+                self.views.x.load::<L, 3>(self.span.head(first + s, head), 0, row);
                 for i in (0..rows).step_by(L::LEN) {
                     L::splat(*step.add(s)).mul(L::load(to.add(i))).store(to.add(i));
                 }
@@ -278,7 +279,7 @@ impl<'a> Chunks<'a> {
                     self.tile::<L, 1>(head, t, i);
                 }
                 for r in 0..ROWS.min(count - t) {
-                    let (at, y) = ([self.batch, first + t + r, head], results.add(r * rows));
+                    let (at, y) = (self.span.head(first + t + r, head), results.add(r * rows));
                     if let Some(skip) = skip {
                         let row = core::slice::from_raw_parts_mut(x, self.spec.head_dim());
                         self.views.x.load::<L, 3>(at, 0, row);

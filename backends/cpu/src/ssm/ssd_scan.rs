@@ -1,6 +1,7 @@
 //! The scan of heads with one rate each: token by token for a few tokens, by chunks (`ssd_chunk`) for more.
 
 use super::advance::{Factors, Uniform, advance, softplus};
+use super::spans::{Span, Spans};
 use super::ssd_chunk::Chunks;
 use super::view::{Rows, View};
 use crate::Isa;
@@ -52,6 +53,7 @@ pub(crate) unsafe fn ssd_scan(
     max_threads: usize,
     isa: Isa,
     spec: &SsdScanSpec,
+    spans: &Spans,
     views: &SsdScanViews,
 ) {
     if spec.heads() == 0 {
@@ -59,23 +61,27 @@ pub(crate) unsafe fn ssd_scan(
     }
     let each = spec.heads() / spec.groups();
     let together = each.min(HEADS);
-    let few = spec.tokens() < FEW;
-    let floats = if few { Few::floats(spec) } else { Chunks::floats(spec, together) };
-    let tasks = spec.batch() * spec.groups() * each.div_ceil(together);
+    let few = if spans.shortest() < FEW { Few::floats(spec) } else { 0 };
+    let longest = spans.longest();
+    let chunks = if longest < FEW { 0 } else { Chunks::floats(spec, longest, together) };
+    let floats = few.max(chunks);
+    let tasks = spans.count() * spec.groups() * each.div_ceil(together);
     let work = spec.head_dim().max(1) * spec.state().max(1) * together;
-    for_each_range(team, max_threads, tasks, spec.tokens().max(1).saturating_mul(work), &|range| {
+    for_each_range(team, max_threads, tasks, spans.usual().saturating_mul(work), &|range| {
         scratch::with(floats * size_of::<f32>(), |memory| {
-            dispatch(isa, Heads { spec, views, range, together, few, memory: memory.cast() });
+            dispatch(isa, Heads { spec, spans, views, range, together, memory: memory.cast() });
         });
     });
+    // SAFETY: the caller's promise.
+    unsafe { spans.clear::<3>(&views.out, spec.heads(), spec.head_dim()) };
 }
 
 struct Heads<'a> {
     spec: &'a SsdScanSpec,
+    spans: &'a Spans,
     views: &'a SsdScanViews,
     range: Range<usize>,
     together: usize,
-    few: bool,
     memory: *mut f32,
 }
 
@@ -88,17 +94,18 @@ impl Kernel for Heads<'_> {
         let each = spec.heads() / spec.groups();
         let blocks = each.div_ceil(together);
         for index in self.range {
-            let (batch, group) = (index / blocks / spec.groups(), index / blocks % spec.groups());
+            let (sequence, group) = (index / blocks / spec.groups(), index / blocks % spec.groups());
+            let span = self.spans.get(sequence);
             let start = index % blocks * together;
             let heads = group * each + start..group * each + each.min(start + together);
             // SAFETY: the memory has what either needs, and the promise of `ssd_scan`.
             unsafe {
-                if self.few {
+                if span.tokens < FEW {
                     for head in heads {
-                        Few { spec, views, memory }.head::<L>(batch, group, head);
+                        Few { spec, views, memory }.head::<L>(span, group, head);
                     }
                 } else {
-                    Chunks::new(spec, views, memory, batch, group, heads).run::<L>();
+                    Chunks::new(spec, views, memory, span, group, heads).run::<L>();
                 }
             }
         }
@@ -139,10 +146,10 @@ impl Few<'_> {
     /// # Safety
     /// The head exists; the memory has [`Few::floats`].
     #[inline(always)]
-    unsafe fn head<L: Lanes>(&self, batch: usize, group: usize, head: usize) {
+    unsafe fn head<L: Lanes>(&self, span: Span, group: usize, head: usize) {
         let Self { spec, views, memory } = *self;
         let [height, width] = Self::sides(spec);
-        let (count, n, tokens) = (spec.head_dim(), spec.state(), spec.tokens());
+        let (count, n, tokens) = (spec.head_dim(), spec.state(), span.tokens);
         // SAFETY: the caller's promise; the memory is written before it is read, here or below.
         unsafe {
             memory.write_bytes(0, Self::floats(spec));
@@ -153,22 +160,22 @@ impl Few<'_> {
             let row = |start: *mut f32, len| core::slice::from_raw_parts_mut(start, len);
             // Whole vectors are read and written where they lie, by the first and the last token.
             let direct = |view: &Option<View>| match view {
-                Some(view) if tokens > 0 => view.rows::<L, 3>([batch, head, 0], n),
+                Some(view) if tokens > 0 => view.rows::<L, 3>([span.state, head, 0], n),
                 _ => None,
             };
             let (begin, end) = (direct(&views.initial), direct(&views.last));
             if let (Some(view), None) = (&views.initial, begin) {
                 for p in 0..count {
-                    view.load::<L, 3>([batch, head, p], 0, row(kept.at(p, 0), n));
+                    view.load::<L, 3>([span.state, head, p], 0, row(kept.at(p, 0), n));
                 }
             }
             let rate = views.a.get([], head);
             let skip = views.d.as_ref().map_or(0.0, |view| view.get([], head));
             for t in 0..tokens {
-                views.b.load::<L, 3>([batch, t, group], 0, row(b, n));
-                views.c.load::<L, 3>([batch, t, group], 0, row(c, n));
-                views.x.load::<L, 3>([batch, t, head], 0, row(x, count));
-                let mut step = L::splat(step_size(views, [batch, t], head));
+                views.b.load::<L, 3>(span.head(t, group), 0, row(b, n));
+                views.c.load::<L, 3>(span.head(t, group), 0, row(c, n));
+                views.x.load::<L, 3>(span.head(t, head), 0, row(x, count));
+                let mut step = L::splat(step_size(views, span.at(t), head));
                 if spec.has_softplus() {
                     step = softplus(step);
                 }
@@ -185,11 +192,11 @@ impl Few<'_> {
                 if views.d.is_some() {
                     skip_connection::<L>(skip, x, y, count);
                 }
-                views.out.store::<L, 3>([batch, t, head], 0, row(y, count));
+                views.out.store::<L, 3>(span.head(t, head), 0, row(y, count));
             }
             if let (Some(view), None) = (&views.last, end) {
                 for p in 0..count {
-                    view.store::<L, 3>([batch, head, p], 0, row(kept.at(p, 0), n));
+                    view.store::<L, 3>([span.state, head, p], 0, row(kept.at(p, 0), n));
                 }
             }
         }

@@ -60,6 +60,31 @@ impl View {
         })
     }
 
+    /// Element `index` of i32 numbers in one dimension.
+    ///
+    /// # Safety
+    /// It is an element of the tensor, which is i32, and readable.
+    pub(super) unsafe fn int(&self, index: usize) -> i32 {
+        let start = self.base.start().cast_const().cast::<i32>();
+        // SAFETY: the caller's promise.
+        unsafe { start.wrapping_add(self.offset + index * self.strides[0]).read_unaligned() }
+    }
+
+    /// Writes 0 to the first `n` elements of the dimension behind the indices `at`.
+    ///
+    /// # Safety
+    /// They are elements of the tensor, and writable.
+    pub(super) unsafe fn clear<const N: usize>(&self, at: [usize; N], n: usize) {
+        let (start, size, stride) = (self.place(at), self.dtype.bytes_for(1), self.strides[N]);
+        // Bits of 0 are the number 0 in every float type.
+        let (runs, len) = if stride == 1 { (usize::from(n > 0), n) } else { (n, 1) };
+        for i in 0..runs {
+            let to = self.base.start().wrapping_add((start + i * stride) * size);
+            // SAFETY: the caller's promise.
+            unsafe { to.write_bytes(0, len * size) };
+        }
+    }
+
     /// Writes elements `first..` of the dimension behind the indices `at`, rounded to nearest even.
     ///
     /// # Safety

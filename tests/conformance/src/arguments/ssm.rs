@@ -1,12 +1,36 @@
 //! Arguments of state-space operators.
 
 use super::{Arguments, Choices};
+use portolan_ops::attention::LensSpec;
 use portolan_ops::ssm::{CausalConv1dSpec, GatedDeltaRuleSpec, SelectiveScanSpec, SsdScanSpec};
 use portolan_ops::{DType, Result, TensorSpec};
 
+/// How many sequences there are in how many rows: in one, where they have lengths of their own.
+struct Sequences {
+    rows: usize,
+    lens: Option<LensSpec>,
+}
+
+impl Sequences {
+    fn arbitrary(from: &mut Choices<'_>) -> Result<Self> {
+        let rows = from.few();
+        let lens = if from.byte().is_multiple_of(3) { Some(from.lens(rows)?) } else { None };
+        Ok(Self { rows: if lens.is_some() { from.one_of(&[1, 1, 1, rows]) } else { rows }, lens })
+    }
+
+    /// A state for each, from one for each row.
+    fn states(&self, state: &TensorSpec) -> Result<TensorSpec> {
+        match &self.lens {
+            Some(lens) => TensorSpec::of(state.dtype(), &[&[lens.count()], &state.dims()[1..]].concat()),
+            None => Ok(*state),
+        }
+    }
+}
+
 impl Arguments for CausalConv1dSpec {
     fn arbitrary(from: &mut Choices<'_>) -> Result<Self> {
-        let (dims, width) = ([from.few(), from.size(), from.size()], from.few());
+        let sequences = Sequences::arbitrary(from)?;
+        let (dims, width) = ([sequences.rows, from.size(), from.size()], from.few());
         let dtype = from.dtype();
         let (x, weight) = (from.of(dtype, &dims)?, from.of(dtype, &[dims[2], width])?);
         let out = from.out(CausalConv1dSpec::out_spec(&x))?;
@@ -17,7 +41,10 @@ impl Arguments for CausalConv1dSpec {
         if from.flag() {
             op = op.with_silu();
         }
-        let state = CausalConv1dSpec::state_spec(&x, &weight)?;
+        let state = sequences.states(&CausalConv1dSpec::state_spec(&x, &weight)?)?;
+        if let Some(lens) = &sequences.lens {
+            op = op.with_lens(lens)?;
+        }
         if from.flag() {
             op = op.with_initial(&from.like(&state)?)?;
         }
@@ -32,7 +59,8 @@ impl Arguments for CausalConv1dSpec {
 
 impl Arguments for SelectiveScanSpec {
     fn arbitrary(from: &mut Choices<'_>) -> Result<Self> {
-        let (dims, state) = ([from.few(), from.few(), from.size()], from.few());
+        let sequences = Sequences::arbitrary(from)?;
+        let (dims, state) = ([sequences.rows, from.few(), from.size()], from.few());
         let dtype = from.dtype();
         let (x, delta) = (from.of(dtype, &dims)?, from.of(dtype, &dims)?);
         let a = from.of(DType::F32, &[dims[2], state])?;
@@ -52,7 +80,10 @@ impl Arguments for SelectiveScanSpec {
         if from.flag() {
             op = op.with_softplus();
         }
-        let state = SelectiveScanSpec::state_spec(&x, &a)?;
+        let state = sequences.states(&SelectiveScanSpec::state_spec(&x, &a)?)?;
+        if let Some(lens) = &sequences.lens {
+            op = op.with_lens(lens)?;
+        }
         if from.flag() {
             op = op.with_initial(&from.like(&state)?)?;
         }
@@ -68,7 +99,8 @@ impl Arguments for SelectiveScanSpec {
 
 impl Arguments for SsdScanSpec {
     fn arbitrary(from: &mut Choices<'_>) -> Result<Self> {
-        let (batch, tokens, groups, each) = (from.few(), from.size(), from.few(), from.few());
+        let sequences = Sequences::arbitrary(from)?;
+        let (batch, tokens, groups, each) = (sequences.rows, from.size(), from.few(), from.few());
         let (head_dim, state, dtype) = (from.few(), from.few(), from.dtype());
         let heads = groups.saturating_mul(each);
         let x = from.of(dtype, &[batch, tokens, heads, head_dim])?;
@@ -89,7 +121,10 @@ impl Arguments for SsdScanSpec {
         if from.flag() {
             op = op.with_chunk(from.size())?;
         }
-        let state = SsdScanSpec::state_spec(&x, &b)?;
+        let state = sequences.states(&SsdScanSpec::state_spec(&x, &b)?)?;
+        if let Some(lens) = &sequences.lens {
+            op = op.with_lens(lens)?;
+        }
         if from.flag() {
             op = op.with_initial(&from.like(&state)?)?;
         }
@@ -104,7 +139,8 @@ impl Arguments for SsdScanSpec {
 
 impl Arguments for GatedDeltaRuleSpec {
     fn arbitrary(from: &mut Choices<'_>) -> Result<Self> {
-        let (batch, tokens, key_heads, each) = (from.few(), from.size(), from.few(), from.few());
+        let sequences = Sequences::arbitrary(from)?;
+        let (batch, tokens, key_heads, each) = (sequences.rows, from.size(), from.few(), from.few());
         let (key_dim, value_dim, dtype) = (from.few(), from.few(), from.dtype());
         let heads = key_heads.saturating_mul(each);
         let keys = TensorSpec::of(dtype, &[batch, tokens, key_heads, key_dim])?;
@@ -120,7 +156,10 @@ impl Arguments for GatedDeltaRuleSpec {
         if from.flag() {
             op = op.with_key_norm(from.real() as f32)?;
         }
-        let state = GatedDeltaRuleSpec::state_spec(&k, &v)?;
+        let state = sequences.states(&GatedDeltaRuleSpec::state_spec(&k, &v)?)?;
+        if let Some(lens) = &sequences.lens {
+            op = op.with_lens(lens)?;
+        }
         if from.flag() {
             op = op.with_initial(&from.like(&state)?)?;
         }

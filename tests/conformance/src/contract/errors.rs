@@ -2,8 +2,10 @@
 
 use crate::rig::{Check, Rig, Stop, ensure, ensure_eq, ensure_holds, launch_fault, refused, up};
 use portolan_core::call::{Binary, Copy, Gemm, RmsNorm};
-use portolan_core::{Fallback, Op, OpKind, OpUse, StreamOptions, Support};
-use portolan_ops::{Cost, DType, Determinism, ErrorKind, OpError, TensorSpec};
+use portolan_core::{Call, Dispatch, Fallback, Op, OpKind, OpUse, Stream, StreamOptions, Support, Tensor};
+use portolan_ops::moe::{ExpertFfnSpec, ExpertsSpec, GroupedGemmSpec};
+use portolan_ops::quant::{LinearSpec, PackedSpec, PrepackSpec, UnpackSpec, WeightSpec};
+use portolan_ops::{Cost, DType, Determinism, ErrorKind, OpError, Result, TensorSpec, Unsupported};
 
 pub(crate) fn requests_beyond_all_memory_are_shape_errors_or_exhaustion(rig: &Rig) -> Check {
     let s = rig.stream()?;
@@ -96,4 +98,48 @@ pub(crate) fn the_report_adds_up_the_cost_of_every_run(rig: &Rig) -> Check {
     ensure_eq!(report.operators, [row], "the same by operator");
     ensure!(want.flops == 3 * 2 * 8 * 4 * 16, "{} operations", want.flops);
     Ok(())
+}
+
+/// No device calls a form so.
+const FOREIGN: &str = "nobody's";
+
+/// The call over tensors of the device's, none of which holds anything that matters.
+fn over_nothing<C: Dispatch>(s: &Stream, spec: C) -> Result<Call<C>> {
+    let mut specs = Vec::new();
+    spec.operands(&mut |operand| specs.push(*operand.spec));
+    let tensors = specs.iter().map(|spec| s.empty(spec)).collect::<Result<Vec<Tensor>>>()?;
+    Call::bind(spec, &tensors.iter().collect::<Vec<_>>())
+}
+
+fn refused_for_its_form(s: &Stream, op: impl Op, name: &str) -> Check {
+    let promised = s.device().support(&op.query(Determinism::RunToRun));
+    let of_form = |why: &Unsupported| matches!(why, Unsupported::Form { got: FOREIGN, .. });
+    ensure!(matches!(&promised, Support::No(why) if of_form(why)), "{name}: support says {promised:?}");
+    let error = refused(s.run(op), name)?;
+    let typed = matches!(&error, OpError::Unsupported { op, reason, .. } if *op == name && of_form(reason));
+    ensure!(typed && error.to_string().contains("prepack"), "{name}: {error}");
+    Ok(())
+}
+
+pub(crate) fn a_weight_in_another_devices_form_is_refused_before_it_is_enqueued(rig: &Rig) -> Check {
+    let s = rig.stream()?;
+    let x = up(&s, &[1.0; 4])?;
+    let f32s = |dims: &[usize]| TensorSpec::of(DType::F32, dims);
+    let dense = WeightSpec::dense(&f32s(&[4, 4])?)?;
+    let packed = PackedSpec::new(dense.content(), 4, 4, FOREIGN, 64)?;
+    let stack = |n| {
+        let bytes = TensorSpec::of(DType::U8, &[2, 256])?;
+        ExpertsSpec::packed(WeightSpec::dense(&f32s(&[n, 4])?)?.content(), n, 4, FOREIGN, &bytes)
+    };
+    let (rows, ids) = (f32s(&[3, 4])?, TensorSpec::of(DType::I32, &[3, 1])?);
+    let linear = LinearSpec::new(&rows, &packed.clone().into(), &rows)?;
+    refused_for_its_form(&s, over_nothing(&s, linear)?, "linear")?;
+    let offsets = TensorSpec::of(DType::I32, &[3])?;
+    let grouped = GroupedGemmSpec::contiguous(&rows, &stack(4)?, &offsets, &rows)?;
+    refused_for_its_form(&s, over_nothing(&s, grouped)?, "grouped_gemm")?;
+    let experts = ExpertFfnSpec::new(&rows, &ids, &f32s(&[3, 1])?, &stack(8)?, &stack(4)?, &rows)?;
+    refused_for_its_form(&s, over_nothing(&s, experts)?, "expert_ffn")?;
+    refused_for_its_form(&s, over_nothing(&s, PrepackSpec::new(&dense, &packed)?)?, "prepack")?;
+    refused_for_its_form(&s, over_nothing(&s, UnpackSpec::new(&packed, &dense)?)?, "unpack")?;
+    ensure_holds(&s, &x, &[1.0; 4], "work afterwards")
 }

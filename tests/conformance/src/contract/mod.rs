@@ -78,6 +78,7 @@ macro_rules! for_each_contract {
                 requests_beyond_all_memory_are_shape_errors_or_exhaustion;
                 operands_of_two_devices_are_refused_and_so_is_a_foreign_stream;
                 an_output_over_another_operand_is_refused;
+                a_weight_in_another_devices_form_is_refused_before_it_is_enqueued;
                 a_fault_is_of_a_kind_that_programs_can_tell;
                 a_stream_that_denies_compositions_refuses_them_and_no_other;
                 the_report_adds_up_the_cost_of_every_run;

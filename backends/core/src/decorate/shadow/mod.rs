@@ -7,25 +7,27 @@
 
 mod group;
 mod size;
+mod stored;
 
 use super::{Decorate, Decorated};
 use crate::backend::{Backend, Ordinal};
 use crate::buffer::{Buffer, BufferInner, HostBuffer, Point};
 use crate::comm::{CommConfig, RawCommunicator};
 use crate::launch::Launch;
-use crate::op::{Bind, Call, Op, OpKind};
+use crate::op::{Bind, Op, OpKind};
 use crate::stream::Stream;
 use crate::sync::{Mutex, lock};
 use crate::tensor::Tensor;
-use crate::weight::{QuantTensor, Weight};
+use crate::weight::Weight;
 use core::fmt;
-use portolan_ops::quant::{LinearSpec, PrepackSpec, WeightSpec};
+use portolan_ops::quant::PrepackSpec;
 use portolan_ops::{
     Access, Contract, DType, HostTensor, Mismatch, OpError, OpName, Result, Shape, TensorSpec, Tolerance,
 };
 use std::any::Any;
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
+use stored::Stored;
 
 /// Copies kept for operands that have not changed, before those whose memory is gone are looked for.
 const COPIES: usize = 64;
@@ -153,8 +155,8 @@ struct State {
     first: Option<Arc<Divergence>>,
     /// Operands on the second device that the first one has not changed since.
     copies: HashMap<usize, Copied<Buffer>>,
-    /// Packed weights of the first device in a form that the second one reads.
-    packed: HashMap<usize, Copied<Repacked>>,
+    /// What the first device's packed weights were packed from, by buffer and where they begin in it.
+    packed: HashMap<usize, Copied<HashMap<usize, Repacked>>>,
     /// The largest number of weights, by their buffers on the first device.
     largest: HashMap<usize, Copied<f64>>,
     /// Operators over ranks that not all ranks have come to.
@@ -181,8 +183,11 @@ impl<T: Clone> Copied<T> {
     }
 
     fn get(&self, source: &Buffer) -> Option<T> {
-        let same = self.source.strong_count() > 0 && self.written == source.usage().write;
-        same.then(|| self.value.clone())
+        self.is_good(source).then(|| self.value.clone())
+    }
+
+    fn is_good(&self, source: &Buffer) -> bool {
+        self.source.strong_count() > 0 && self.written == source.usage().write
     }
 }
 
@@ -271,8 +276,8 @@ impl Pair {
 /// The call on the second device, done.
 struct Twin {
     pairs: Vec<Pair>,
-    /// The weight that stands for a packed operand.
-    weight: Option<Weight>,
+    /// What stands for packed operands, by their names.
+    stored: Vec<(String, Stored)>,
 }
 
 impl Shadow {
@@ -328,42 +333,14 @@ impl Shadow {
         Ok(Some(pairs))
     }
 
-    /// Remembers what a weight was packed from: no other device reads the form itself.
-    fn note_packing(&self, launch: &Launch<'_>, op: &dyn Op, spec: &PrepackSpec) -> Result<()> {
-        let Some(pairs) = self.pairs(launch, op)? else { return Ok(()) };
-        let Some((packed, parts)) = pairs.split_last() else { return Ok(()) };
-        let tensors = parts.iter().map(Pair::twin).collect::<Result<Vec<_>>>()?;
-        let weight = match (spec.weight(), tensors.as_slice()) {
-            (WeightSpec::Dense(_), [tensor]) => Weight::Dense(tensor.clone()),
-            (WeightSpec::Quant(quant), _) => {
-                Weight::Quant(QuantTensor::of_parts(quant.clone(), tensors.into()))
-            }
-            _ => return Ok(()),
-        };
-        let repacked = Repacked { weight, consumer: None };
-        lock(&self.log.state).packed.insert(packed.first.key(), Copied::of(&packed.first, repacked));
-        Ok(())
-    }
-
-    /// The second device's own form of a weight that the first one packed.
-    fn repacked(&self, packed: &Buffer, consumer: OpKind) -> Result<Option<Weight>> {
-        let known = lock(&self.log.state).packed.get(&packed.key()).and_then(|copied| copied.get(packed));
-        let Some(Repacked { weight, consumer: packed_for }) = known else { return Ok(None) };
-        if packed_for.is_some() {
-            return Ok(Some(weight));
-        }
-        let weight = self.log.second.prepack(&weight, consumer)?;
-        let repacked = Repacked { weight: weight.clone(), consumer: Some(consumer) };
-        lock(&self.log.state).packed.insert(packed.key(), Copied::of(packed, repacked));
-        Ok(Some(weight))
-    }
-
     /// Runs the call on the second device; `None` when it cannot be compared, which is booked.
     fn twin<C: Bind>(&self, launch: &Launch<'_>, spec: &C, op: &dyn Op) -> Result<Option<Twin>> {
         let skip = |why: &dyn Fn() -> String| lock(&self.log.state).skip(op.op_name(), why);
         let any: &dyn Any = spec;
         if let Some(prepack) = any.downcast_ref::<PrepackSpec>() {
             self.note_packing(launch, op, prepack)?;
+        } else {
+            self.forget_packed(op);
         }
         if matches!(op.kind(), OpKind::Prepack | OpKind::Unpack) {
             skip(&|| "a packed form is its device's own; its users are compared".into());
@@ -373,29 +350,19 @@ impl Shadow {
             skip(&|| "the stream has failed".into());
             return Ok(None);
         };
-        let mut twin = Twin { pairs, weight: None };
-        let packed = twin.pairs.iter().find(|pair| pair.name.ends_with(".packed"));
-        let ran = match (packed, any.downcast_ref::<LinearSpec>()) {
-            (None, _) => {
-                let tensors = twin.pairs.iter().map(Pair::twin).collect::<Result<Vec<_>>>()?;
-                let tensors: Vec<&Tensor> = tensors.iter().collect();
-                self.log.second.run(spec.bind(&tensors)?)
-            }
-            (Some(packed), Some(linear)) => {
-                let Some(weight) = self.repacked(&packed.first, op.kind())? else {
-                    skip(&|| "its weight was packed before the wrapping".into());
-                    return Ok(None);
-                };
-                let ran = self.run_linear(linear, &twin.pairs, &weight);
-                twin.weight = Some(weight);
-                ran
-            }
-            (Some(_), None) => {
-                skip(&|| "its packed weight is its device's own".into());
-                return Ok(None);
-            }
-        };
-        match ran {
+        let mut twin = Twin { pairs, stored: Vec::new() };
+        if twin.pairs.iter().any(stored::is_packed) {
+            return Ok(match self.run_stored(any, &mut twin)? {
+                Some(why) => {
+                    skip(&|| why.clone());
+                    None
+                }
+                None => Some(twin),
+            });
+        }
+        let tensors = twin.pairs.iter().map(Pair::twin).collect::<Result<Vec<_>>>()?;
+        let tensors: Vec<&Tensor> = tensors.iter().collect();
+        match self.log.second.run(spec.bind(&tensors)?) {
             Ok(()) => Ok(Some(twin)),
             Err(error @ OpError::Unsupported { .. }) => {
                 skip(&|| error.to_string());
@@ -403,18 +370,6 @@ impl Shadow {
             }
             Err(error) => Err(error),
         }
-    }
-
-    fn run_linear(&self, linear: &LinearSpec, pairs: &[Pair], weight: &Weight) -> Result<()> {
-        let mut tensors: Vec<Tensor> = Vec::new();
-        for pair in pairs {
-            match pair.name.ends_with(".packed") {
-                true => tensors.extend_from_slice(weight.tensors()),
-                false => tensors.push(pair.twin()?),
-            }
-        }
-        let tensors: Vec<&Tensor> = tensors.iter().collect();
-        self.log.second.run(Call::bind(linear.with_weight(&weight.spec()?)?, &tensors)?)
     }
 
     /// Compares what both devices wrote.
@@ -485,8 +440,8 @@ impl Shadow {
         let mut written = written.into_iter().peekable();
         let mut operands = Vec::new();
         for (at, pair) in twin.pairs.iter().enumerate() {
-            if let (true, Some(weight)) = (pair.name.ends_with(".packed"), &twin.weight) {
-                operands.extend(self.record_weight(weight)?);
+            if let Some((name, stored)) = twin.stored.iter().find(|(name, _)| *name == pair.name) {
+                operands.extend(self.record_stored(name, stored)?);
                 continue;
             }
             let (name, spec, access) = (pair.name.clone(), pair.spec, pair.access);
@@ -514,14 +469,11 @@ impl Shadow {
         })
     }
 
-    fn record_weight(&self, weight: &Weight) -> Result<Vec<Recorded>> {
-        let plain = self.log.second.unpack(weight)?;
-        let spec = plain.spec()?;
-        let mut named: Vec<(String, TensorSpec)> = Vec::new();
-        spec.visit(Access::Read, &mut |part| named.push((part.name.into(), *part.spec)));
-        let parts = named.into_iter().zip(plain.tensors());
+    fn record_stored(&self, name: &str, stored: &Stored) -> Result<Vec<Recorded>> {
+        let parts = self.stored_parts(name, stored)?.into_iter();
         parts
-            .map(|((name, spec), tensor)| {
+            .map(|(name, tensor)| {
+                let spec = *tensor.spec();
                 let before = Some(self.second_bytes(tensor.buffer(), spec.span_bytes())?);
                 Ok(Recorded { name, spec, access: Access::Read, before, got: None, want: None })
             })

@@ -10,15 +10,17 @@
 //! results: for those there is only the contract's tolerance.
 
 use super::{Copied, Shadow, Twin, largest};
+use crate::experts::Experts;
 use crate::sync::lock;
 use crate::tensor::Tensor;
 use crate::weight::Weight;
 use portolan_ops::activation::SwigluSpec;
 use portolan_ops::attention::AttentionSpec;
 use portolan_ops::kernel::{Activation, GemmForm, GemmSpec};
-use portolan_ops::moe::{ExpertFfnSpec, GroupedGemmSpec};
+use portolan_ops::moe::expert_ffn::{DOWN, GATE_UP};
+use portolan_ops::moe::{ExpertFfnSpec, ExpertNames, GroupedGemmSpec};
 use portolan_ops::quant::{ActQuant, LinearSpec, WeightSpec};
-use portolan_ops::{Contract, DType, HostTensor, OpError, Result, Shape, TensorSpec, Tolerance};
+use portolan_ops::{Contract, DType, HostTensor, Result, Shape, TensorSpec, Tolerance};
 use std::any::Any;
 
 /// What weights and steps of linear and its kin are in their cases, and so in their tolerances.
@@ -152,11 +154,11 @@ impl Shadow {
         tolerance: Tolerance,
         want: &[f64],
     ) -> Result<Option<f64>> {
-        let dense = matches!(grouped.weight().one(), WeightSpec::Dense(_));
-        if !dense || grouped.out().dtype() == DType::F16 || grouped.act_quant() != ActQuant::None {
+        let Some(experts) = Self::experts_of(twin, &ExpertNames::WEIGHT)? else { return Ok(None) };
+        if grouped.out().dtype() == DType::F16 || grouped.act_quant() != ActQuant::None {
             return Ok(None);
         }
-        let (x, weight) = (self.numbers(twin, "x")?, largest(&self.numbers(twin, "weight")?));
+        let (x, weight) = (self.numbers(twin, "x")?, self.largest_of_experts(&experts)?);
         let (width, k) = (grouped.weight().k(), grouped.weight().k().max(1) as f64);
         let sums = largest(want) + largest(&self.numbers(twin, "bias")?);
         let size = (largest_mean(&x, width) * weight).max(sums / k.sqrt()) / WEIGHT_OF_CASES;
@@ -168,17 +170,17 @@ impl Shadow {
     /// steps; these are as good as independent, so that they add up as `2·√I·w·` that in a second product, which errs by its
     /// own sums besides. All of it times the routing weights.
     fn error_of_experts(&self, spec: &ExpertFfnSpec, twin: &Twin) -> Result<Option<f64>> {
-        let dense = [spec.gate_up(), spec.down()].iter().all(|e| matches!(e.one(), WeightSpec::Dense(_)));
         let of = |columns| TensorSpec::of(DType::F32, &[1, columns]);
         let unit = SwigluSpec::fused(&of(spec.gate_up().n())?, &of(spec.inner())?)?;
         let plain = spec.gate_up_bias().is_none()
             && spec.down_bias().is_none()
             && spec.act_quant() == ActQuant::None
             && spec.unit(1)? == unit;
-        let tensors =
-            [Self::twin_of(twin, "x")?, Self::twin_of(twin, "gate_up")?, Self::twin_of(twin, "down")?];
-        let [Some(x), Some(gate_up), Some(down)] = tensors else { return Ok(None) };
-        if !dense || !plain || spec.out().dtype() == DType::F16 {
+        let stacks = (Self::experts_of(twin, &GATE_UP)?, Self::experts_of(twin, &DOWN)?);
+        let (Some(x), (Some(gate_up), Some(down))) = (Self::twin_of(twin, "x")?, stacks) else {
+            return Ok(None);
+        };
+        if !plain || spec.out().dtype() == DType::F16 {
             return Ok(None);
         }
         let (second, k, inner) = (&self.log.second, spec.top_k().max(1), spec.inner().max(1));
@@ -193,10 +195,9 @@ impl Shadow {
             }
             let rows = second.upload(&rows, &Shape::new(&[rows.len()])?)?;
             let rows = crate::ops::cast(second, &crate::ops::gather_rows(second, &x, &rows)?, DType::F32)?;
-            let one = |weights: &Tensor| Ok::<_, OpError>(Weight::Dense(weights.select(0, expert)?));
-            let both = crate::ops::linear(second, &rows, &one(&gate_up)?)?;
+            let both = crate::ops::linear(second, &rows, &gate_up.expert(expert)?)?;
             let unit = crate::ops::swiglu(second, &both)?;
-            let y = crate::ops::linear(second, &unit, &one(&down)?)?;
+            let y = crate::ops::linear(second, &unit, &down.expert(expert)?)?;
             let both = self.made(&both)?;
             before = before.max(largest(&both));
             // Gates and ups of a row: the mean of g² + u² is twice that of all.
@@ -206,8 +207,7 @@ impl Shadow {
         }
         let (width, inner) = (spec.gate_up().k().max(1) as f64, inner as f64);
         let row = largest_mean(&self.numbers(twin, "x")?, spec.gate_up().k());
-        let [first, second] = ["gate_up", "down"].map(|name| self.numbers(twin, name));
-        let (first, second) = (largest(&first?), largest(&second?));
+        let (first, second) = (self.largest_of_experts(&gate_up)?, self.largest_of_experts(&down)?);
         let routed = self.numbers(twin, "weights")?;
         let routed = most(routed.chunks(k).map(|row| row.iter().map(|w| w.abs()).sum()));
         let u = DType::F32.unit_roundoff();
@@ -252,6 +252,40 @@ impl Shadow {
         Ok(Some(error.max(LEAST)))
     }
 
+    /// The weights of all experts as they were stored: those that were packed, or dense ones.
+    fn experts_of(twin: &Twin, names: &ExpertNames) -> Result<Option<Experts>> {
+        match (twin.stack(names), Self::twin_of(twin, names.dense)?) {
+            (Some(experts), _) => Ok(Some(experts.clone())),
+            (None, Some(weights)) => Experts::dense(weights).map(Some),
+            (None, None) => Ok(None),
+        }
+    }
+
+    /// The largest number of any expert's weight.
+    fn largest_of_experts(&self, experts: &Experts) -> Result<f64> {
+        let Some(first) = experts.tensors().first() else { return Ok(0.0) };
+        let (source, alone) = (first.buffer(), first.spec().layout().offset() == 0);
+        let known = lock(&self.log.state).largest.get(&source.key()).and_then(|copied| copied.get(source));
+        if let (Some(known), true) = (known, alone) {
+            return Ok(known);
+        }
+        let mut found = 0f64;
+        match (experts.spec().one(), experts.tensors()) {
+            (WeightSpec::Dense(_), [all]) => found = largest(&self.made(all)?),
+            _ => {
+                for expert in 0..experts.spec().count() {
+                    let Weight::Quant(quant) = experts.expert(expert)? else { continue };
+                    let numbers = crate::ops::dequantize(&self.log.second, &quant, DType::F32)?;
+                    found = found.max(largest(&self.made(&numbers)?));
+                }
+            }
+        }
+        if alone {
+            lock(&self.log.state).largest.insert(source.key(), Copied::of(source, found));
+        }
+        Ok(found)
+    }
+
     /// The largest number of a product's weight.
     fn largest_weight(&self, linear: &LinearSpec, twin: &Twin) -> Result<Option<f64>> {
         let source = twin.pairs.iter().find(|pair| pair.name.starts_with("weight"));
@@ -260,7 +294,7 @@ impl Shadow {
         if known.is_some() {
             return Ok(known);
         }
-        let plain = match (&twin.weight, linear.weight()) {
+        let plain = match (twin.one(), linear.weight()) {
             (Some(weight), _) => self.log.second.unpack(weight)?,
             (None, WeightSpec::Dense(_)) => match twin.pairs.iter().find(|pair| pair.name == "weight") {
                 Some(pair) => Weight::Dense(pair.twin()?),

@@ -1,6 +1,7 @@
 //! Lengths of the sequences of a ragged batch: on the device, with an optional copy on the host.
 //!
-//! Every attention operator takes two of them; the operator that uses a value names its operand.
+//! Every attention operator takes two of them, a state-space operator one; the operator that uses a value names
+//! its operand.
 
 use crate::{DType, OpError, Result, TensorSpec, expect_dtype, expect_rank};
 use std::sync::Arc;
@@ -54,12 +55,18 @@ impl LensSpec {
     }
 
     /// Fails with `Attribute` when the host knows that the lengths add up to more than `tokens`.
-    pub(super) fn expect_fit(&self, op: &'static str, tokens: usize) -> Result<()> {
-        let sum: u64 = self.host.iter().flat_map(|host| host.iter()).map(|&len| u64::from(len)).sum();
-        if sum <= tokens as u64 {
-            return Ok(());
+    pub(crate) fn expect_fit(&self, op: &'static str, arg: &'static str, tokens: usize) -> Result<()> {
+        match self.sum() {
+            Some(sum) if sum > tokens as u64 => {
+                Err(OpError::attribute(op, arg, format!("add up to {sum}, there are {tokens} tokens")))
+            }
+            _ => Ok(()),
         }
-        Err(OpError::attribute(op, "q_lens", format!("add up to {sum}, there are {tokens} tokens")))
+    }
+
+    /// What the lengths add up to, if the host knows them.
+    pub fn sum(&self) -> Option<u64> {
+        self.host.as_ref().map(|host| host.iter().map(|&len| u64::from(len)).sum())
     }
 
     /// The device copy.
