@@ -37,7 +37,7 @@ mod weight;
 
 pub use backend::{
     Backend, Collectives, Fault, FusedOps, Kernels, Memory, MemoryInfo, MemoryTraits, Ordinal, Queue,
-    RawCopy, RawEvent, RawStream, Segment, Support,
+    RawCopy, RawEvent, RawGraph, RawStream, Segment, Support,
 };
 pub use buffer::{Buffer, HostBuffer};
 pub use call::SpecRef;

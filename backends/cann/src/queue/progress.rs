@@ -3,6 +3,7 @@
 //! Positions count what was enqueued on the stream, recordings and waits included, from 1. The driver tells of failures only where one waits; what is
 //! known then is that everything up to the last good position is good, and that something behind it is not.
 
+use super::graph::CannGraph;
 use crate::memory::PinnedBytes;
 use portolan_core::{Fault, HostBuffer, Launch};
 use portolan_ops::{OpError, OpName};
@@ -16,11 +17,12 @@ struct Pending {
     op: OpName,
 }
 
-/// Pinned memory of a copy, and where its bytes go when the copy is done.
-pub(crate) struct Staged {
-    position: u64,
-    pub(crate) pinned: PinnedBytes,
-    pub(crate) destination: Option<HostBuffer>,
+/// What work uses that is not the device's memory.
+pub(crate) enum Held {
+    /// Pinned memory of a copy, and where its bytes go when the copy is done.
+    Staged { pinned: PinnedBytes, destination: Option<HostBuffer> },
+    /// A graph that runs.
+    Graph(Arc<CannGraph>),
 }
 
 /// See the module.
@@ -29,7 +31,7 @@ pub(crate) struct Progress {
     enqueued: u64,
     done: u64,
     pending: VecDeque<Pending>,
-    staged: VecDeque<Staged>,
+    held: VecDeque<(u64, Held)>,
     fault: Option<Fault>,
 }
 
@@ -47,9 +49,9 @@ impl Progress {
         self.enqueued
     }
 
-    /// Books host memory that the latest work uses.
-    pub(crate) fn stage(&mut self, pinned: PinnedBytes, destination: Option<HostBuffer>) {
-        self.staged.push_back(Staged { position: self.enqueued, pinned, destination });
+    /// Books what the latest work uses.
+    pub(crate) fn hold(&mut self, held: Held) {
+        self.held.push_back((self.enqueued, held));
     }
 
     /// The position of the latest work.
@@ -67,9 +69,9 @@ impl Progress {
         self.fault.as_ref()
     }
 
-    /// Books that everything up to a position is done, well or, with an error, not all of it; gives the host memory
-    /// that is free now.
-    pub(crate) fn pass(&mut self, position: u64, error: Option<OpError>) -> Vec<Staged> {
+    /// Books that everything up to a position is done, well or, with an error, not all of it; gives what is free
+    /// now.
+    pub(crate) fn pass(&mut self, position: u64, error: Option<OpError>) -> Vec<Held> {
         if let Some(error) = error
             && self.fault.is_none()
         {
@@ -85,8 +87,8 @@ impl Progress {
         while self.pending.front().is_some_and(|work| work.position <= self.done) {
             self.pending.pop_front();
         }
-        let free = self.staged.iter().take_while(|staged| staged.position <= self.done).count();
-        self.staged.drain(..free).collect()
+        let free = self.held.iter().take_while(|(position, _)| *position <= self.done).count();
+        self.held.drain(..free).map(|(_, held)| held).collect()
     }
 }
 

@@ -1,7 +1,8 @@
 //! A stream of the driver, which stops at its first error.
 
 use super::event::CannEvent;
-use super::progress::{Progress, Staged};
+use super::graph::{CannGraph, Recording};
+use super::progress::{Held, Progress};
 use crate::context::OnDevice;
 use crate::driver::{Driver, Event, call, try_call};
 use crate::error;
@@ -10,6 +11,7 @@ use portolan_cann_sys::bindings::{
     ACL_EVENT_SYNC, ACL_EVENT_TIME_LINE, ACL_MEMCPY_DEVICE_TO_HOST, ACL_MEMCPY_HOST_TO_DEVICE,
     ACL_STOP_ON_FAILURE, ACL_STREAM_STATUS_COMPLETE, aclrtStream,
 };
+use portolan_core::sync::atomic::Ordering;
 use portolan_core::sync::{Mutex, lock};
 use portolan_core::{Fault, HostBuffer, Launch, Ordinal, RawEvent, RawStream, StreamOptions};
 use portolan_ops::{OpError, Result};
@@ -51,7 +53,14 @@ impl Shared {
         // Under the lock until every byte is there: whoever is told that a copy has passed may read at once.
         let mut progress = lock(&self.progress);
         let free = progress.pass(position, error);
-        free.into_iter().try_for_each(|Staged { pinned, destination, .. }| {
+        free.into_iter().try_for_each(|held| {
+            let (pinned, destination) = match held {
+                Held::Staged { pinned, destination } => (pinned, destination),
+                Held::Graph(graph) => {
+                    drop(graph);
+                    return Ok(());
+                }
+            };
             if let Some(host) = destination {
                 // SAFETY: the copy into the pinned memory is done, it is as long as the buffer at least, and nobody
                 // reads the buffer before its event, which is what has just been passed.
@@ -73,11 +82,13 @@ impl Shared {
 /// A stream.
 pub(crate) struct CannStream {
     handle: Handle,
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
+    /// Where launches go instead while a graph is recorded.
+    pub(super) recording: Mutex<Option<Recording>>,
 }
 
 #[derive(Clone, Copy)]
-struct Handle(aclrtStream);
+pub(super) struct Handle(pub(super) aclrtStream);
 
 // SAFETY: a handle; the driver takes it on any thread whose context is the stream's.
 unsafe impl Send for Handle {}
@@ -91,7 +102,8 @@ impl CannStream {
         call!(on.driver, device, aclrtCreateStream(&mut handle))?;
         let shared =
             Arc::new(Shared { driver: driver.clone(), device, progress: Mutex::new(Progress::default()) });
-        let stream = Self { handle: Handle(handle), shared };
+        driver.device(device)?.streams.fetch_add(1, Ordering::Relaxed);
+        let stream = Self { handle: Handle(handle), shared, recording: Mutex::new(None) };
         // Left alone, a stream goes on computing with what a failed operator left behind.
         call!(on.driver, device, aclrtSetStreamFailureMode(handle, u64::from(ACL_STOP_ON_FAILURE)))?;
         Ok(stream)
@@ -120,9 +132,22 @@ impl CannStream {
         launch: &Launch<'_>,
         enqueue: impl FnOnce(aclrtStream) -> Result<()>,
     ) -> Result<()> {
+        if let Some(recording) = lock(&self.recording).as_mut() {
+            return recording.record(enqueue);
+        }
         let mut progress = lock(&self.shared.progress);
         enqueue(self.handle.0)?;
         progress.enqueue(launch);
+        Ok(())
+    }
+
+    /// Enqueues a run of a graph, which the stream holds until then.
+    pub(super) fn run_graph(&self, launch: &Launch<'_>, graph: &Arc<CannGraph>) -> Result<()> {
+        let on = self.shared.enter()?;
+        let mut progress = lock(&self.shared.progress);
+        call!(on.driver, on.device, aclmdlRIExecuteAsync(graph.handle(), self.handle.0))?;
+        progress.enqueue(launch);
+        progress.hold(Held::Graph(graph.clone()));
         Ok(())
     }
 
@@ -133,16 +158,27 @@ impl CannStream {
         let pinned = PinnedBytes::take(&on, bytes)?;
         // SAFETY: the pinned memory is ours alone and as long; uploads are read-only to whoever shares the buffer.
         unsafe { pinned.address.copy_from_nonoverlapping(host.address(), bytes) };
-        let mut progress = lock(&self.shared.progress);
         let (from, kind) = (pinned.address.cast_const().cast(), ACL_MEMCPY_HOST_TO_DEVICE);
+        if let Some(recording) = lock(&self.recording).as_mut() {
+            // Each run copies it again.
+            recording.record(|stream| {
+                call!(on.driver, on.device, aclrtMemcpyAsync(to, bytes, from, bytes, kind, stream))
+            })?;
+            recording.keep(pinned);
+            return Ok(());
+        }
+        let mut progress = lock(&self.shared.progress);
         call!(on.driver, on.device, aclrtMemcpyAsync(to, bytes, from, bytes, kind, self.handle.0))
             .inspect(|()| progress.enqueue(launch))?;
-        progress.stage(pinned, None);
+        progress.hold(Held::Staged { pinned, destination: None });
         Ok(())
     }
 
     /// Copies device memory to the host; the bytes are there when the stream is known to have passed.
     pub(crate) fn download(&self, launch: &Launch<'_>, address: usize, host: HostBuffer) -> Result<()> {
+        if lock(&self.recording).is_some() {
+            return Err(OpError::internal("download", "a graph cannot give bytes to the host"));
+        }
         let on = self.shared.enter()?;
         let (bytes, from) = (host.len(), core::ptr::without_provenance(address));
         let pinned = PinnedBytes::take(&on, bytes)?;
@@ -150,7 +186,7 @@ impl CannStream {
         let (to, kind) = (pinned.address.cast(), ACL_MEMCPY_DEVICE_TO_HOST);
         call!(on.driver, on.device, aclrtMemcpyAsync(to, bytes, from, bytes, kind, self.handle.0))
             .inspect(|()| progress.enqueue(launch))?;
-        progress.stage(pinned, Some(host));
+        progress.hold(Held::Staged { pinned, destination: Some(host) });
         Ok(())
     }
 
@@ -248,6 +284,9 @@ impl RawStream for CannStream {
 impl Drop for CannStream {
     fn drop(&mut self) {
         let Ok(on) = self.shared.enter() else { return };
+        if let Ok(device) = on.driver.device(on.device) {
+            device.streams.fetch_sub(1, Ordering::Relaxed);
+        }
         // Nobody is left to be told of what fails here. Work that hangs is not waited for.
         let idle = self.is_idle();
         if idle {
