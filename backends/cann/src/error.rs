@@ -43,6 +43,13 @@ pub(crate) fn driver(device: Ordinal, failed: CallFailed) -> OpError {
     OpError::Driver { device, call: call.into(), code: code.into(), name: name.into(), message }
 }
 
+/// The error for a call of HCCL that failed: its codes are not the runtime's.
+pub(crate) fn collective(device: Ordinal, failed: CallFailed) -> OpError {
+    let CallFailed { call, code, message } = failed;
+    let (device, name) = (DeviceId::new("cann", device), "HcclResult".into());
+    OpError::Driver { device, call: call.into(), code: code.into(), name, message }
+}
+
 /// The error for a driver, or a part of it, that is not there.
 pub(crate) fn unavailable(error: LoadError) -> OpError {
     OpError::Unavailable { backend: "cann".into(), what: error.to_string() }

@@ -20,6 +20,7 @@ mod experts;
 mod graph;
 mod index;
 mod launch;
+pub mod meeting;
 mod op;
 pub mod ops;
 mod order;

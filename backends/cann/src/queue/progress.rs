@@ -4,6 +4,7 @@
 //! known then is that everything up to the last good position is good, and that something behind it is not.
 
 use super::graph::CannGraph;
+use crate::comm::Engagement;
 use crate::memory::PinnedBytes;
 use portolan_core::{Fault, HostBuffer, Launch};
 use portolan_ops::{OpError, OpName};
@@ -21,6 +22,8 @@ struct Pending {
 pub(crate) enum Held {
     /// Pinned memory of a copy, and where its bytes go when the copy is done.
     Staged { pinned: PinnedBytes, destination: Option<HostBuffer> },
+    /// The group of a collective.
+    Engaged(Engagement),
     /// A graph that runs.
     Graph(Arc<CannGraph>),
 }
@@ -54,6 +57,20 @@ impl Progress {
         self.held.push_back((self.enqueued, held));
     }
 
+    /// Whether a collective is under way, and why its group has ended, if it has.
+    pub(crate) fn engaged(&self) -> (bool, Option<OpError>) {
+        let engagements = self.held.iter().filter_map(|(_, held)| match held {
+            Held::Engaged(engagement) => Some(engagement),
+            _ => None,
+        });
+        let (mut any, mut ended) = (false, None);
+        for engagement in engagements {
+            any = true;
+            ended = ended.or_else(|| engagement.ended());
+        }
+        (any, ended)
+    }
+
     /// The position of the latest work.
     pub(crate) fn enqueued(&self) -> u64 {
         self.enqueued
@@ -75,13 +92,15 @@ impl Progress {
         if let Some(error) = error
             && self.fault.is_none()
         {
-            let suspects = self.pending.iter().take_while(|work| work.position <= position);
+            let suspects: Vec<&Pending> =
+                self.pending.iter().take_while(|work| work.position <= position).collect();
             let last = suspects.last().map_or(0, |work| work.seq);
+            let names = named(&suspects);
             let (seq, op) = match self.pending.front() {
                 Some(first) => (first.seq, first.op.clone()),
                 None => (last, "an earlier operator".into()),
             };
-            self.fault = Some(Fault { seq, op, source: Arc::new(between(error, seq, last)) });
+            self.fault = Some(Fault { seq, op, source: Arc::new(between(error, seq, last, &names)) });
         }
         self.done = self.done.max(position);
         while self.pending.front().is_some_and(|work| work.position <= self.done) {
@@ -92,11 +111,29 @@ impl Progress {
     }
 }
 
+/// The operators that may have failed, each once; of many, the first ones.
+fn named(suspects: &[&Pending]) -> String {
+    const MOST: usize = 8;
+    let mut names: Vec<String> = Vec::new();
+    for work in suspects {
+        let name = work.op.to_string();
+        match names.len() {
+            _ if names.contains(&name) => {}
+            MOST => {
+                names.push("…".into());
+                break;
+            }
+            _ => names.push(name),
+        }
+    }
+    names.join(", ")
+}
+
 /// The error with the submissions it may have come from, where they are several.
-fn between(error: OpError, first: u64, last: u64) -> OpError {
+fn between(error: OpError, first: u64, last: u64, names: &str) -> OpError {
     match error {
         OpError::Driver { device, call, code, name, message } if first < last => {
-            let message = format!("between submissions {first} and {last}: {message}");
+            let message = format!("between submissions {first} and {last} ({names}): {message}");
             OpError::Driver { device, call, code, name, message }
         }
         other => other,

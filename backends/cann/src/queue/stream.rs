@@ -3,10 +3,12 @@
 use super::event::CannEvent;
 use super::graph::{CannGraph, Recording};
 use super::progress::{Held, Progress};
+use crate::comm::{Engagement, Member, Watchers};
 use crate::context::OnDevice;
 use crate::driver::{Driver, Event, call, try_call};
 use crate::error;
 use crate::memory::PinnedBytes;
+use portolan_cann_sys::CallFailed;
 use portolan_cann_sys::bindings::{
     ACL_EVENT_SYNC, ACL_EVENT_TIME_LINE, ACL_MEMCPY_DEVICE_TO_HOST, ACL_MEMCPY_HOST_TO_DEVICE,
     ACL_STOP_ON_FAILURE, ACL_STREAM_STATUS_COMPLETE, aclrtStream,
@@ -16,11 +18,14 @@ use portolan_core::sync::{Mutex, lock};
 use portolan_core::{Fault, HostBuffer, Launch, Ordinal, RawEvent, RawStream, StreamOptions};
 use portolan_ops::{OpError, Result};
 use std::any::Any;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 /// How long a stream that says it is done may take to tell how it went.
 const VERDICT: Duration = Duration::from_secs(10);
+
+/// How often a wait for a collective looks whether its group has ended.
+const GLANCE: Duration = Duration::from_millis(50);
 
 /// A timeout as the driver takes it: from one millisecond on.
 pub(crate) fn milliseconds(timeout: Duration) -> i32 {
@@ -32,6 +37,10 @@ pub(crate) struct Shared {
     pub(crate) driver: Arc<Driver>,
     pub(crate) device: Ordinal,
     progress: Mutex<Progress>,
+    /// The stream, while it lives.
+    handle: Mutex<Option<Handle>>,
+    /// Groups that end when the stream fails.
+    watchers: Mutex<Watchers>,
 }
 
 impl Shared {
@@ -52,10 +61,18 @@ impl Shared {
     pub(crate) fn passed(&self, on: &OnDevice<'_>, position: u64, error: Option<OpError>) -> Result<()> {
         // Under the lock until every byte is there: whoever is told that a copy has passed may read at once.
         let mut progress = lock(&self.progress);
+        let failed = error.is_some();
         let free = progress.pass(position, error);
+        if failed {
+            self.tell(&progress);
+        }
         free.into_iter().try_for_each(|held| {
             let (pinned, destination) = match held {
                 Held::Staged { pinned, destination } => (pinned, destination),
+                Held::Engaged(engagement) => {
+                    drop(engagement);
+                    return Ok(());
+                }
                 Held::Graph(graph) => {
                     drop(graph);
                     return Ok(());
@@ -76,6 +93,56 @@ impl Shared {
         let position = progress.enqueued();
         // The device may still use what was staged; it is not given back.
         core::mem::forget(progress.pass(position, Some(error)));
+        self.tell(&progress);
+    }
+
+    /// Drops what is enqueued.
+    fn abandon(&self, on: &OnDevice<'_>) {
+        if let Some(handle) = *lock(&self.handle) {
+            // Where it fails, the driver's own timeout ends the wait.
+            let _ = call!(on.driver, on.device, aclrtStreamAbort(handle.0));
+        }
+    }
+
+    /// Waits by `wait`, which takes milliseconds, for what is enqueued up to `position`. While a collective is under way
+    /// its group may end: then the device would wait for what never comes, and the stream is given up.
+    pub(crate) fn await_passing(
+        &self,
+        on: &OnDevice<'_>,
+        position: u64,
+        timeout: Duration,
+        what: impl FnOnce() -> String,
+        wait: impl Fn(i32) -> Result<core::result::Result<(), CallFailed>>,
+    ) -> Result<()> {
+        let begin = Instant::now();
+        loop {
+            let left = timeout.saturating_sub(begin.elapsed());
+            let (engaged, _) = lock(&self.progress).engaged();
+            let slice = if engaged { left.min(GLANCE) } else { left };
+            match wait(milliseconds(slice))? {
+                Ok(()) => return self.passed(on, position, None),
+                Err(failed) if error::is_timeout(&failed) => {
+                    let (_, ended) = lock(&self.progress).engaged();
+                    if let Some(ended) = ended {
+                        self.abandon(on);
+                        return self.passed(on, position, Some(ended));
+                    }
+                    if begin.elapsed() >= timeout {
+                        return Err(error::timeout(what(), timeout));
+                    }
+                }
+                // The wait is over; what it found is the stream's fault.
+                Err(failed) => return self.passed(on, position, Some(error::driver(on.device, failed))),
+            }
+        }
+    }
+
+    /// Tells groups of the stream's fault.
+    fn tell(&self, progress: &Progress) {
+        let Some(fault) = progress.fault() else { return };
+        for watcher in lock(&self.watchers).drain(..).filter_map(|watcher| watcher.upgrade()) {
+            watcher.stream_failed(fault);
+        }
     }
 }
 
@@ -100,8 +167,13 @@ impl CannStream {
         let on = OnDevice::enter(driver, device)?;
         let mut handle = core::ptr::null_mut();
         call!(on.driver, device, aclrtCreateStream(&mut handle))?;
-        let shared =
-            Arc::new(Shared { driver: driver.clone(), device, progress: Mutex::new(Progress::default()) });
+        let shared = Arc::new(Shared {
+            driver: driver.clone(),
+            device,
+            progress: Mutex::new(Progress::default()),
+            watchers: Mutex::default(),
+            handle: Mutex::new(Some(Handle(handle))),
+        });
         driver.device(device)?.streams.fetch_add(1, Ordering::Relaxed);
         let stream = Self { handle: Handle(handle), shared, recording: Mutex::new(None) };
         // Left alone, a stream goes on computing with what a failed operator left behind.
@@ -139,6 +211,27 @@ impl CannStream {
         enqueue(self.handle.0)?;
         progress.enqueue(launch);
         Ok(())
+    }
+
+    /// Holds a group until the latest work is done.
+    pub(crate) fn engage(&self, engagement: Engagement) {
+        lock(&self.shared.progress).hold(Held::Engaged(engagement));
+    }
+
+    /// Tells a group when this stream fails.
+    pub(crate) fn watch(&self, watcher: Weak<Member>) {
+        let mut watchers = lock(&self.shared.watchers);
+        watchers.retain(|known| known.strong_count() > 0);
+        if !watchers.iter().any(|known| known.ptr_eq(&watcher)) {
+            watchers.push(watcher);
+        }
+    }
+
+    /// Drops what is enqueued: it would wait for what never comes. The stream is not used again.
+    pub(crate) fn abandon(&self) {
+        if let Ok(on) = self.shared.enter() {
+            self.shared.abandon(&on);
+        }
     }
 
     /// Enqueues a run of a graph, which the stream holds until then.
@@ -207,14 +300,11 @@ impl CannStream {
 
     /// Waits in the driver for everything up to `position`, the present end.
     fn wait_for_all(&self, on: &OnDevice<'_>, position: u64, timeout: Duration) -> Result<()> {
-        let ms = milliseconds(timeout);
-        let waited = try_call!(on.driver, aclrtSynchronizeStreamWithTimeout(self.handle.0, ms));
-        match waited.map_err(error::unavailable)? {
-            Ok(()) => self.shared.passed(on, position, None),
-            Err(failed) if error::is_timeout(&failed) => Err(error::timeout(self.shared.name(), timeout)),
-            // The wait is over; what it found is the stream's fault.
-            Err(failed) => self.shared.passed(on, position, Some(error::driver(on.device, failed))),
-        }
+        let wait = |ms| {
+            let waited = try_call!(on.driver, aclrtSynchronizeStreamWithTimeout(self.handle.0, ms));
+            waited.map_err(error::unavailable)
+        };
+        self.shared.await_passing(on, position, timeout, || self.shared.name(), wait)
     }
 
     /// Whether the driver says that nothing is left; learns of faults on the way.
@@ -289,6 +379,7 @@ impl Drop for CannStream {
         }
         // Nobody is left to be told of what fails here. Work that hangs is not waited for.
         let idle = self.is_idle();
+        lock(&self.shared.handle).take();
         if idle {
             let _ = call!(on.driver, on.device, aclrtDestroyStream(self.handle.0));
         } else {
