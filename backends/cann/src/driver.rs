@@ -31,6 +31,8 @@ pub(crate) struct PerDevice {
     pub(crate) idle_events: Mutex<Vec<Event>>,
     /// Streams that this library has there, and those of the graphs it holds: a driver has so many and no more.
     pub(crate) streams: AtomicUsize,
+    /// Bytes of pinned memory that copies use.
+    pub(crate) staged: AtomicUsize,
     /// Pinned host memory that nobody uses.
     pub(crate) idle_pinned: Mutex<Vec<crate::memory::PinnedBytes>>,
 }

@@ -218,3 +218,22 @@ fn a_driver_without_graphs_replays_operator_by_operator() {
     drop((graph, x, out, s, device));
     assert_empties(&world);
 }
+
+#[test]
+fn copies_of_any_size_take_a_bounded_amount_of_pinned_memory() {
+    let world = world("A3", Adversary::Late, 0);
+    let device = open(&world);
+    let s = stream(&device);
+    let data: Vec<i32> = (0..21 << 20).collect();
+    let x = s.upload(&data, &shape(data.len())).unwrap();
+    assert!(
+        s.download::<i32>(&x).unwrap().wait().unwrap() == data,
+        "84 MiB differ after a copy there and back"
+    );
+    let sizes = world.calls(0).unwrap().into_iter().filter(|call| call.name == "aclrtMallocHost");
+    let bytes: u64 = sizes.map(|call| call.arguments["size"].as_u64().unwrap()).sum();
+    // 64 MiB in flight and as much that is kept; 168 MiB were copied.
+    assert!(bytes <= 128 << 20, "{bytes} bytes of pinned memory");
+    drop((x, s, device));
+    assert_empties(&world);
+}

@@ -18,10 +18,17 @@ struct Pending {
     op: OpName,
 }
 
+/// A part of a buffer.
+pub(crate) struct Stretch {
+    pub(crate) host: HostBuffer,
+    pub(crate) start: usize,
+    pub(crate) bytes: usize,
+}
+
 /// What work uses that is not the device's memory.
 pub(crate) enum Held {
     /// Pinned memory of a copy, and where its bytes go when the copy is done.
-    Staged { pinned: PinnedBytes, destination: Option<HostBuffer> },
+    Staged { pinned: PinnedBytes, destination: Option<Stretch> },
     /// The group of a collective.
     Engaged(Engagement),
     /// A graph that runs.
@@ -69,6 +76,11 @@ impl Progress {
             ended = ended.or_else(|| engagement.ended());
         }
         (any, ended)
+    }
+
+    /// Whether a copy is under way.
+    pub(crate) fn copies(&self) -> bool {
+        self.held.iter().any(|(_, held)| matches!(held, Held::Staged { .. }))
     }
 
     /// The position of the latest work.

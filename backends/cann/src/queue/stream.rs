@@ -2,12 +2,12 @@
 
 use super::event::CannEvent;
 use super::graph::{CannGraph, Recording};
-use super::progress::{Held, Progress};
+use super::progress::{Held, Progress, Stretch};
 use crate::comm::{Engagement, Member, Watchers};
 use crate::context::OnDevice;
 use crate::driver::{Driver, Event, call, try_call};
 use crate::error;
-use crate::memory::PinnedBytes;
+use crate::memory::{PIECE, PinnedBytes};
 use portolan_cann_sys::CallFailed;
 use portolan_cann_sys::bindings::{
     ACL_EVENT_SYNC, ACL_EVENT_TIME_LINE, ACL_MEMCPY_DEVICE_TO_HOST, ACL_MEMCPY_HOST_TO_DEVICE,
@@ -78,10 +78,12 @@ impl Shared {
                     return Ok(());
                 }
             };
-            if let Some(host) = destination {
-                // SAFETY: the copy into the pinned memory is done, it is as long as the buffer at least, and nobody
-                // reads the buffer before its event, which is what has just been passed.
-                unsafe { host.address().copy_from_nonoverlapping(pinned.address, host.len()) };
+            if let Some(Stretch { host, start, bytes }) = destination {
+                // SAFETY: the copy into the pinned memory is done, it is as long as the stretch at least, which lies
+                // within the buffer, and nobody reads that before its event, which is what has just been passed.
+                unsafe {
+                    host.address().add(start).copy_from_nonoverlapping(pinned.address, bytes);
+                }
             }
             pinned.give_back(on)
         })
@@ -127,7 +129,7 @@ impl Shared {
                         self.abandon(on);
                         return self.passed(on, position, Some(ended));
                     }
-                    if begin.elapsed() >= timeout {
+                    if !engaged || begin.elapsed() >= timeout {
                         return Err(error::timeout(what(), timeout));
                     }
                 }
@@ -247,23 +249,35 @@ impl CannStream {
     /// Copies host memory, which may go at once, to the device.
     pub(crate) fn upload(&self, launch: &Launch<'_>, host: &HostBuffer, address: usize) -> Result<()> {
         let on = self.shared.enter()?;
-        let (bytes, to) = (host.len(), core::ptr::without_provenance_mut(address));
-        let pinned = PinnedBytes::take(&on, bytes)?;
-        // SAFETY: the pinned memory is ours alone and as long; uploads are read-only to whoever shares the buffer.
-        unsafe { pinned.address.copy_from_nonoverlapping(host.address(), bytes) };
-        let (from, kind) = (pinned.address.cast_const().cast(), ACL_MEMCPY_HOST_TO_DEVICE);
-        if let Some(recording) = lock(&self.recording).as_mut() {
-            // Each run copies it again.
-            recording.record(|stream| {
-                call!(on.driver, on.device, aclrtMemcpyAsync(to, bytes, from, bytes, kind, stream))
-            })?;
-            recording.keep(pinned);
-            return Ok(());
+        for start in (0..host.len()).step_by(PIECE) {
+            let bytes = PIECE.min(host.len() - start);
+            if !self.make_room(&on, launch, bytes)? {
+                return Ok(());
+            }
+            let to = core::ptr::without_provenance_mut(address + start);
+            let pinned = PinnedBytes::take(&on, bytes)?;
+            // SAFETY: the pinned memory is ours alone and as long; `start + bytes` is within the buffer, and uploads are
+            // read-only to whoever shares it.
+            unsafe { pinned.address.copy_from_nonoverlapping(host.address().add(start), bytes) };
+            let (from, kind) = (pinned.address.cast_const().cast(), ACL_MEMCPY_HOST_TO_DEVICE);
+            if let Some(recording) = lock(&self.recording).as_mut() {
+                // Each run copies it again.
+                recording.record(|stream| {
+                    call!(on.driver, on.device, aclrtMemcpyAsync(to, bytes, from, bytes, kind, stream))
+                })?;
+                recording.keep(pinned);
+                continue;
+            }
+            let mut progress = lock(&self.shared.progress);
+            let copied =
+                call!(on.driver, on.device, aclrtMemcpyAsync(to, bytes, from, bytes, kind, self.handle.0));
+            if let Err(error) = copied {
+                pinned.give_back(&on)?;
+                return Err(error);
+            }
+            progress.enqueue(launch);
+            progress.hold(Held::Staged { pinned, destination: None });
         }
-        let mut progress = lock(&self.shared.progress);
-        call!(on.driver, on.device, aclrtMemcpyAsync(to, bytes, from, bytes, kind, self.handle.0))
-            .inspect(|()| progress.enqueue(launch))?;
-        progress.hold(Held::Staged { pinned, destination: None });
         Ok(())
     }
 
@@ -273,14 +287,41 @@ impl CannStream {
             return Err(OpError::internal("download", "a graph cannot give bytes to the host"));
         }
         let on = self.shared.enter()?;
-        let (bytes, from) = (host.len(), core::ptr::without_provenance(address));
-        let pinned = PinnedBytes::take(&on, bytes)?;
-        let mut progress = lock(&self.shared.progress);
-        let (to, kind) = (pinned.address.cast(), ACL_MEMCPY_DEVICE_TO_HOST);
-        call!(on.driver, on.device, aclrtMemcpyAsync(to, bytes, from, bytes, kind, self.handle.0))
-            .inspect(|()| progress.enqueue(launch))?;
-        progress.hold(Held::Staged { pinned, destination: Some(host) });
+        for start in (0..host.len()).step_by(PIECE) {
+            let bytes = PIECE.min(host.len() - start);
+            if !self.make_room(&on, launch, bytes)? {
+                return Ok(());
+            }
+            let from = core::ptr::without_provenance(address + start);
+            let pinned = PinnedBytes::take(&on, bytes)?;
+            let mut progress = lock(&self.shared.progress);
+            let (to, kind) = (pinned.address.cast(), ACL_MEMCPY_DEVICE_TO_HOST);
+            let copied =
+                call!(on.driver, on.device, aclrtMemcpyAsync(to, bytes, from, bytes, kind, self.handle.0));
+            if let Err(error) = copied {
+                pinned.give_back(&on)?;
+                return Err(error);
+            }
+            progress.enqueue(launch);
+            let destination = Some(Stretch { host: host.clone(), start, bytes });
+            progress.hold(Held::Staged { pinned, destination });
+        }
         Ok(())
+    }
+
+    /// Waits for this stream's copies while too much pinned memory is in flight; whether the stream is well. It waits for
+    /// no other stream: what those hold is at most one piece each beyond the bound.
+    fn make_room(&self, on: &OnDevice<'_>, launch: &Launch<'_>, bytes: usize) -> Result<bool> {
+        let (position, copies) = {
+            let progress = lock(&self.shared.progress);
+            (progress.enqueued(), progress.copies())
+        };
+        if !copies || lock(&self.recording).is_some() || !PinnedBytes::must_wait(on, bytes)? {
+            return Ok(true);
+        }
+        self.wait_for_all(on, position, launch.options().timeout)?;
+        // A fault is reported by whoever waits for the copy.
+        Ok(lock(&self.shared.progress).fault().is_none())
     }
 
     /// An event's handle, used or new, and whether the driver can record it only once.
