@@ -5,6 +5,7 @@ use crate::product::Product;
 use portolan_cann_sys::bindings::{ACL_OPT_DETERMINISTIC, aclrtContext, aclrtEvent};
 use portolan_cann_sys::{CallFailed, Libraries};
 use portolan_core::Ordinal;
+use portolan_core::sync::atomic::AtomicUsize;
 use portolan_core::sync::{Mutex, lock};
 use portolan_ops::{OpError, Result};
 use std::ffi::CStr;
@@ -28,6 +29,10 @@ pub(crate) struct PerDevice {
     context: OnceLock<core::result::Result<Context, OpError>>,
     /// Events that nobody uses: making one costs a call, and some products have few.
     pub(crate) idle_events: Mutex<Vec<Event>>,
+    /// Streams that this library has there, and those of the graphs it holds: a driver has so many and no more.
+    pub(crate) streams: AtomicUsize,
+    /// Bytes of pinned memory that copies use.
+    pub(crate) staged: AtomicUsize,
     /// Pinned host memory that nobody uses.
     pub(crate) idle_pinned: Mutex<Vec<crate::memory::PinnedBytes>>,
     /// Where the mask of causal attention is, once it was needed.
@@ -166,7 +171,7 @@ fn chip_name(libraries: &Libraries) -> Result<String> {
 impl Drop for Driver {
     fn drop(&mut self) {
         for device in 0..self.device_count() {
-            let Some(PerDevice { context, idle_events, idle_pinned, triangle }) =
+            let Some(PerDevice { context, idle_events, idle_pinned, triangle, .. }) =
                 self.devices.get(device as usize)
             else {
                 continue;

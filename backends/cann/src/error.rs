@@ -11,6 +11,14 @@ const SYNC_TIMEOUTS: [i32; 2] = [507046, 507047];
 /// There is no memory: on the device, for the runtime, on the host.
 const OUT_OF_MEMORY: [i32; 3] = [207018, 207001, 200000];
 
+/// The driver has none of something that a graph takes: streams, tasks.
+const OUT_OF_RESOURCES: [i64; 2] = [207005, 207008];
+
+/// Whether an error is the driver's lack of what graphs take.
+pub(crate) fn is_out_of_resources(error: &OpError) -> bool {
+    matches!(error, OpError::Driver { code, .. } if OUT_OF_RESOURCES.contains(code))
+}
+
 /// Whether a failure is a wait that ran out.
 pub(crate) fn is_timeout(failed: &CallFailed) -> bool {
     SYNC_TIMEOUTS.contains(&failed.code)
@@ -33,6 +41,13 @@ pub(crate) fn driver(device: Ordinal, failed: CallFailed) -> OpError {
     };
     let device = DeviceId::new("cann", device);
     OpError::Driver { device, call: call.into(), code: code.into(), name: name.into(), message }
+}
+
+/// The error for a call of HCCL that failed: its codes are not the runtime's.
+pub(crate) fn collective(device: Ordinal, failed: CallFailed) -> OpError {
+    let CallFailed { call, code, message } = failed;
+    let (device, name) = (DeviceId::new("cann", device), "HcclResult".into());
+    OpError::Driver { device, call: call.into(), code: code.into(), name, message }
 }
 
 /// The error for a driver, or a part of it, that is not there.

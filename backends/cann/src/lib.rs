@@ -5,11 +5,12 @@
 //!
 //! `context.rs` makes a device current for each call, `memory.rs` and `queue/` are the contract's memory, streams and
 //! events, `error.rs` and `catalogue.rs` turn the vendor's codes into errors that say what to do. `aclnn.rs` is the vendor's
-//! two-phase protocol and `descriptor.rs` what it takes; `op/` has a file for each operator. `rehearsal.rs` finds out what
+//! two-phase protocol and `descriptor.rs` what it takes; `op/` has a file for each operator, `comm/` those over ranks. `rehearsal.rs` finds out what
 //! a launch would do.
 
 mod aclnn;
 mod catalogue;
+mod comm;
 mod context;
 mod descriptor;
 mod driver;
@@ -28,7 +29,7 @@ pub use options::CannOptions;
 pub use product::Product;
 
 use driver::Driver;
-use portolan_core::{Backend, Collectives, DeviceInfo, OpQuery, Ordinal, Support};
+use portolan_core::{Backend, DeviceInfo, OpQuery, Ordinal, Support};
 use portolan_ops::{DeviceId, OpError, Result, Unsupported};
 use std::sync::{Arc, OnceLock};
 
@@ -36,12 +37,13 @@ use std::sync::{Arc, OnceLock};
 pub struct CannBackend {
     options: CannOptions,
     driver: OnceLock<core::result::Result<Arc<Driver>, OpError>>,
+    groups: comm::Groups,
 }
 
 impl CannBackend {
     /// A backend that opens its driver when a device is first asked for.
     pub fn new(options: CannOptions) -> Arc<Self> {
-        Arc::new(Self { options, driver: OnceLock::new() })
+        Arc::new(Self { options, driver: OnceLock::new(), groups: comm::Groups::default() })
     }
 
     /// The opened driver.
@@ -58,8 +60,6 @@ impl CannBackend {
         Ok(self.driver()?.product())
     }
 }
-
-impl Collectives for CannBackend {}
 
 impl Backend for CannBackend {
     fn name(&self) -> &'static str {

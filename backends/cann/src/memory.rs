@@ -9,6 +9,7 @@ use crate::queue::CannStream;
 use portolan_cann_sys::bindings::{
     ACL_DDR_MEM, ACL_HBM_MEM, ACL_MEM_MALLOC_HUGE_FIRST, ACL_MEMCPY_HOST_TO_DEVICE,
 };
+use portolan_core::sync::atomic::Ordering;
 use portolan_core::sync::lock;
 use portolan_core::{Launch, Memory, MemoryInfo, MemoryTraits, Ordinal, RawCopy, Segment};
 use portolan_ops::{DeviceId, OpError, Result};
@@ -18,8 +19,12 @@ use std::sync::Arc;
 const ALIGNMENT: usize = 64;
 /// Pinned memory comes in powers of two from here, so that few sizes serve many copies.
 const SMALLEST_PINNED: usize = 4 << 10;
-/// More than this is given back at once: a model's weights are uploaded once.
-const LARGEST_KEPT: usize = 32 << 20;
+/// A copy goes in pieces of so many bytes, so that a model's weights take no more host memory than a few of them.
+pub(crate) const PIECE: usize = 16 << 20;
+/// So many bytes of a device's pinned memory may be in flight; a copy beyond waits for earlier ones of its stream.
+const MOST_IN_FLIGHT: usize = 64 << 20;
+/// So many bytes that nobody uses are kept on each device.
+const MOST_KEPT_BYTES: usize = 64 << 20;
 /// So many pieces are kept on each device.
 const MOST_KEPT: usize = 64;
 
@@ -111,7 +116,8 @@ impl PinnedBytes {
     /// At least `bytes` bytes: kept ones, or new ones.
     pub(crate) fn take(on: &OnDevice<'_>, bytes: usize) -> Result<Self> {
         let size = bytes.max(SMALLEST_PINNED);
-        let size = if size <= LARGEST_KEPT { size.next_power_of_two() } else { size };
+        let size = if size <= PIECE { size.next_power_of_two() } else { size };
+        on.driver.device(on.device)?.staged.fetch_add(size, Ordering::Relaxed);
         {
             let mut kept = lock(&on.driver.device(on.device)?.idle_pinned);
             if let Some(at) = kept.iter().position(|pinned| pinned.bytes == size) {
@@ -119,15 +125,26 @@ impl PinnedBytes {
             }
         }
         let mut address = core::ptr::null_mut();
-        call!(on.driver, on.device, aclrtMallocHost(&mut address, size))?;
+        call!(on.driver, on.device, aclrtMallocHost(&mut address, size)).inspect_err(|_| {
+            let _ =
+                on.driver.device(on.device).map(|device| device.staged.fetch_sub(size, Ordering::Relaxed));
+        })?;
         Ok(Self { address: address.cast(), bytes: size })
+    }
+
+    /// Whether a piece of so many bytes would go beyond what may be in flight.
+    pub(crate) fn must_wait(on: &OnDevice<'_>, bytes: usize) -> Result<bool> {
+        Ok(on.driver.device(on.device)?.staged.load(Ordering::Relaxed) + bytes > MOST_IN_FLIGHT)
     }
 
     /// Gives memory back that no copy uses any more.
     pub(crate) fn give_back(self, on: &OnDevice<'_>) -> Result<()> {
-        if self.bytes <= LARGEST_KEPT {
-            let mut kept = lock(&on.driver.device(on.device)?.idle_pinned);
-            if kept.len() < MOST_KEPT {
+        let device = on.driver.device(on.device)?;
+        device.staged.fetch_sub(self.bytes, Ordering::Relaxed);
+        if self.bytes <= PIECE {
+            let mut kept = lock(&device.idle_pinned);
+            let bytes: usize = kept.iter().map(|pinned| pinned.bytes).sum();
+            if kept.len() < MOST_KEPT && bytes + self.bytes <= MOST_KEPT_BYTES {
                 kept.push(self);
                 return Ok(());
             }

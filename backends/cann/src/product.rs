@@ -31,6 +31,14 @@ impl Product {
         PREFIXES.iter().find(|(prefix, _)| name.starts_with(prefix)).map(|&(_, product)| product)
     }
 
+    /// Streams of one device, of all programs together.
+    pub(crate) fn stream_limit(self) -> usize {
+        match self {
+            Product::P310 => 1024,
+            Product::A2 | Product::A3 | Product::A5 => 1984,
+        }
+    }
+
     /// Bytes behind each tensor that vector units may read; the tensor's own bytes rounded up to 32.
     pub(crate) fn tail_padding(self) -> usize {
         match self {

@@ -46,6 +46,10 @@ macro_rules! rehearse {
             match query.spec {
                 $( SpecRef::$kind(spec) => launched(driver, query.determinism, spec), )*
                 $( SpecRef::$fkind(spec) => launched(driver, query.determinism, spec), )*
+                SpecRef::Collective(_) => Ok(match crate::comm::plan(driver, query.determinism, query) {
+                    Ok(()) => Support::Native,
+                    Err(why) => Support::No(why),
+                }),
                 _ => Ok(Support::No(Unsupported::NotImplemented)),
             }
         }

@@ -216,6 +216,53 @@ fn a_replayed_graph_turns_by_the_positions_of_its_replay() {
 }
 
 #[test]
+fn a_captured_step_of_decoding_is_one_call_and_gives_the_same() {
+    let world = world("A3", Adversary::Late, 1);
+    let device = open(&world);
+    let s = rig::stream(&device);
+    let mut layer = Layer::new(&s);
+    let (x, mut residual) = (tensor(&s, &[1, HIDDEN]), tensor(&s, &[1, HIDDEN]));
+    let at = s.upload(&[7i32], &rig::shape(1)).unwrap();
+    let lens = [Lens::upload(&s, &[1], 1).unwrap(), Lens::upload(&s, &[8], ROOM as u32).unwrap()];
+    let before = s.report();
+    let eager = layer.decode(&s, &x, &mut residual, &at, &lens);
+    let want = s.download_bytes(eager.buffer()).unwrap().wait().unwrap();
+    let one = s.report();
+    s.run(portolan_core::call::Fill::new(&mut residual, 0.125).unwrap()).unwrap();
+    let filled = s.report();
+    let mut out = None;
+    let graph = s
+        .capture(|s| {
+            out = Some(layer.decode(s, &x, &mut residual, &at, &lens));
+            Ok(())
+        })
+        .unwrap();
+    assert!(graph.is_recorded());
+    assert_eq!(s.report().launches, filled.launches, "capturing ran something");
+    let start = last(&world);
+    graph.replay(&s).unwrap();
+    let calls = world.calls(start).unwrap();
+    let kernels = launches(&calls);
+    assert!(kernels.is_empty(), "{kernels:?}");
+    assert_eq!(calls.iter().filter(|call| call.name == "aclmdlRIExecuteAsync").count(), 1);
+    let got = s.download_bytes(out.unwrap().buffer()).unwrap().wait().unwrap();
+    assert_eq!(got, want);
+    // The account knows no difference, but that a replay is one launch.
+    let replayed = s.report();
+    let cost = |a: &portolan_core::StreamReport, b: &portolan_core::StreamReport| {
+        (
+            b.fused.flops - a.fused.flops,
+            b.composed.flops - a.composed.flops,
+            b.compositions_total() - a.compositions_total(),
+        )
+    };
+    assert_eq!(cost(&filled, &replayed), cost(&before, &one));
+    assert_eq!(replayed.launches - filled.launches, 1);
+    drop((graph, layer, x, residual, at, lens, eager, s, device));
+    assert_empties(&world);
+}
+
+#[test]
 fn without_the_fused_symbol_the_operator_is_composed_and_says_why() {
     let hidden = vec!["aclnnRmsNormGetWorkspaceSize".to_owned()];
     let world =

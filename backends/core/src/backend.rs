@@ -132,6 +132,33 @@ pub trait Memory {
 pub trait Queue {
     /// A new in-order queue.
     fn stream_create(&self, device: Ordinal, options: &StreamOptions) -> Result<Arc<dyn RawStream>>;
+
+    /// Records what `record` launches on a stream into a graph of the driver's own, and runs none of it. `operators` is
+    /// how many the program captured; each is one launch at least.
+    ///
+    /// `None`, without calling `record`, where the device has no such graphs: the library then launches the operators
+    /// again at each replay. The stream's own queue goes on meanwhile, and what is launched waits for no event.
+    ///
+    /// # Errors
+    /// `Capture` where the graph asks for more than the driver has, `Driver`, and whatever `record` returns.
+    fn record_graph(
+        &self,
+        stream: &dyn RawStream,
+        operators: usize,
+        record: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Option<Arc<dyn RawGraph>>> {
+        let _ = (stream, operators, record);
+        Ok(None)
+    }
+}
+
+/// A driver's graph. Its owner keeps the memory that it uses, and one replay follows another.
+pub trait RawGraph: Send + Sync {
+    /// Enqueues a run of everything recorded on the launch's stream. The graph may be dropped before the run is over.
+    ///
+    /// # Errors
+    /// `Driver`.
+    fn replay(&self, launch: &Launch<'_>) -> Result<()>;
 }
 
 /// The first failure of a stream.

@@ -1,14 +1,16 @@
-//! Capture and replay. A graph is a list of operators, so every backend has graphs.
+//! Capture and replay. A graph is a list of operators, so every backend has graphs; where the driver has its own, the
+//! operators are launched once, into it, and a replay is one launch.
 //!
 //! The graph holds every buffer it touches. Tensors made inside the captured closure, and scratch of its
 //! operators, come from the graph's private pool, so eager work never gets an address the graph uses.
 
-use crate::backend::Support;
+use crate::backend::{RawGraph, Support};
 use crate::buffer::Buffer;
 use crate::device::DeviceInner;
-use crate::launch::{Held, Hold, book_replay, order_operands, submit};
+use crate::launch::{Held, Hold, Launch, book_replay, order_operands, submit};
 use crate::op::{Op, OpKind};
 use crate::pool::Pool;
+use crate::report::StreamReport;
 use crate::scope::Path;
 use crate::stream::{Fallback, Stream, StreamInner};
 use crate::sync::thread::{self, ThreadId};
@@ -114,7 +116,15 @@ pub struct Graph {
     touched: Vec<(Buffer, Access)>,
     /// Calls by kind, their number and their cost.
     calls: Vec<(OpKind, u64, Cost)>,
+    /// The driver's graph of it all, dropped before the memory it uses.
+    recorded: Option<Recorded>,
     replay: Mutex<PrivatePool>,
+}
+
+/// A driver's graph, and what each of its runs is booked as beside the calls.
+struct Recorded {
+    graph: Arc<dyn RawGraph>,
+    account: StreamReport,
 }
 
 struct PrivatePool {
@@ -163,9 +173,9 @@ impl Stream {
     /// this stream may be used, from this thread. Upload, download, synchronize and event calls fail.
     ///
     /// # Errors
-    /// `Capture` for nested or misused captures, `Unsupported` for operators the device cannot do, and
-    /// whatever the closure returns.
-    pub fn capture(&self, record: impl FnOnce(&Stream) -> Result<()>) -> Result<Graph> {
+    /// `Capture` for nested or misused captures, and where the driver's own graphs have no room for what was captured;
+    /// `Unsupported` for operators the device cannot do; whatever the closure returns.
+    pub fn capture(&self, closure: impl FnOnce(&Stream) -> Result<()>) -> Result<Graph> {
         let inner = self.inner();
         refuse_foreign_capture(inner)?;
         {
@@ -180,7 +190,7 @@ impl Stream {
         }
         let mut ending = Ending(Some(inner));
         CAPTURING.with(|capturing| capturing.set(inner.key()));
-        let result = record(self);
+        let result = closure(self);
         let capture = ending.take();
         result?;
         let Some(Capture { ops, private, .. }) = capture else {
@@ -199,11 +209,41 @@ impl Stream {
                 None => touched.push((arg.buffer.clone(), arg.access)),
             });
         }
-        Ok(Graph { ops, touched, calls, replay: Mutex::new(private) })
+        let recorded = record(inner, &ops, &private)?;
+        Ok(Graph { ops, touched, calls, recorded, replay: Mutex::new(private) })
     }
 }
 
+/// Has the backend record the operators into a graph of the driver's.
+fn record(
+    stream: &Arc<StreamInner>,
+    ops: &[(Path, Box<dyn Op>)],
+    private: &PrivatePool,
+) -> Result<Option<Recorded>> {
+    // Ranks agree anew about each of their operators, which a driver's graph would not let them.
+    if ops.is_empty() || ops.iter().any(|(_, op)| matches!(op.kind(), OpKind::Collective(_))) {
+        return Ok(None);
+    }
+    let account = RefCell::new(StreamReport::default());
+    let graph = {
+        let held = Held::lock(stream, Some(&private.pool)).recording(&account);
+        let backend = stream.device().backend.clone();
+        backend.record_graph(stream.raw(), ops.len(), &mut || {
+            private.pool.borrow_mut().keep_segments();
+            ops.iter().try_for_each(|(path, op)| {
+                held.enter(path);
+                submit(stream, &held, op.as_ref(), 1, op.kind())
+            })
+        })?
+    };
+    Ok(graph.map(|graph| Recorded { graph, account: account.into_inner() }))
+}
+
 impl Graph {
+    /// Whether the driver replays it, as one launch, rather than the library, as a list.
+    pub fn is_recorded(&self) -> bool {
+        self.recorded.is_some()
+    }
     /// Number of operators recorded.
     pub fn len(&self) -> usize {
         self.ops.len()
@@ -250,6 +290,14 @@ impl Graph {
                 self.touched.iter().for_each(|(buffer, access)| visit(buffer, *access));
             })?;
             book_replay(submission, stream.id(), &self.calls);
+            if let (Some(recorded), Some(slot)) = (&self.recorded, submission.slots.get_mut(stream.id())) {
+                slot.seq = seq;
+                slot.report.book_parts(&recorded.account);
+            }
+        }
+        if let Some(recorded) = &self.recorded {
+            let seq = held.submission().slots.get(stream.id()).map_or(0, |slot| slot.seq);
+            return recorded.graph.replay(&Launch::replay(inner, &held, seq));
         }
         self.ops.iter().try_for_each(|(path, op)| {
             held.enter(path);

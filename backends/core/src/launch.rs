@@ -6,6 +6,7 @@ use crate::device::{Device, Submission};
 use crate::op::{Op, OpKind};
 use crate::order::Upstream;
 use crate::pool::Pool;
+use crate::report::StreamReport;
 use crate::scope::Path;
 use crate::stream::{Fallback, StreamInner, StreamOptions};
 use crate::sync::MutexGuard;
@@ -20,13 +21,21 @@ pub(crate) struct Held<'a> {
     submission: RefCell<MutexGuard<'a, Submission>>,
     /// A graph's private pool during its replay.
     private: Option<&'a RefCell<Pool>>,
+    /// The account of what is recorded into a driver's graph, where nothing runs.
+    recorded: Option<&'a RefCell<StreamReport>>,
     /// Where the operator being replayed was recorded.
     path: Cell<Option<&'a Path>>,
 }
 
 impl<'a> Held<'a> {
     pub(crate) fn lock(stream: &'a StreamInner, private: Option<&'a RefCell<Pool>>) -> Self {
-        Self { submission: RefCell::new(stream.device().submission()), private, path: Cell::new(None) }
+        let submission = RefCell::new(stream.device().submission());
+        Self { submission, private, recorded: None, path: Cell::new(None) }
+    }
+
+    /// What is submitted is recorded: it is ordered behind nothing, touches nothing, and is booked here only.
+    pub(crate) fn recording(self, account: &'a RefCell<StreamReport>) -> Self {
+        Self { recorded: Some(account), ..self }
     }
 
     /// What is submitted next was recorded at `path`.
@@ -39,6 +48,7 @@ impl<'a> Held<'a> {
 pub(crate) trait Hold {
     fn submission(&self) -> RefMut<'_, Submission>;
     fn private(&self) -> Option<&RefCell<Pool>>;
+    fn recorded(&self) -> Option<&RefCell<StreamReport>>;
     fn path(&self) -> Option<&Path>;
 }
 
@@ -48,6 +58,9 @@ impl Hold for Held<'_> {
     }
     fn private(&self) -> Option<&RefCell<Pool>> {
         self.private
+    }
+    fn recorded(&self) -> Option<&RefCell<StreamReport>> {
+        self.recorded
     }
     fn path(&self) -> Option<&Path> {
         self.path.get()
@@ -61,6 +74,8 @@ pub struct Launch<'a> {
     stream: &'a Arc<StreamInner>,
     held: &'a dyn Hold,
     op: Option<&'a dyn Op>,
+    /// What this is where no operator is launched.
+    name: &'static str,
     seq: u64,
     depth: u32,
     /// The program's call that this is, or is a part of.
@@ -71,7 +86,16 @@ pub struct Launch<'a> {
 impl<'a> Launch<'a> {
     pub(crate) fn raw_copy(stream: &'a Arc<StreamInner>, held: &'a dyn Hold, seq: u64) -> Self {
         // No operator runs on it, so the kind is never booked.
-        Self { stream, held, op: None, seq, depth: 0, call: OpKind::Copy, composed: OnceCell::new() }
+        Self::nameless(stream, held, seq, "copy")
+    }
+
+    /// A run of a driver's graph.
+    pub(crate) fn replay(stream: &'a Arc<StreamInner>, held: &'a dyn Hold, seq: u64) -> Self {
+        Self::nameless(stream, held, seq, "replay")
+    }
+
+    fn nameless(stream: &'a Arc<StreamInner>, held: &'a dyn Hold, seq: u64, name: &'static str) -> Self {
+        Self { stream, held, op: None, name, seq, depth: 0, call: OpKind::Copy, composed: OnceCell::new() }
     }
 
     /// Runs a part of a composition on the same stream, through the outermost backend.
@@ -92,9 +116,7 @@ impl<'a> Launch<'a> {
             ));
         }
         let _ = self.composed.set(why.clone());
-        if let Some(slot) = self.held.submission().slots.get_mut(self.stream.id()) {
-            slot.report.book_composition(op.kind(), &why);
-        }
+        book(self.stream, self.held, |report| report.book_composition(op.kind(), &why));
         Ok(())
     }
 
@@ -123,7 +145,7 @@ impl<'a> Launch<'a> {
         }
         let host = HostBuffer::from_bytes(bytes)?;
         let mut seq = self.seq;
-        {
+        if self.held.recorded().is_none() {
             let submission = &mut *self.held.submission();
             if let Some(slot) = submission.slots.get_mut(self.stream.id()) {
                 slot.seq += 1;
@@ -211,7 +233,7 @@ impl<'a> Launch<'a> {
     }
     /// The name of the operator being launched.
     pub fn op_name(&self) -> OpName {
-        self.op.map_or("copy".into(), |op| op.op_name())
+        self.op.map_or(self.name.into(), |op| op.op_name())
     }
 
     /// The error for an operator this device cannot do.
@@ -286,7 +308,7 @@ fn order_and_launch(
         || op.op_name(),
         &op.query(stream.options().determinism),
     )?;
-    {
+    if held.recorded().is_none() {
         let submission = &mut *held.submission();
         // Before anything is enqueued: a poisoned stream waits for nobody.
         submission.slots.health(stream.id(), u64::MAX)?;
@@ -299,13 +321,12 @@ fn order_and_launch(
             op.operands(&mut |arg| visit(arg.buffer, arg.access));
         })?;
     }
-    let launch = Launch { stream, held, op: Some(op), seq, depth, call, composed: OnceCell::new() };
+    let launch = Launch { stream, held, op: Some(op), name: "", seq, depth, call, composed: OnceCell::new() };
     if has_output {
         op.launch(stream.device().backend.as_ref(), &launch)?;
     }
     let cost = op.cost();
-    if let Some(slot) = held.submission().slots.get_mut(stream.id()) {
-        let report = &mut slot.report;
+    book(stream, held, |report| {
         if depth == 0 {
             report.launches += 1;
             report.book_calls(call, 1, cost);
@@ -314,8 +335,20 @@ fn order_and_launch(
             report.book_kernel(call, cost);
         }
         report.prepacks += u64::from(op.kind() == OpKind::Prepack);
-    }
+    });
     Ok(())
+}
+
+/// Books in the stream's account, or in that of what is recorded.
+fn book(stream: &StreamInner, held: &dyn Hold, entry: impl FnOnce(&mut StreamReport)) {
+    match held.recorded() {
+        Some(account) => entry(&mut account.borrow_mut()),
+        None => {
+            if let Some(slot) = held.submission().slots.get_mut(stream.id()) {
+                entry(&mut slot.report);
+            }
+        }
+    }
 }
 
 fn foreign_stream(stream: &Arc<StreamInner>, op: &dyn Op) -> OpError {

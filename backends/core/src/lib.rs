@@ -21,6 +21,7 @@ mod form;
 mod graph;
 mod index;
 mod launch;
+pub mod meeting;
 mod op;
 pub mod ops;
 mod order;
@@ -38,7 +39,7 @@ mod weight;
 
 pub use backend::{
     Backend, Collectives, Fault, FusedOps, Kernels, Memory, MemoryInfo, MemoryTraits, Ordinal, Queue,
-    RawCopy, RawEvent, RawStream, Segment, Support,
+    RawCopy, RawEvent, RawGraph, RawStream, Segment, Support,
 };
 pub use buffer::{Buffer, HostBuffer};
 pub use call::SpecRef;

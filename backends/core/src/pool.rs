@@ -93,6 +93,7 @@ pub(crate) struct Pool {
     live: usize,
     peak_live: usize,
     reservations: u64,
+    is_recorded: bool,
 }
 
 /// How much of the pool is used.
@@ -128,6 +129,7 @@ impl Pool {
             live: 0,
             peak_live: 0,
             reservations: 0,
+            is_recorded: false,
         }
     }
 
@@ -352,7 +354,12 @@ impl Pool {
                 self.give_to_anyone(id);
             }
         }
-        self.release_empty(cx)
+        if self.is_recorded { Ok(()) } else { self.release_empty(cx) }
+    }
+
+    /// From now on a driver's graph may use whatever was handed out, also after it came back: segments stay to the end.
+    pub(crate) fn keep_segments(&mut self) {
+        self.is_recorded = true;
     }
 
     /// Gives every segment without a used block back to the backend.

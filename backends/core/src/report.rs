@@ -77,6 +77,21 @@ impl StreamReport {
         }
     }
 
+    /// Books what a recording booked of its kernels and compositions.
+    pub(crate) fn book_parts(&mut self, recorded: &StreamReport) {
+        self.composed += recorded.composed;
+        for part in recorded.operators.iter().filter(|part| part.composed != Cost::default()) {
+            self.row(part.kind).composed += part.composed;
+        }
+        for (kind, why, count) in &recorded.compositions {
+            match self.compositions.iter_mut().find(|(k, w, _)| k == kind && w == why) {
+                Some((_, _, sum)) => *sum += count,
+                None => self.compositions.push((*kind, why.clone(), *count)),
+            }
+        }
+        self.prepacks += recorded.prepacks;
+    }
+
     /// Compositions taken in all.
     pub fn compositions_total(&self) -> u64 {
         self.compositions.iter().map(|(_, _, n)| n).sum()

@@ -32,9 +32,11 @@ impl State {
         head.is_some_and(|task| self.head_awaits(stream, task).is_none())
     }
 
-    /// What the head of a stream waits for; nothing any more where that has taken too long.
+    /// What the head of a stream waits for; nothing any more where that has taken too long, or the stream takes part in
+    /// nothing since an error.
     fn head_awaits(&self, stream: &Stream, head: &Task) -> Option<Vec<Point>> {
-        if stream.expired == Some(stream.done + 1) { None } else { self.awaited(&head.work) }
+        let misses = stream.has_stopped() && matches!(head.work, Work::Meet { .. });
+        if misses || stream.expired == Some(stream.done + 1) { None } else { self.awaited(&head.work) }
     }
 
     /// Notes which waits have begun, and gives up on those that have taken too long. When to look again.

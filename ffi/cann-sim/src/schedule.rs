@@ -327,7 +327,7 @@ impl World {
 fn begin(state: &mut State, id: u64, task: Task) -> Step {
     let Some(stream) = state.streams.get(&id) else { return Step::Nothing(Ok(())) };
     // After the first error nothing computes any more; events are still reached, or whoever waits would hang.
-    let skip = stream.stop_on_error && stream.error.is_some();
+    let skip = stream.has_stopped();
     match task.work {
         Work::Kernel(_) | Work::Copy(_) if skip => Step::Nothing(Ok(())),
         Work::Meet { rank, keys, .. } if skip => {

@@ -122,6 +122,11 @@ impl Stream {
         self.error.get_or_insert((fail, self.done));
     }
 
+    /// Whether it computes nothing any more since an error.
+    pub(crate) fn has_stopped(&self) -> bool {
+        self.stop_on_error && self.error.is_some()
+    }
+
     /// What a synchronise has to tell.
     pub(crate) fn verdict(&mut self) -> Result {
         let error = if self.stop_on_error { self.error.clone() } else { self.error.take() };

@@ -322,7 +322,7 @@ impl<'a> Triangle<'a> {
         let spec = TensorSpec::of(DType::Bool, &[COMPRESSED, COMPRESSED])?;
         if let Some((stream, on)) = run.target() {
             let mut kept = lock(&on.driver.device(on.device)?.triangle);
-            if kept.is_none() && !stream.is_recorded(on) {
+            if kept.is_none() && !stream.is_recorded() {
                 let row = |i: usize| (0..COMPRESSED).map(move |j| u8::from(j > i));
                 let bytes: Vec<u8> = (0..COMPRESSED).flat_map(row).collect();
                 *kept = Some(memory::constant(on, &bytes)?);

@@ -86,7 +86,7 @@ impl<'a> Table<'a> {
         };
         let bytes = 2 * apart;
         // What a graph records is replayed with other positions in the same place.
-        let kept = run.target().filter(|(stream, on)| !stream.is_recorded(on));
+        let kept = run.target().filter(|(stream, _)| !stream.is_recorded());
         let (Some((stream, on)), Some(turn)) = (kept, Turn::of(spec, positions)) else {
             let scratch = run.scratch(DType::U8, &[bytes])?;
             let table = at(scratch.buffer().address(), Some(scratch))?;

@@ -47,16 +47,12 @@ impl CannEvent {
 
     /// Waits in the driver.
     fn wait(&self, on: &OnDevice<'_>, timeout: Duration) -> Result<()> {
-        let ms = super::stream::milliseconds(timeout);
-        let waited = try_call!(on.driver, aclrtSynchronizeEventWithTimeout(self.handle.0, ms));
-        match waited.map_err(error::unavailable)? {
-            Ok(()) => self.shared.passed(on, self.position, None),
-            Err(failed) if error::is_timeout(&failed) => {
-                Err(error::timeout(format!("an event of {}", self.shared.name()), timeout))
-            }
-            // The wait is over; what it found is the stream's fault.
-            Err(failed) => self.shared.passed(on, self.position, Some(error::driver(on.device, failed))),
-        }
+        let wait = |ms| {
+            let waited = try_call!(on.driver, aclrtSynchronizeEventWithTimeout(self.handle.0, ms));
+            waited.map_err(error::unavailable)
+        };
+        let what = || format!("an event of {}", self.shared.name());
+        self.shared.await_passing(on, self.position, timeout, what, wait)
     }
 }
 

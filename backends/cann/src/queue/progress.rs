@@ -3,6 +3,8 @@
 //! Positions count what was enqueued on the stream, recordings and waits included, from 1. The driver tells of failures only where one waits; what is
 //! known then is that everything up to the last good position is good, and that something behind it is not.
 
+use super::graph::CannGraph;
+use crate::comm::Engagement;
 use crate::memory::PinnedBytes;
 use portolan_core::{Fault, HostBuffer, Launch};
 use portolan_ops::{OpError, OpName};
@@ -16,11 +18,21 @@ struct Pending {
     op: OpName,
 }
 
-/// Pinned memory of a copy, and where its bytes go when the copy is done.
-pub(crate) struct Staged {
-    position: u64,
-    pub(crate) pinned: PinnedBytes,
-    pub(crate) destination: Option<HostBuffer>,
+/// A part of a buffer.
+pub(crate) struct Stretch {
+    pub(crate) host: HostBuffer,
+    pub(crate) start: usize,
+    pub(crate) bytes: usize,
+}
+
+/// What work uses that is not the device's memory.
+pub(crate) enum Held {
+    /// Pinned memory of a copy, and where its bytes go when the copy is done.
+    Staged { pinned: PinnedBytes, destination: Option<Stretch> },
+    /// The group of a collective.
+    Engaged(Engagement),
+    /// A graph that runs.
+    Graph(Arc<CannGraph>),
 }
 
 /// See the module.
@@ -29,7 +41,7 @@ pub(crate) struct Progress {
     enqueued: u64,
     done: u64,
     pending: VecDeque<Pending>,
-    staged: VecDeque<Staged>,
+    held: VecDeque<(u64, Held)>,
     fault: Option<Fault>,
 }
 
@@ -47,9 +59,28 @@ impl Progress {
         self.enqueued
     }
 
-    /// Books host memory that the latest work uses.
-    pub(crate) fn stage(&mut self, pinned: PinnedBytes, destination: Option<HostBuffer>) {
-        self.staged.push_back(Staged { position: self.enqueued, pinned, destination });
+    /// Books what the latest work uses.
+    pub(crate) fn hold(&mut self, held: Held) {
+        self.held.push_back((self.enqueued, held));
+    }
+
+    /// Whether a collective is under way, and why its group has ended, if it has.
+    pub(crate) fn engaged(&self) -> (bool, Option<OpError>) {
+        let engagements = self.held.iter().filter_map(|(_, held)| match held {
+            Held::Engaged(engagement) => Some(engagement),
+            _ => None,
+        });
+        let (mut any, mut ended) = (false, None);
+        for engagement in engagements {
+            any = true;
+            ended = ended.or_else(|| engagement.ended());
+        }
+        (any, ended)
+    }
+
+    /// Whether a copy is under way.
+    pub(crate) fn copies(&self) -> bool {
+        self.held.iter().any(|(_, held)| matches!(held, Held::Staged { .. }))
     }
 
     /// The position of the latest work.
@@ -67,34 +98,54 @@ impl Progress {
         self.fault.as_ref()
     }
 
-    /// Books that everything up to a position is done, well or, with an error, not all of it; gives the host memory
-    /// that is free now.
-    pub(crate) fn pass(&mut self, position: u64, error: Option<OpError>) -> Vec<Staged> {
+    /// Books that everything up to a position is done, well or, with an error, not all of it; gives what is free
+    /// now.
+    pub(crate) fn pass(&mut self, position: u64, error: Option<OpError>) -> Vec<Held> {
         if let Some(error) = error
             && self.fault.is_none()
         {
-            let suspects = self.pending.iter().take_while(|work| work.position <= position);
+            let suspects: Vec<&Pending> =
+                self.pending.iter().take_while(|work| work.position <= position).collect();
             let last = suspects.last().map_or(0, |work| work.seq);
+            let names = named(&suspects);
             let (seq, op) = match self.pending.front() {
                 Some(first) => (first.seq, first.op.clone()),
                 None => (last, "an earlier operator".into()),
             };
-            self.fault = Some(Fault { seq, op, source: Arc::new(between(error, seq, last)) });
+            self.fault = Some(Fault { seq, op, source: Arc::new(between(error, seq, last, &names)) });
         }
         self.done = self.done.max(position);
         while self.pending.front().is_some_and(|work| work.position <= self.done) {
             self.pending.pop_front();
         }
-        let free = self.staged.iter().take_while(|staged| staged.position <= self.done).count();
-        self.staged.drain(..free).collect()
+        let free = self.held.iter().take_while(|(position, _)| *position <= self.done).count();
+        self.held.drain(..free).map(|(_, held)| held).collect()
     }
 }
 
+/// The operators that may have failed, each once; of many, the first ones.
+fn named(suspects: &[&Pending]) -> String {
+    const MOST: usize = 8;
+    let mut names: Vec<String> = Vec::new();
+    for work in suspects {
+        let name = work.op.to_string();
+        match names.len() {
+            _ if names.contains(&name) => {}
+            MOST => {
+                names.push("…".into());
+                break;
+            }
+            _ => names.push(name),
+        }
+    }
+    names.join(", ")
+}
+
 /// The error with the submissions it may have come from, where they are several.
-fn between(error: OpError, first: u64, last: u64) -> OpError {
+fn between(error: OpError, first: u64, last: u64, names: &str) -> OpError {
     match error {
         OpError::Driver { device, call, code, name, message } if first < last => {
-            let message = format!("between submissions {first} and {last}: {message}");
+            let message = format!("between submissions {first} and {last} ({names}): {message}");
             OpError::Driver { device, call, code, name, message }
         }
         other => other,

@@ -1,9 +1,9 @@
 //! Each rank combines its share of the elements, and then fetches the others' shares.
 
 use super::fold::fold;
-use super::hub::Stop;
 use super::transport::Window;
 use super::turn::Turn;
+use portolan_core::meeting::Stop;
 use portolan_ops::comm::AllReduceSpec;
 
 const X: usize = 0;

@@ -1,8 +1,8 @@
 //! Each rank fetches its part of what every rank holds.
 
-use super::hub::Stop;
 use super::transport::Window;
 use super::turn::Turn;
+use portolan_core::meeting::Stop;
 use portolan_ops::comm::AllToAllSpec;
 
 const X: usize = 0;

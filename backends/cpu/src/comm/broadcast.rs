@@ -1,8 +1,8 @@
 //! Each rank but the root fetches what the root holds.
 
-use super::hub::Stop;
 use super::transport::Window;
 use super::turn::Turn;
+use portolan_core::meeting::Stop;
 use portolan_ops::comm::BroadcastSpec;
 
 const X: usize = 0;

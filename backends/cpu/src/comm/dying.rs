@@ -1,8 +1,8 @@
 //! A transport whose rank dies while it moves data, as a fault plan has it: after so many reads it neither reads nor comes
 //! to a fence.
 
-use super::hub::{At, Stop};
 use super::transport::{Announcement, Transport, Window};
+use portolan_core::meeting::{At, Stop};
 use portolan_core::sync::atomic::{AtomicU64, Ordering};
 use portolan_ops::comm::Ranks;
 use std::sync::Arc;

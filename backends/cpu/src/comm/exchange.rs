@@ -1,8 +1,8 @@
 //! Each rank fetches the tensors that are meant for it.
 
-use super::hub::Stop;
 use super::transport::Window;
 use super::turn::Turn;
+use portolan_core::meeting::Stop;
 use portolan_ops::comm::ExchangeSpec;
 
 pub(super) fn run(turn: &Turn<'_>, spec: &ExchangeSpec, own: &[Window]) -> Result<(), Stop> {

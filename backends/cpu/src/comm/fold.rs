@@ -2,13 +2,13 @@
 //!
 //! Always in rank order, since another one would save nothing here; so the bits do not depend on who comes when.
 
-use super::hub::Stop;
 use super::transport::Window;
 use super::turn::Turn;
 use crate::elementwise::walk::Base;
 use crate::simd::{Kernel, Lanes, dispatch};
 use crate::value::{BLOCK, Value, with_value};
 use core::ops::Range;
+use portolan_core::meeting::Stop;
 use portolan_ops::DType;
 use portolan_ops::comm::ReduceOp;
 

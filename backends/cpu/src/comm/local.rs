@@ -1,8 +1,8 @@
 //! Ranks that are threads of one process: they meet in memory, and read each other's windows where they lie.
 
 use super::gate::Gate;
-use super::hub::{At, Hub, Stop};
 use super::transport::{Announcement, Transport, Window};
+use portolan_core::meeting::{At, Hub, Stop};
 use portolan_core::sync::atomic::AtomicU64;
 use portolan_core::sync::{Mutex, lock};
 use portolan_core::{CommConfig, CommId};

@@ -2,12 +2,12 @@
 //! it that whatever ends one before its time ends the group.
 
 use super::dying::{Doom, Dying};
-use super::hub::{At, Stop};
 use super::local::error;
 use super::transport::{Announcement, Transport, Window};
 use super::turn::Turn;
 use super::{all_gather, all_reduce, all_to_all, broadcast, exchange, reduce_scatter, reduce_to};
 use crate::queue::{CpuStream, Exec, Witness};
+use portolan_core::meeting::{At, Stop};
 use portolan_core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use portolan_core::sync::{Mutex, lock};
 use portolan_core::{

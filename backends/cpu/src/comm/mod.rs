@@ -1,6 +1,6 @@
 //! Collectives between ranks that are threads of one process.
 //!
-//! From the bottom: a [`hub`] where threads meet, a [`gate`] before memory that others read, a [`transport`] that is
+//! From the bottom: a [`Hub`](portolan_core::meeting::Hub) where threads meet, a [`gate`] before memory that others read, a [`transport`] that is
 //! all a group needs to know of how its ranks reach each other (in one process: [`local`]), and one file for each
 //! operator, which moves data by what a [`turn`] offers. A rank waits for others on its stream's thread only, never
 //! under the submission lock and never inside a region of the worker team.
@@ -13,7 +13,6 @@ mod dying;
 mod exchange;
 mod fold;
 mod gate;
-mod hub;
 mod local;
 mod member;
 mod reduce_scatter;

@@ -1,9 +1,9 @@
 //! Each rank combines its own part of what all hold.
 
 use super::fold::fold;
-use super::hub::Stop;
 use super::transport::Window;
 use super::turn::Turn;
+use portolan_core::meeting::Stop;
 use portolan_ops::comm::ReduceScatterSpec;
 
 const X: usize = 0;

@@ -1,9 +1,9 @@
 //! The root combines what the others hold.
 
 use super::fold::fold;
-use super::hub::Stop;
 use super::transport::Window;
 use super::turn::Turn;
+use portolan_core::meeting::Stop;
 use portolan_ops::comm::ReduceToSpec;
 
 const X: usize = 0;

@@ -1,10 +1,10 @@
 //! What only the inside can do to a group: a transport that fails while it moves data.
 
-use super::hub::{At, Stop};
 use super::member::CpuCommunicator;
 use super::transport::{Announcement, Transport, Window};
 use crate::{CpuBackend, CpuOptions, Executor};
 use portolan_core::call::{AllReduce, Barrier};
+use portolan_core::meeting::{At, Stop};
 use portolan_core::sync::atomic::{AtomicUsize, Ordering};
 use portolan_core::{
     Backend, Collectives, CommConfig, CommId, Communicator, Device, DeviceInfo, FusedOps, Kernels, Launch,

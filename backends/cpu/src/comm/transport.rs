@@ -3,7 +3,7 @@
 //! Nothing here assumes one process: what is announced is data, and a peer's memory is only ever copied from. A
 //! transport between machines answers [`Transport::read`] by asking the peer.
 
-use super::hub::{At, Stop};
+use portolan_core::meeting::{At, Stop};
 use portolan_ops::comm::{Ranks, Signature};
 use smallvec::SmallVec;
 use std::sync::Arc;

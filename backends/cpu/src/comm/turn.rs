@@ -1,9 +1,9 @@
 //! What an operator works with once the ranks agree: their windows, copies out of them, and fences.
 
-use super::hub::{At, Stop};
 use super::transport::{Announcement, Transport, Window};
 use crate::elementwise::walk::Base;
 use crate::queue::Exec;
+use portolan_core::meeting::{At, Stop};
 use portolan_core::sync::{Mutex, lock};
 use portolan_ops::comm::Ranks;
 use std::sync::Arc;

@@ -4,7 +4,7 @@ use super::exchange::{Exchange, exchange};
 use super::hccl;
 use crate::aclnn::{Run, Together};
 use crate::error::{Fail, Result, code};
-use crate::stream::{Point, Work};
+use crate::stream::{Point, Stream, Work};
 use crate::world::{State, World};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -141,7 +141,10 @@ impl State {
         let Some(meeting) = self.meetings.get(key).filter(|meeting| meeting.outcome.is_none()) else {
             return Stage::Over;
         };
-        if meeting.parts.len() < meeting.size || meeting.parts.values().any(|part| part.absent.is_some()) {
+        // A stream that has stopped never gets there, whether or not it was seen to.
+        let stopped = |part: &Part| self.streams.get(&part.point.stream).is_some_and(Stream::has_stopped);
+        let misses = |part: &Part| part.absent.is_some() || stopped(part);
+        if meeting.parts.len() < meeting.size || meeting.parts.values().any(misses) {
             return Stage::Waits(Vec::new());
         }
         let points = meeting.parts.values().map(|part| Point { seq: part.point.seq - 1, ..part.point });
@@ -293,7 +296,9 @@ impl State {
     pub(crate) fn has_pending_meetings(&self, clique: u64, rank: u32) -> Vec<Key> {
         let of = |key: &Key| matches!(*key, Key::All { clique: c, .. } | Key::Pair { clique: c, .. } if c == clique);
         let pending = self.meetings.iter().filter(|(key, meeting)| {
-            of(key) && meeting.outcome.is_none() && meeting.parts.contains_key(&rank)
+            // What was aborted, or stopped before, is under way no more.
+            let pending = meeting.parts.get(&rank).is_some_and(|part| part.absent.is_none());
+            of(key) && meeting.outcome.is_none() && pending
         });
         pending.map(|(key, _)| *key).collect()
     }

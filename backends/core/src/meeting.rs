@@ -4,26 +4,27 @@
 //! It knows nothing of operators, so that models can run it as it is. All or none pass a meeting: whoever comes after
 //! the group was stopped is turned away and not counted.
 
-use crate::queue::handoff::deadline;
-use portolan_core::sync::{Condvar, Mutex, MutexGuard, lock, wait_timeout};
+use crate::sync::{Condvar, Mutex, MutexGuard, lock, wait_timeout};
 use std::time::{Duration, Instant};
 
 /// An operator of a group: its name, and its number among the group's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct At {
-    pub(crate) op: &'static str,
-    pub(crate) seq: u64,
+pub struct At {
+    /// Its name.
+    pub op: &'static str,
+    /// Its number.
+    pub seq: u64,
 }
 
 /// Why a group has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Stop {
+pub struct Stop {
     /// The rank that is to blame.
-    pub(crate) rank: usize,
+    pub rank: usize,
     /// Where somebody noticed; unknown until an operator of the group has.
-    pub(crate) at: Option<At>,
+    pub at: Option<At>,
     /// What the rank did, or did not do.
-    pub(crate) what: String,
+    pub what: String,
 }
 
 struct Rank<P> {
@@ -38,14 +39,16 @@ struct State<P> {
     stop: Option<Stop>,
 }
 
-pub(crate) struct Hub<P> {
+/// Where the ranks of one group meet.
+pub struct Hub<P> {
     state: Mutex<State<P>>,
     /// Somebody came, left or stopped the group.
     moved: Condvar,
 }
 
 impl<P: Clone> Hub<P> {
-    pub(crate) fn new(world_size: usize) -> Self {
+    /// For so many ranks.
+    pub fn new(world_size: usize) -> Self {
         let ranks = (0..world_size).map(|_| Rank { steps: 0, posted: None, gone: false }).collect();
         Self { state: Mutex::new(State { ranks, stop: None }), moved: Condvar::new() }
     }
@@ -55,7 +58,7 @@ impl<P: Clone> Hub<P> {
     ///
     /// # Errors
     /// Why the group has ended; ended here when a rank is gone, or does not come within `timeout`.
-    pub(crate) fn meet(&self, rank: usize, at: At, post: P, timeout: Duration) -> Result<Vec<P>, Stop> {
+    pub fn meet(&self, rank: usize, at: At, post: P, timeout: Duration) -> Result<Vec<P>, Stop> {
         let state = self.come(rank, at, Some(post), timeout)?;
         Ok(state.ranks.iter().filter_map(|rank| rank.posted.clone()).collect())
     }
@@ -64,7 +67,7 @@ impl<P: Clone> Hub<P> {
     ///
     /// # Errors
     /// As [`Hub::meet`].
-    pub(crate) fn fence(&self, rank: usize, at: At, timeout: Duration) -> Result<(), Stop> {
+    pub fn fence(&self, rank: usize, at: At, timeout: Duration) -> Result<(), Stop> {
         self.come(rank, at, None, timeout).map(drop)
     }
 
@@ -115,19 +118,19 @@ impl<P: Clone> Hub<P> {
     }
 
     /// A rank comes no more.
-    pub(crate) fn leave(&self, rank: usize) {
+    pub fn leave(&self, rank: usize) {
         lock(&self.state).ranks[rank].gone = true;
         self.moved.notify_all();
     }
 
     /// Ends the group, unless it has ended already.
-    pub(crate) fn stop(&self, stop: Stop) {
+    pub fn stop(&self, stop: Stop) {
         lock(&self.state).stop.get_or_insert(stop);
         self.moved.notify_all();
     }
 
     /// Why the group has ended, if it has.
-    pub(crate) fn stopped(&self) -> Option<Stop> {
+    pub fn stopped(&self) -> Option<Stop> {
         lock(&self.state).stop.clone()
     }
 }
@@ -145,4 +148,11 @@ impl<P> State<P> {
         stop.at.get_or_insert(at);
         stop.clone()
     }
+}
+
+/// The end of a wait that begins now; a century where it lies beyond what the clock can tell.
+fn deadline(timeout: Duration) -> Instant {
+    const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+    let now = Instant::now();
+    now.checked_add(timeout).or_else(|| now.checked_add(CENTURY)).unwrap_or(now)
 }
