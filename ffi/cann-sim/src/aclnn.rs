@@ -33,6 +33,7 @@ use crate::op::Parcel;
 use crate::profile::Profile;
 use crate::stream::Work;
 use crate::tensor::{Descriptor, Scalar, Tensor, lookup, register, unregister};
+use crate::tolerance::Rule;
 use crate::world::{World, world};
 use std::ffi::{CStr, c_char, c_void};
 use std::sync::Arc;
@@ -398,7 +399,7 @@ pub(crate) fn phase_two(
 /// Puts a planned operator on a stream.
 fn enqueue(planned: &Arc<Executor>, workspace: usize, size: u64, stream: *mut c_void) -> Result {
     let name = planned.name;
-    let state = world().state();
+    let mut state = world().state();
     let id = state.stream_of(stream)?;
     let needed = planned.plan.workspace;
     if size < needed as u64 {
@@ -422,7 +423,9 @@ fn enqueue(planned: &Arc<Executor>, workspace: usize, size: u64, stream: *mut c_
         }
         if !address.is_multiple_of(TENSOR_ALIGNMENT) {
             let text = format!("{tensor} at {address:#x} is not aligned to {TENSOR_ALIGNMENT} bytes");
-            return Err(Fail::new(code::RT_ADDR_UNALIGNED, text));
+            if !state.tolerates(Rule::TensorAlignment, name, &text) {
+                return Err(Fail::new(code::RT_ADDR_UNALIGNED, text));
+            }
         }
         let bytes = tensor.span_bytes()?;
         let mapped = state.memory.map(address, bytes);

@@ -16,7 +16,7 @@ pub(crate) const POISON: u8 = 0xff;
 const REDZONE: u8 = 0xfd;
 /// Bytes of it on either side, at least.
 const REDZONE_BYTES: usize = 64;
-/// What base addresses are multiples of.
+/// What base addresses are multiples of, by the vendor's word.
 pub(crate) const ALIGNMENT: usize = 64;
 /// Freed allocations that are remembered, to name what is used after its end.
 const REMEMBERED: usize = 4096;
@@ -96,6 +96,8 @@ pub(crate) struct Memory {
     /// Bytes each device has.
     pub(crate) limit: usize,
     padding: usize,
+    /// What base addresses are multiples of here, and of nothing larger below a page.
+    alignment: usize,
     live: BTreeMap<usize, Block>,
     freed: BTreeMap<usize, (Block, u64)>,
     pinned: BTreeMap<usize, Arc<Pinned>>,
@@ -107,12 +109,18 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
-    pub(crate) fn new(devices: usize, limit: usize, padding: usize) -> core::result::Result<Self, String> {
+    pub(crate) fn new(
+        devices: usize,
+        limit: usize,
+        padding: usize,
+        alignment: usize,
+    ) -> core::result::Result<Self, String> {
         // Eight times what can be held at once: addresses come back only after that much.
         let span = limit.saturating_mul(8).clamp(1 << 33, 1 << 40).next_multiple_of(PAGE);
         let arena = Arena::new(span.saturating_mul(devices))?;
         let next = (0..devices).map(|device| arena.base() + device * span).collect();
-        Ok(Self { arena, span, next, used: vec![0; devices], limit, padding, ..Self::none() })
+        let used = vec![0; devices];
+        Ok(Self { arena, span, next, used, limit, padding, alignment, ..Self::none() })
     }
 
     /// Memory of no device.
@@ -127,6 +135,7 @@ impl Memory {
             used,
             limit: 0,
             padding: 0,
+            alignment: ALIGNMENT,
             live,
             freed,
             pinned,
@@ -171,12 +180,14 @@ impl Memory {
         };
         let padded = bytes.checked_next_multiple_of(32).and_then(|n| n.checked_add(self.padding));
         let padded = padded.filter(|&padded| padded <= room).ok_or_else(exhausted)?;
-        let pages = (REDZONE_BYTES + padded + REDZONE_BYTES).next_multiple_of(PAGE);
+        // The redzone before it is what keeps an address from being aligned better than it has to be.
+        let front = self.alignment;
+        let pages = (front + padded + REDZONE_BYTES).next_multiple_of(PAGE);
         let Some(start) = self.place(device, pages) else {
             return Err(Fail::new(code::RT_DEVICE_OUT_OF_MEMORY, "device memory is too fragmented"));
         };
-        let address = start + REDZONE_BYTES;
-        self.arena.fill(start, REDZONE_BYTES, REDZONE);
+        let address = start + front;
+        self.arena.fill(start, front, REDZONE);
         self.arena.fill(address, padded, POISON);
         self.arena.fill(address + padded, start + pages - address - padded, REDZONE);
         self.used[device] += padded;
@@ -218,7 +229,7 @@ impl Memory {
             return None;
         }
         let (start, end) = block.region;
-        let before = self.arena.differs(start, REDZONE_BYTES, REDZONE);
+        let before = self.arena.differs(start, block.address - start, REDZONE);
         let rear = block.address + block.padded;
         let behind = self.arena.differs(rear, end - rear, REDZONE);
         (before + behind > 0).then(|| {
@@ -363,7 +374,7 @@ mod tests {
     use super::*;
 
     fn memory() -> Memory {
-        Memory::new(2, 1 << 20, 32).unwrap()
+        Memory::new(2, 1 << 20, 32, ALIGNMENT).unwrap()
     }
 
     #[test]
@@ -372,13 +383,22 @@ mod tests {
         let mut seen = Vec::new();
         for bytes in [1, 32, 33, 4096, 100_000] {
             let address = m.allocate(0, bytes, 1).unwrap();
-            assert_eq!(address % ALIGNMENT, 0);
+            assert_eq!(address % (2 * ALIGNMENT), ALIGNMENT);
             assert_eq!(m.arena.differs(address, bytes.next_multiple_of(32) + 32, POISON), 0);
             assert!(!seen.contains(&address));
             seen.push(address);
             m.free(address, 2).unwrap();
         }
         assert_eq!(m.info(0), (1 << 20, 1 << 20));
+    }
+
+    #[test]
+    fn a_wider_alignment_holds_exactly_and_its_redzone_is_watched() {
+        let mut m = Memory::new(1, 1 << 20, 32, 512).unwrap();
+        let a = m.allocate(0, 100, 1).unwrap();
+        assert_eq!(a % 1024, 512);
+        m.arena.fill(a - 512, 1, 0);
+        assert!(m.free(a, 2).unwrap_err().text.contains("1 bytes before"));
     }
 
     #[test]
