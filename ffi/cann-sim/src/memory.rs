@@ -38,6 +38,8 @@ pub(crate) struct Block {
     region: (usize, usize),
     /// The physical memory that was mapped there, where that was done by hand.
     physical: Option<u64>,
+    /// Whether all of its pages may be used.
+    overrun: bool,
 }
 
 impl Block {
@@ -193,8 +195,9 @@ impl Memory {
         self.used[device] += padded;
         self.made += 1;
         let (number, region) = (self.made, (start, start + pages));
-        let physical = None;
-        self.live.insert(address, Block { address, bytes, padded, device, number, call, region, physical });
+        let (physical, overrun) = (None, false);
+        let block = Block { address, bytes, padded, device, number, call, region, physical, overrun };
+        self.live.insert(address, block);
         Ok(address)
     }
 
@@ -224,8 +227,8 @@ impl Memory {
 
     /// What was written outside an allocation, if anything was.
     fn damage(&self, block: &Block) -> Option<String> {
-        if block.physical.is_some() {
-            // Nothing of it stands around memory that was mapped by hand.
+        if block.physical.is_some() || block.overrun {
+            // Nothing of it stands around memory that was mapped by hand, or may be used up to its last page.
             return None;
         }
         let (start, end) = block.region;
@@ -240,7 +243,17 @@ impl Memory {
     /// The allocation that an address lies in.
     fn holder(&self, address: usize) -> Option<&Block> {
         let block = self.live.range(..=address).next_back()?.1;
-        (address < block.address + block.padded).then_some(block)
+        let end = if block.overrun { block.region.1 } else { block.address + block.padded };
+        (address < end).then_some(block)
+    }
+
+    /// Whether a range that begins in an allocation stays in its pages; then all of them may be used from now on.
+    pub(crate) fn overrun(&mut self, address: usize, bytes: usize) -> bool {
+        let near = self.live.range_mut(..=address).next_back().map(|(_, block)| block);
+        let Some(block) = near.filter(|block| block.physical.is_none()) else { return false };
+        let inside = address < block.region.1 && bytes <= block.region.1 - address;
+        block.overrun |= inside;
+        inside
     }
 
     fn unknown(&self, address: usize) -> String {
@@ -414,6 +427,19 @@ mod tests {
         let late = m.map(a, 1).unwrap_err();
         assert!(late.text.contains("freed by call 9"), "{}", late.text);
         assert!(m.free(a, 10).is_err() && m.free(8, 10).is_err());
+    }
+
+    #[test]
+    fn an_overrun_allocation_has_its_pages_and_no_more() {
+        let mut m = memory();
+        let a = m.allocate(0, 100, 1).unwrap();
+        let left = PAGE - ALIGNMENT;
+        assert!(m.map(a, left).is_err() && !m.overrun(a, left + 1));
+        assert!(m.map(a, left).is_err(), "nothing was allowed yet");
+        assert!(m.overrun(a + 64, 100));
+        assert!(m.map(a, left).is_ok() && m.map(a + left - 1, 1).is_ok() && m.map(a, left + 1).is_err());
+        m.arena.fill(a + left - 1, 1, 0);
+        m.free(a, 2).unwrap();
     }
 
     #[test]

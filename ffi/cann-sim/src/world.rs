@@ -149,7 +149,7 @@ pub(crate) struct State {
     /// What the program did that hardware would not have told it.
     pub(crate) violations: Vec<String>,
     /// Rules that may be broken, and how often each function did.
-    pub(crate) tolerated: BTreeMap<Rule, BTreeMap<&'static str, u64>>,
+    pub(crate) tolerated: BTreeMap<Rule, BTreeMap<String, u64>>,
     pub(crate) reports: bool,
     /// Why there are no devices.
     pub(crate) broken: Option<String>,
