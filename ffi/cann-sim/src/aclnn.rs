@@ -33,6 +33,7 @@ use crate::op::Parcel;
 use crate::profile::Profile;
 use crate::stream::Work;
 use crate::tensor::{Descriptor, Scalar, Tensor, lookup, register, unregister};
+use crate::tolerance::Rule;
 use crate::world::{World, world};
 use std::ffi::{CStr, c_char, c_void};
 use std::sync::Arc;
@@ -41,6 +42,8 @@ use std::sync::Arc;
 pub(crate) struct Context {
     /// The product whose rules hold.
     pub(crate) profile: Profile,
+    /// Rules that may be broken.
+    pub(crate) tolerated: Vec<Rule>,
 }
 
 /// What a launch of an operator will touch and do.
@@ -348,8 +351,11 @@ pub(crate) unsafe fn phase_one(
         if executor.is_null() {
             return Err(Fail::null("executor"));
         }
-        let profile = world().state().profile;
-        let plan = plan(&Context { profile })?;
+        let context = {
+            let state = world().state();
+            Context { profile: state.profile, tolerated: state.tolerated.keys().copied().collect() }
+        };
+        let plan = plan(&context)?;
         let bytes = plan.workspace as u64;
         let handle = register(Descriptor::Executor(Arc::new(Executor::new(name, plan))));
         // SAFETY: neither is NULL, and the caller vouches for the rest.
@@ -398,7 +404,7 @@ pub(crate) fn phase_two(
 /// Puts a planned operator on a stream.
 fn enqueue(planned: &Arc<Executor>, workspace: usize, size: u64, stream: *mut c_void) -> Result {
     let name = planned.name;
-    let state = world().state();
+    let mut state = world().state();
     let id = state.stream_of(stream)?;
     let needed = planned.plan.workspace;
     if size < needed as u64 {
@@ -415,6 +421,7 @@ fn enqueue(planned: &Arc<Executor>, workspace: usize, size: u64, stream: *mut c_
             .map_err(|fail| Fail::invalid(format!("workspace: {}", fail.text)))?;
     }
     let addresses = planned.launch()?;
+    let mut poisoned = needed;
     for ((tensor, _), &address) in planned.plan.operands.iter().zip(&addresses) {
         // Nothing is at the address of a tensor without elements.
         if tensor.numel() == 0 {
@@ -422,11 +429,26 @@ fn enqueue(planned: &Arc<Executor>, workspace: usize, size: u64, stream: *mut c_
         }
         if !address.is_multiple_of(TENSOR_ALIGNMENT) {
             let text = format!("{tensor} at {address:#x} is not aligned to {TENSOR_ALIGNMENT} bytes");
-            return Err(Fail::new(code::RT_ADDR_UNALIGNED, text));
+            if !state.tolerates(Rule::TensorAlignment, name, &text) {
+                return Err(Fail::new(code::RT_ADDR_UNALIGNED, text));
+            }
         }
         let bytes = tensor.span_bytes()?;
-        let mapped = state.memory.map(address, bytes);
-        mapped.map_err(|fail| Fail::invalid(format!("{tensor}, an operand of {name}: {}", fail.text)))?;
+        if let Err(fail) = state.memory.map(address, bytes) {
+            let text = format!("{tensor}, an operand of {name}: {}", fail.text);
+            let loose = state.tolerated.contains_key(&Rule::AllocationBounds);
+            if !(loose && state.memory.overrun(address, bytes)) {
+                return Err(Fail::invalid(text));
+            }
+            state.tolerates(Rule::AllocationBounds, name, &text);
+        }
+        if address < workspace + needed && workspace < address + bytes {
+            let text = format!("{tensor}, an operand of {name}, lies in the workspace at {workspace:#x}");
+            if !state.tolerates(Rule::WorkspaceApart, name, &text) {
+                return Err(Fail::invalid(text));
+            }
+            poisoned = 0;
+        }
     }
     let planned = planned.clone();
     let prepare = {
@@ -453,9 +475,9 @@ fn enqueue(planned: &Arc<Executor>, workspace: usize, size: u64, stream: *mut c_
                     .map_err(|fail| Fail::kernel(format!("workspace: {}", fail.text)))?,
             };
             let run = Run { operands, workspace };
-            if needed > 0 {
+            if poisoned > 0 {
                 // SAFETY: so many bytes of one living allocation.
-                unsafe { run.workspace.write_bytes(POISON, needed) };
+                unsafe { run.workspace.write_bytes(POISON, poisoned) };
             }
             Ok(run)
         }

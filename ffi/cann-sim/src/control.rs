@@ -4,12 +4,12 @@
 //!
 //! | `do` | with | answers |
 //! | --- | --- | --- |
-//! | `configure` | `soc`, `devices`, `memory_bytes`, `adversary`, `seed`, `graph_tasks`, `connection_timeout_ms`, `execution_timeout_ms`, `faults`; before any other call | `{}` |
+//! | `configure` | `soc`, `devices`, `memory_bytes`, `alignment`, `adversary`, `seed`, `graph_tasks`, `connection_timeout_ms`, `execution_timeout_ms`, `tolerated`, `faults`; before any other call | `{}` |
 //! | `schedule` | `adversary`, `seed` | `{}` |
 //! | `faults` | `faults`: a list; counting starts anew | `{}` |
 //! | `log` | `after`: a call's number | `calls` |
 //! | `clear_log` | | `{}` |
-//! | `report` | | `memory`, `streams`, `events`, `graphs`, `captures`, `communicators`, `contexts`, `descriptors`, `damage`, `violations` |
+//! | `report` | | `memory`, `streams`, `events`, `graphs`, `captures`, `communicators`, `contexts`, `descriptors`, `damage`, `violations`, `tolerated` |
 //! | `again` | | the latest answer of this thread |
 
 use crate::fault::Faults;
@@ -100,6 +100,7 @@ impl State {
             "descriptors": descriptors,
             "damage": self.memory.all_damage(),
             "violations": self.violations,
+            "tolerated": self.tolerated(),
         })
     }
 }

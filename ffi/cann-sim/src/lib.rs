@@ -28,5 +28,6 @@ mod schedule;
 mod stream;
 mod task_group;
 mod tensor;
+mod tolerance;
 mod view;
 mod world;

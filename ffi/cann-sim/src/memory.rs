@@ -16,7 +16,7 @@ pub(crate) const POISON: u8 = 0xff;
 const REDZONE: u8 = 0xfd;
 /// Bytes of it on either side, at least.
 const REDZONE_BYTES: usize = 64;
-/// What base addresses are multiples of.
+/// What base addresses are multiples of, by the vendor's word.
 pub(crate) const ALIGNMENT: usize = 64;
 /// Freed allocations that are remembered, to name what is used after its end.
 const REMEMBERED: usize = 4096;
@@ -38,6 +38,8 @@ pub(crate) struct Block {
     region: (usize, usize),
     /// The physical memory that was mapped there, where that was done by hand.
     physical: Option<u64>,
+    /// Whether all of its pages may be used.
+    overrun: bool,
 }
 
 impl Block {
@@ -96,6 +98,8 @@ pub(crate) struct Memory {
     /// Bytes each device has.
     pub(crate) limit: usize,
     padding: usize,
+    /// What base addresses are multiples of here, and of nothing larger below a page.
+    alignment: usize,
     live: BTreeMap<usize, Block>,
     freed: BTreeMap<usize, (Block, u64)>,
     pinned: BTreeMap<usize, Arc<Pinned>>,
@@ -107,12 +111,18 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
-    pub(crate) fn new(devices: usize, limit: usize, padding: usize) -> core::result::Result<Self, String> {
+    pub(crate) fn new(
+        devices: usize,
+        limit: usize,
+        padding: usize,
+        alignment: usize,
+    ) -> core::result::Result<Self, String> {
         // Eight times what can be held at once: addresses come back only after that much.
         let span = limit.saturating_mul(8).clamp(1 << 33, 1 << 40).next_multiple_of(PAGE);
         let arena = Arena::new(span.saturating_mul(devices))?;
         let next = (0..devices).map(|device| arena.base() + device * span).collect();
-        Ok(Self { arena, span, next, used: vec![0; devices], limit, padding, ..Self::none() })
+        let used = vec![0; devices];
+        Ok(Self { arena, span, next, used, limit, padding, alignment, ..Self::none() })
     }
 
     /// Memory of no device.
@@ -127,6 +137,7 @@ impl Memory {
             used,
             limit: 0,
             padding: 0,
+            alignment: ALIGNMENT,
             live,
             freed,
             pinned,
@@ -171,19 +182,22 @@ impl Memory {
         };
         let padded = bytes.checked_next_multiple_of(32).and_then(|n| n.checked_add(self.padding));
         let padded = padded.filter(|&padded| padded <= room).ok_or_else(exhausted)?;
-        let pages = (REDZONE_BYTES + padded + REDZONE_BYTES).next_multiple_of(PAGE);
+        // The redzone before it is what keeps an address from being aligned better than it has to be.
+        let front = self.alignment;
+        let pages = (front + padded + REDZONE_BYTES).next_multiple_of(PAGE);
         let Some(start) = self.place(device, pages) else {
             return Err(Fail::new(code::RT_DEVICE_OUT_OF_MEMORY, "device memory is too fragmented"));
         };
-        let address = start + REDZONE_BYTES;
-        self.arena.fill(start, REDZONE_BYTES, REDZONE);
+        let address = start + front;
+        self.arena.fill(start, front, REDZONE);
         self.arena.fill(address, padded, POISON);
         self.arena.fill(address + padded, start + pages - address - padded, REDZONE);
         self.used[device] += padded;
         self.made += 1;
         let (number, region) = (self.made, (start, start + pages));
-        let physical = None;
-        self.live.insert(address, Block { address, bytes, padded, device, number, call, region, physical });
+        let (physical, overrun) = (None, false);
+        let block = Block { address, bytes, padded, device, number, call, region, physical, overrun };
+        self.live.insert(address, block);
         Ok(address)
     }
 
@@ -213,12 +227,12 @@ impl Memory {
 
     /// What was written outside an allocation, if anything was.
     fn damage(&self, block: &Block) -> Option<String> {
-        if block.physical.is_some() {
-            // Nothing of it stands around memory that was mapped by hand.
+        if block.physical.is_some() || block.overrun {
+            // Nothing of it stands around memory that was mapped by hand, or may be used up to its last page.
             return None;
         }
         let (start, end) = block.region;
-        let before = self.arena.differs(start, REDZONE_BYTES, REDZONE);
+        let before = self.arena.differs(start, block.address - start, REDZONE);
         let rear = block.address + block.padded;
         let behind = self.arena.differs(rear, end - rear, REDZONE);
         (before + behind > 0).then(|| {
@@ -229,7 +243,17 @@ impl Memory {
     /// The allocation that an address lies in.
     fn holder(&self, address: usize) -> Option<&Block> {
         let block = self.live.range(..=address).next_back()?.1;
-        (address < block.address + block.padded).then_some(block)
+        let end = if block.overrun { block.region.1 } else { block.address + block.padded };
+        (address < end).then_some(block)
+    }
+
+    /// Whether a range that begins in an allocation stays in its pages; then all of them may be used from now on.
+    pub(crate) fn overrun(&mut self, address: usize, bytes: usize) -> bool {
+        let near = self.live.range_mut(..=address).next_back().map(|(_, block)| block);
+        let Some(block) = near.filter(|block| block.physical.is_none()) else { return false };
+        let inside = address < block.region.1 && bytes <= block.region.1 - address;
+        block.overrun |= inside;
+        inside
     }
 
     fn unknown(&self, address: usize) -> String {
@@ -363,7 +387,7 @@ mod tests {
     use super::*;
 
     fn memory() -> Memory {
-        Memory::new(2, 1 << 20, 32).unwrap()
+        Memory::new(2, 1 << 20, 32, ALIGNMENT).unwrap()
     }
 
     #[test]
@@ -372,13 +396,22 @@ mod tests {
         let mut seen = Vec::new();
         for bytes in [1, 32, 33, 4096, 100_000] {
             let address = m.allocate(0, bytes, 1).unwrap();
-            assert_eq!(address % ALIGNMENT, 0);
+            assert_eq!(address % (2 * ALIGNMENT), ALIGNMENT);
             assert_eq!(m.arena.differs(address, bytes.next_multiple_of(32) + 32, POISON), 0);
             assert!(!seen.contains(&address));
             seen.push(address);
             m.free(address, 2).unwrap();
         }
         assert_eq!(m.info(0), (1 << 20, 1 << 20));
+    }
+
+    #[test]
+    fn a_wider_alignment_holds_exactly_and_its_redzone_is_watched() {
+        let mut m = Memory::new(1, 1 << 20, 32, 512).unwrap();
+        let a = m.allocate(0, 100, 1).unwrap();
+        assert_eq!(a % 1024, 512);
+        m.arena.fill(a - 512, 1, 0);
+        assert!(m.free(a, 2).unwrap_err().text.contains("1 bytes before"));
     }
 
     #[test]
@@ -394,6 +427,19 @@ mod tests {
         let late = m.map(a, 1).unwrap_err();
         assert!(late.text.contains("freed by call 9"), "{}", late.text);
         assert!(m.free(a, 10).is_err() && m.free(8, 10).is_err());
+    }
+
+    #[test]
+    fn an_overrun_allocation_has_its_pages_and_no_more() {
+        let mut m = memory();
+        let a = m.allocate(0, 100, 1).unwrap();
+        let left = PAGE - ALIGNMENT;
+        assert!(m.map(a, left).is_err() && !m.overrun(a, left + 1));
+        assert!(m.map(a, left).is_err(), "nothing was allowed yet");
+        assert!(m.overrun(a + 64, 100));
+        assert!(m.map(a, left).is_ok() && m.map(a + left - 1, 1).is_ok() && m.map(a, left + 1).is_err());
+        m.arena.fill(a + left - 1, 1, 0);
+        m.free(a, 2).unwrap();
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The one world of a loaded copy of the library: its devices, memory, streams, faults and log.
 
+use crate::arena::PAGE;
 use crate::capture::Capture;
 use crate::collective::{Clique, Comm, Key, Meeting, Rendezvous, Root, Timeouts, timeouts};
 use crate::context::Context;
@@ -7,10 +8,11 @@ use crate::error::{Fail, Result, code};
 use crate::fault::Faults;
 use crate::graph::{Graph, Group};
 use crate::log::Log;
-use crate::memory::Memory;
+use crate::memory::{ALIGNMENT, Memory};
 use crate::profile::Profile;
 use crate::schedule::{Adversary, Schedule};
 use crate::stream::{Event, HostCall, Stream};
+use crate::tolerance::Rule;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ffi::c_void;
@@ -23,6 +25,8 @@ pub(crate) struct Options {
     pub(crate) devices: usize,
     /// Bytes each device has.
     pub(crate) memory_bytes: usize,
+    /// What addresses of allocations are multiples of: 64 is what the vendor promises, and programs rely on more.
+    pub(crate) alignment: usize,
     pub(crate) adversary: Adversary,
     pub(crate) seed: u64,
     pub(crate) faults: Faults,
@@ -30,6 +34,8 @@ pub(crate) struct Options {
     pub(crate) graph_tasks: usize,
     /// How long ranks wait for each other.
     pub(crate) timeouts: Timeouts,
+    /// Rules that may be broken.
+    pub(crate) tolerated: Vec<Rule>,
     /// Whether leaks are reported on standard error when the program finalises.
     pub(crate) reports: bool,
 }
@@ -40,12 +46,14 @@ impl Default for Options {
             profile: Profile::default(),
             devices: 2,
             memory_bytes: 4 << 30,
+            alignment: ALIGNMENT,
             adversary: Adversary::Late,
             seed: 0,
             faults: Faults::default(),
             // The vendor documents streams and events as the limit, and none of tasks.
             graph_tasks: usize::MAX,
             timeouts: timeouts(),
+            tolerated: Vec::new(),
             reports: false,
         }
     }
@@ -70,6 +78,14 @@ impl Options {
         if let Some(bytes) = number("memory_bytes")? {
             options.memory_bytes = usize::try_from(bytes).map_err(|error| error.to_string())?;
         }
+        if let Some(alignment) = number("alignment")? {
+            options.alignment = usize::try_from(alignment)
+                .ok()
+                .filter(|bytes| bytes.is_power_of_two() && (ALIGNMENT..PAGE).contains(bytes))
+                .ok_or_else(|| {
+                    format!("`alignment` is {alignment}, expected a power of two from 64 to 2048")
+                })?;
+        }
         if let Some(tasks) = number("graph_tasks")? {
             options.graph_tasks = usize::try_from(tasks).unwrap_or(usize::MAX);
         }
@@ -84,6 +100,12 @@ impl Options {
                 .ok_or_else(|| format!("`adversary` is {name}, expected late, early or seeded"))?;
         }
         options.seed = number("seed")?.unwrap_or(0);
+        for name in config["tolerated"].as_array().into_iter().flatten() {
+            let rule = name.as_str().and_then(Rule::named);
+            options
+                .tolerated
+                .push(rule.ok_or_else(|| format!("`tolerated` names {name}, which is no rule"))?);
+        }
         if !config["faults"].is_null() {
             options.faults = Faults::parse(&config["faults"])?;
         }
@@ -126,6 +148,8 @@ pub(crate) struct State {
     pub(crate) initialized: u64,
     /// What the program did that hardware would not have told it.
     pub(crate) violations: Vec<String>,
+    /// Rules that may be broken, and how often each function did.
+    pub(crate) tolerated: BTreeMap<Rule, BTreeMap<String, u64>>,
     pub(crate) reports: bool,
     /// Why there are no devices.
     pub(crate) broken: Option<String>,
@@ -204,9 +228,18 @@ fn from_environment() -> core::result::Result<Options, String> {
 impl World {
     fn new(options: Options) -> Self {
         let Options {
-            profile, memory_bytes, adversary, seed, faults, graph_tasks, timeouts, reports, ..
+            profile,
+            memory_bytes,
+            alignment,
+            adversary,
+            seed,
+            faults,
+            graph_tasks,
+            timeouts,
+            reports,
+            ..
         } = options;
-        let memory = Memory::new(options.devices, memory_bytes, profile.padding());
+        let memory = Memory::new(options.devices, memory_bytes, profile.padding(), alignment);
         let (memory, broken) = match memory {
             Ok(memory) => (memory, None),
             Err(why) => (Memory::none(), Some(format!("device memory cannot be mapped: {why}"))),
@@ -238,6 +271,7 @@ impl World {
             peers: BTreeSet::new(),
             initialized: 0,
             violations: Vec::new(),
+            tolerated: options.tolerated.into_iter().map(|rule| (rule, BTreeMap::new())).collect(),
             reports,
             broken,
             numbers: 0,

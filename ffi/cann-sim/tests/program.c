@@ -1,4 +1,5 @@
-/* A program that knows the vendor's interface and nothing of the simulator: y = 2x + x by a copy and one operator. */
+/* A program that knows the vendor's interface and nothing of the simulator: y = 2x + x by a copy and one operator. With
+   an argument, x begins one element behind its allocation's beginning, against the rule for addresses. */
 #include "aclnn.h"
 #include "aclnnop.h"
 
@@ -15,8 +16,9 @@
         }                                                                                     \
     } while (0)
 
-int main(void) {
+int main(int count, char **arguments) {
     enum { COUNT = 8, BYTES = COUNT * sizeof(float) };
+    (void)arguments;
     float host[COUNT], result[COUNT];
     for (int i = 0; i < COUNT; i++) {
         host[i] = (float)i;
@@ -26,9 +28,10 @@ int main(void) {
     printf("soc %s\n", aclrtGetSocName());
 
     aclrtStream stream;
-    void *x, *y;
+    void *memory, *x, *y;
     CHECK(aclrtCreateStream(&stream));
-    CHECK(aclrtMalloc(&x, BYTES, ACL_MEM_MALLOC_HUGE_FIRST));
+    CHECK(aclrtMalloc(&memory, BYTES + sizeof(float), ACL_MEM_MALLOC_HUGE_FIRST));
+    x = (char *)memory + (count > 1 ? sizeof(float) : 0);
     CHECK(aclrtMalloc(&y, BYTES, ACL_MEM_MALLOC_HUGE_FIRST));
     CHECK(aclrtMemcpy(x, BYTES, host, BYTES, ACL_MEMCPY_HOST_TO_DEVICE));
 
@@ -62,7 +65,7 @@ int main(void) {
     /* The second tensor is left behind, for the report at the end. */
     CHECK(aclDestroyTensor(in));
     CHECK(aclDestroyScalar(alpha));
-    CHECK(aclrtFree(x));
+    CHECK(aclrtFree(memory));
     CHECK(aclrtFree(y));
     CHECK(aclrtDestroyStream(stream));
     CHECK(aclFinalize());

@@ -54,6 +54,31 @@ fn a_c_program_runs_on_the_folder_and_the_configuration_says_on_what() {
 }
 
 #[test]
+fn a_rule_is_broken_only_where_the_configuration_tolerates_it() {
+    let Some((libraries, program)) = furnish("c-program-tolerated") else { return };
+    let config = libraries.join("config.json");
+    let mut command = Command::new(&program);
+    command.arg("unaligned").env("LD_LIBRARY_PATH", &libraries).env("PORTOLAN_SIM_CONFIG", &config);
+    std::fs::write(&config, r#"{"alignment":512}"#).unwrap();
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("is not aligned to 32 bytes"), "{said}");
+    std::fs::write(&config, r#"{"alignment":512,"tolerated":["tensor_alignment"]}"#).unwrap();
+    let said = run(&mut command).stderr;
+    let said = String::from_utf8_lossy(&said);
+    assert!(said.contains("tolerated tensor_alignment of aclnnAdd: "), "{said}");
+    for (text, why) in [
+        (r#"{"tolerated":["leaks"]}"#, "`tolerated` names \"leaks\""),
+        (r#"{"alignment":96}"#, "`alignment` is 96"),
+    ] {
+        std::fs::write(&config, text).unwrap();
+        let output = command.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.contains(why), "{said}");
+    }
+}
+
+#[test]
 fn without_a_configuration_the_driver_is_silent_and_a_wrong_one_is_named() {
     let Some((libraries, program)) = furnish("c-program-defaults") else { return };
     let output =

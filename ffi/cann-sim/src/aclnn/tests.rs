@@ -228,6 +228,14 @@ fn phase_two_refuses_what_phase_one_did_not_plan() {
 }
 
 #[test]
+fn a_workspace_which_is_poisoned_before_its_use_holds_no_operand() {
+    let mut bench = Bench::new();
+    bench.tensors[1] = tensor(0, bench.workspace);
+    assert_eq!(bench.launch(bench.plan()), code::ACLNN_PARAM_INVALID);
+    assert!(message().contains("lies in the workspace"), "{}", message());
+}
+
+#[test]
 fn addresses_are_aligned_and_alive_at_the_launch_and_when_it_runs() {
     let mut bench = Bench::new();
     let good = bench.tensors[0];

@@ -121,8 +121,17 @@ impl Memory {
         }
         self.made += 1;
         let (region, physical) = ((address, address + bytes), Some(number));
-        let block =
-            Block { address, bytes, padded: bytes, device, number: self.made, call, region, physical };
+        let block = Block {
+            address,
+            bytes,
+            padded: bytes,
+            device,
+            number: self.made,
+            call,
+            region,
+            physical,
+            overrun: false,
+        };
         self.live.insert(address, block);
         Ok(())
     }
@@ -148,7 +157,7 @@ impl Memory {
 
     /// Where the bytes from a block on end: mappings that lie side by side go on into each other.
     pub(super) fn end_of(&self, block: &Block) -> usize {
-        let mut end = block.address + block.bytes;
+        let mut end = if block.overrun { block.region.1 } else { block.address + block.bytes };
         if block.physical.is_some() {
             while let Some(next) = self.live.get(&end).filter(|next| next.physical.is_some()) {
                 end += next.bytes;

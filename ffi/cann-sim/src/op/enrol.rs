@@ -8,6 +8,8 @@ use crate::aclnn::{self, Access, Context, Kind, Opt, Plan};
 use crate::error::{Fail, Result};
 use crate::profile::Family;
 use crate::view::{Fault, Format, Memory, Tensor};
+use crate::world::world;
+use std::cell::RefCell;
 
 /// Bits of an operand's own bytes in an address.
 const OPERAND: u32 = 40;
@@ -195,8 +197,18 @@ pub(crate) fn plan(
     values: Vec<(&'static str, Value)>,
     operands: Operands,
 ) -> Result<Plan> {
-    let args = Args { operator: entry.name, soc: Soc::of(context.profile.family), values };
+    let soc = Soc::of(context.profile.family);
+    let args = Args {
+        operator: entry.name,
+        soc,
+        values,
+        tolerated: context.tolerated.clone(),
+        broken: RefCell::default(),
+    };
     let run = (entry.operator)(&args).map_err(|refusal| Fail::new(refusal.status, refusal.message))?;
+    for (rule, what) in args.broken.take() {
+        world().state().tolerates(rule, &format!("aclnn{}", entry.name), &what);
+    }
     let workspace = workspace(entry.name, &operands.0);
     let failed = |fault: Fault| Fail::new(fault.status, fault.message);
     let mut plan = match run {

@@ -61,7 +61,10 @@ fn arange(args: &Args) -> Result<Run, Refusal> {
             .invalid("step", format!("{} does not lead from {} to {}", step.float, start.float, end.float)));
     }
     let count = ((end.float - start.float) / step.float).ceil() as usize;
-    args.shaped("out", &out, &[count])?;
+    // How many dimensions the elements are spread over is nowhere prescribed.
+    if out.numel() != count {
+        return Err(args.invalid("out", format!("has shape {:?}; wanted: {count} elements", out.shape)));
+    }
     let integer = [start, end, step].iter().all(|scalar| !in_floats(scalar.dtype));
     run(move |memory| {
         if integer && !in_floats(out.dtype) {
@@ -156,6 +159,10 @@ mod tests {
     fn tensors_follow_their_rule() {
         let case = Case::new(Soc::A2, "Arange").scalar("start", 1.0).scalar("end", 2.1).scalar("step", 0.5);
         assert_eq!(case.output("out", Dtype::F32, &[3]).done().read("out"), [1.0, 1.5, 2.0]);
+        let case = Case::new(Soc::A2, "Arange").scalar("start", 3.0).scalar("end", 1.0).scalar("step", -1.0);
+        assert_eq!(case.output("out", Dtype::F32, &[1, 2]).done().read("out"), [3.0, 2.0]);
+        let case = Case::new(Soc::A2, "Arange").scalar("start", 0.0).scalar("end", 3.0).scalar("step", 1.0);
+        assert!(case.output("out", Dtype::F32, &[1, 2]).refused().message.contains("wanted: 3 elements"));
         let case = Case::new(Soc::A2, "InplaceFillScalar").output("selfRef", Dtype::I32, &[2]);
         assert_eq!(case.int_scalar("value", -7).done().read("selfRef"), [-7.0; 2]);
         let x: Vec<f64> = (1..10).map(f64::from).collect();

@@ -4,7 +4,9 @@
 //! the vendor's status, and returns a closure over views; the closure reads, computes in plain loops and writes.
 //! Nothing of a backend is used: semantics come from the vendor's documentation.
 
+use crate::tolerance::Rule;
 use crate::view::{Dtype, Fault, Format, Memory, Tensor};
+use std::cell::RefCell;
 
 /// Lists a file's operators: the vendor's name, the parameters of its first phase with their kinds, the function.
 ///
@@ -229,9 +231,21 @@ pub(crate) struct Args {
     pub(crate) operator: &'static str,
     pub(crate) soc: Soc,
     pub(crate) values: Vec<(&'static str, Value)>,
+    /// Rules that may be broken, and those that were, with what was wrong.
+    pub(crate) tolerated: Vec<Rule>,
+    pub(crate) broken: RefCell<Vec<(Rule, String)>>,
 }
 
 impl Args {
+    /// A refusal, unless its rule may be broken.
+    pub(crate) fn unless(&self, rule: Rule, refusal: Refusal) -> Result<(), Refusal> {
+        if !self.tolerated.contains(&rule) {
+            return Err(refusal);
+        }
+        self.broken.borrow_mut().push((rule, refusal.message));
+        Ok(())
+    }
+
     /// The value named `name`, or `nameOptional`, as versions of one operator spell it.
     fn get(&self, name: &str) -> Option<&Value> {
         let named = |have: &str| have == name || have.strip_suffix("Optional") == Some(name);

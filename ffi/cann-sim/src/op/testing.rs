@@ -44,13 +44,20 @@ impl Case {
             _ => Value::Int(0),
         };
         let values = entry.parameters.iter().map(|&(name, kind)| (name, empty(kind))).collect();
-        let args = Args { operator: entry.name, soc, values };
+        let (tolerated, broken) = Default::default();
+        let args = Args { operator: entry.name, soc, values, tolerated, broken };
         Case { entry, args, arena: Arena::new(1 << 20), used: 0, layout: Layout::Contiguous }
     }
 
     /// Goes on in the memory of a case before.
     pub(crate) fn after(mut self, before: Case) -> Case {
         (self.arena, self.used) = (before.arena, before.used);
+        self
+    }
+
+    /// A rule may be broken.
+    pub(crate) fn tolerating(mut self, rule: crate::tolerance::Rule) -> Case {
+        self.args.tolerated.push(rule);
         self
     }
 
