@@ -4,8 +4,9 @@
 //! A piece stays in the first-level cache, so a kernel is one for all element types and strides: it works where the
 //! elements lie if they are neighbours of f32, else on a copy.
 
+use crate::Isa;
 use crate::pool::Team;
-use crate::simd::Lanes;
+use crate::simd::{Lanes, PAST};
 use crate::value::Value;
 use core::marker::PhantomData;
 use core::mem::MaybeUninit;
@@ -82,6 +83,7 @@ pub(crate) struct Rows {
     dims: [usize; MAX_RANK],
     strides: [usize; MAX_RANK],
     inner: usize,
+    past: bool,
 }
 
 // SAFETY: addresses only; what they are used for is promised where a row is read or written.
@@ -98,6 +100,7 @@ impl Rows {
             dims: [1; MAX_RANK],
             strides: [0; MAX_RANK],
             inner: spec.strides().last().copied().unwrap_or(1),
+            past: false,
         };
         if spec.shape().last() <= 1 {
             rows.inner = 1;
@@ -105,6 +108,22 @@ impl Rows {
         rows.dims[..rows.leading].copy_from_slice(&spec.dims()[..rows.leading]);
         rows.strides[..rows.leading].copy_from_slice(&spec.strides()[..rows.leading]);
         rows
+    }
+
+    /// Results that are `len` elements in all: more than caches hold is written past them, and
+    /// [`Rows::finish`] ends a task.
+    pub(crate) fn written(mut self, isa: Isa, len: usize) -> Self {
+        let lines = self.dtype == DType::F32 && self.inner == 1 && isa != Isa::Portable;
+        self.past = lines && len.saturating_mul(size_of::<f32>()) >= PAST;
+        self
+    }
+
+    /// Orders what was written past the caches before what this thread does next.
+    #[inline(always)]
+    pub(crate) fn finish<L: Lanes>(&self) {
+        if self.past {
+            L::finish_past();
+        }
     }
 
     /// Whether the elements of a row follow each other.
@@ -120,7 +139,8 @@ impl Rows {
             place += index % self.dims[dim] * self.strides[dim];
             index /= self.dims[dim];
         }
-        Row { base: self.base, dtype: self.dtype, place, stride: self.inner, rows: PhantomData }
+        let (base, dtype, stride, past) = (self.base, self.dtype, self.inner, self.past);
+        Row { base, dtype, place, stride, past, rows: PhantomData }
     }
 }
 
@@ -131,6 +151,7 @@ pub(crate) struct Row<'a> {
     dtype: DType,
     place: usize,
     stride: usize,
+    past: bool,
     rows: PhantomData<&'a Rows>,
 }
 
@@ -139,13 +160,14 @@ impl Row<'_> {
     #[inline(always)]
     pub(crate) fn of(values: &[f32]) -> Self {
         let base = values.as_ptr().cast_mut().cast();
-        Row { base, dtype: DType::F32, place: 0, stride: 1, rows: PhantomData }
+        Row { base, dtype: DType::F32, place: 0, stride: 1, past: false, rows: PhantomData }
     }
 
     /// The elements of a slice.
     #[inline(always)]
     pub(crate) fn of_mut(values: &mut [f32]) -> Self {
-        Row { base: values.as_mut_ptr().cast(), dtype: DType::F32, place: 0, stride: 1, rows: PhantomData }
+        let base = values.as_mut_ptr().cast();
+        Row { base, dtype: DType::F32, place: 0, stride: 1, past: false, rows: PhantomData }
     }
 
     /// Whether elements are f32.
@@ -199,7 +221,7 @@ impl Row<'_> {
     /// Where the values of elements from `i` on are put for [`Row::write`]: where they belong, or in `room`.
     #[inline(always)]
     pub(crate) fn target(&self, i: usize, room: &mut Room) -> *mut f32 {
-        self.in_place(i).unwrap_or_else(|| room.start())
+        self.in_place(i).filter(|_| !self.past).unwrap_or_else(|| room.start())
     }
 
     /// Makes values elements `i..i + count`, rounded to nearest even, unless they lie there already.
@@ -208,7 +230,14 @@ impl Row<'_> {
     /// The elements are within the row, and writable; `from` has as many values.
     #[inline(always)]
     pub(crate) unsafe fn write<L: Lanes>(&self, i: usize, count: usize, from: *const f32) {
-        if self.in_place(i).is_none_or(|here| !core::ptr::eq(here, from)) {
+        let here = self.in_place(i);
+        let lines = |to: *mut f32| to.align_offset(L::LEN * size_of::<f32>()) == 0;
+        if let Some(to) = here.filter(|&to| self.past && lines(to) && count.is_multiple_of(L::LEN)) {
+            for at in (0..count).step_by(L::LEN) {
+                // SAFETY: the caller's promise.
+                unsafe { L::load(from.add(at)).store_past(to.add(at)) };
+            }
+        } else if here.is_none_or(|here| !core::ptr::eq(here, from)) {
             // SAFETY: the caller's promise.
             unsafe {
                 let values = core::slice::from_raw_parts(from, count);

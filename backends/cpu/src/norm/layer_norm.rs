@@ -34,7 +34,8 @@ pub(crate) unsafe fn layer_norm(
     pointers: LayerNormPointers,
 ) {
     let (n, eps) = (spec.n(), spec.eps());
-    let (x, out) = (&Rows::new(spec.x(), pointers.x), &Rows::new(spec.out(), pointers.out));
+    let x = &Rows::new(spec.x(), pointers.x);
+    let out = &Rows::new(spec.out(), pointers.out).written(isa, spec.out().numel());
     let weight = spec.weight().zip(pointers.weight).map(|(weight, at)| Rows::new(weight, at));
     let bias = spec.bias().zip(pointers.bias).map(|(bias, at)| Rows::new(bias, at));
     for_each_range(team, max_threads, spec.rows(), n, &|rows| {
@@ -70,6 +71,7 @@ impl Kernel for Norm<'_> {
                 scale::<L>(x, [mean, factor], columns, out, n, &mut rooms);
             }
         }
+        self.out.finish::<L>();
     }
 }
 

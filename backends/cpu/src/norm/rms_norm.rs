@@ -24,7 +24,7 @@ pub(crate) unsafe fn rms_norm(
 ) {
     let (n, eps) = (spec.n(), spec.eps());
     let weight = spec.weight().zip(weight).map(|(weight, at)| Rows::new(weight, at));
-    let (x, out) = (&Rows::new(spec.x(), x), &Rows::new(spec.out(), out));
+    let (x, out) = (&Rows::new(spec.x(), x), &Rows::new(spec.out(), out).written(isa, spec.out().numel()));
     for_each_range(team, max_threads, spec.rows(), n, &|rows| {
         dispatch(isa, Norm { x, residual: None, weight: weight.as_ref(), out, rows, n, eps });
     });
@@ -48,7 +48,7 @@ pub(crate) unsafe fn add_rms_norm(
     let (n, eps) = (spec.n(), spec.eps());
     let weight = spec.weight().zip(weight).map(|(weight, at)| Rows::new(weight, at));
     let residual = Rows::new(spec.residual(), residual);
-    let (x, out) = (&Rows::new(spec.x(), x), &Rows::new(spec.out(), out));
+    let (x, out) = (&Rows::new(spec.x(), x), &Rows::new(spec.out(), out).written(isa, spec.out().numel()));
     for_each_range(team, max_threads, spec.rows(), n, &|rows| {
         dispatch(isa, Norm { x, residual: Some(&residual), weight: weight.as_ref(), out, rows, n, eps });
     });
@@ -86,6 +86,7 @@ impl Kernel for Norm<'_> {
                 scale::<L>(x, factor, weight, out, n, &mut rooms);
             }
         }
+        self.out.finish::<L>();
     }
 }
 
