@@ -3,12 +3,14 @@
 //! The real ones run where the model is: in `$PORTOLAN_MODEL_DIR` or the cache folder; else they say that they were skipped.
 #![allow(clippy::unwrap_used)]
 
+mod rig;
+
 use portolan::fetch::cache_folder;
 use portolan::load::config::{BertConfig, SentenceConfig};
 use portolan::load::{self, HostWeight, LoadError, WeightSource};
 use portolan::models::Bert;
 use portolan::nn::Precision;
-use portolan::{ErrorKind, SentenceEncoder, Stream, StreamOptions, Tensor};
+use portolan::{ErrorKind, Fallback, SentenceEncoder, Stream, StreamOptions, Tensor};
 use serde_json::{Value, json};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -67,20 +69,37 @@ fn refs(texts: &[Vec<u32>]) -> Vec<&[u32]> {
 
 #[test]
 fn states_and_embeddings_agree_with_transformers() {
-    for name in MODELS {
-        let stream = stream();
-        let model = load_model(&stream, &golden(name));
-        let file = load::open(&golden(name).join("golden.safetensors")).unwrap();
-        let texts = texts(file.as_ref());
-        assert_eq!(texts.iter().map(Vec::len).collect::<Vec<_>>(), [1, 7, 24, 64, 3]);
-        // All of them in one ragged batch.
-        let states = download(&stream, &model.states(&stream, &refs(&texts)).unwrap());
-        let embeddings = download(&stream, &model.embed(&stream, &refs(&texts)).unwrap());
-        let states = distance(&states, &all(file.as_ref(), "states", texts.len()));
-        let embeddings = distance(&embeddings, &all(file.as_ref(), "embedding", texts.len()));
-        println!("{name}: states {states:.2e}, embeddings {embeddings:.2e}");
-        assert!(states <= LIMIT && embeddings <= LIMIT, "{name}: {states:e}, {embeddings:e}");
+    MODELS.iter().for_each(|name| expect_states_and_embeddings_to_agree(&stream(), name));
+}
+
+/// One model on A3; with `PORTOLAN_ALL_CASES=1`, all on every product that multiplies in f32.
+#[test]
+fn simulated_ascend_agrees_with_transformers() {
+    let all = rig::all_cases();
+    let (socs, names) =
+        if all { (&["A2", "A3", "950"][..], &MODELS[..]) } else { (&["A3"][..], &MODELS[..1]) };
+    for (soc, name) in socs.iter().flat_map(|soc| names.iter().map(move |name| (soc, name))) {
+        let (stream, world) = rig::ascend(soc, Fallback::Allow);
+        expect_states_and_embeddings_to_agree(&stream, name);
+        stream.synchronize().unwrap();
+        drop(stream);
+        let report = world.report().unwrap();
+        assert!(report.is_clean(), "{name} on {soc}: {report}");
     }
+}
+
+fn expect_states_and_embeddings_to_agree(stream: &Stream, name: &str) {
+    let model = load_model(stream, &golden(name));
+    let file = load::open(&golden(name).join("golden.safetensors")).unwrap();
+    let texts = texts(file.as_ref());
+    assert_eq!(texts.iter().map(Vec::len).collect::<Vec<_>>(), [1, 7, 24, 64, 3]);
+    // All of them in one ragged batch.
+    let states = download(stream, &model.states(stream, &refs(&texts)).unwrap());
+    let embeddings = download(stream, &model.embed(stream, &refs(&texts)).unwrap());
+    let states = distance(&states, &all(file.as_ref(), "states", texts.len()));
+    let embeddings = distance(&embeddings, &all(file.as_ref(), "embedding", texts.len()));
+    println!("{name}: states {states:.2e}, embeddings {embeddings:.2e}");
+    assert!(states <= LIMIT && embeddings <= LIMIT, "{name}: {states:e}, {embeddings:e}");
 }
 
 #[test]

@@ -14,6 +14,11 @@ fn prefill_and_decode_token_by_token_agree_with_transformers() {
 }
 
 #[test]
+fn simulated_ascend_agrees_with_transformers() {
+    rig::expect_simulated_ascend_to_agree(&["deepseek-v3-plain"], &MODELS);
+}
+
+#[test]
 fn sequences_of_any_lengths_run_side_by_side() {
     rig::expect_ragged_passes_to_agree(&MODELS);
 }

@@ -1,11 +1,13 @@
 //! Models against logits of the transformers library on tiny random ones: `tests/golden/*.py` makes a folder of each.
 #![allow(dead_code, unreachable_pub)] // Every test crate includes the whole of it and needs a part.
 
+use portolan::cann::{CannBackend, CannOptions};
 use portolan::generate::{GenerateOptions, Session};
 use portolan::load::{self, HostWeight};
 use portolan::models::{self, LanguageModel};
 use portolan::nn::{Batch, Precision};
-use portolan::{Stream, StreamOptions, TextModel};
+use portolan::sim::{self, SimOptions, SimWorld};
+use portolan::{Error, ErrorKind, Fallback, Registry, Stream, StreamOptions, TextModel};
 use serde_json::Value;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -19,6 +21,19 @@ pub fn folder(name: &str) -> PathBuf {
 
 pub fn stream() -> Stream {
     portolan::open("cpu:0").unwrap().stream(StreamOptions::default()).unwrap()
+}
+
+/// A stream of a simulated Ascend device, and the world that it is in.
+pub fn ascend(soc: &str, fallback: Fallback) -> (Stream, SimWorld) {
+    let world = sim::cann(SimOptions { soc: soc.into(), ..SimOptions::default() }).unwrap();
+    let backend = CannBackend::new(CannOptions { folder: Some(world.folder().to_owned()) });
+    let device = Registry::new().with(backend).open("cann:0").unwrap();
+    (device.stream(StreamOptions { fallback, ..StreamOptions::default() }).unwrap(), world)
+}
+
+/// Whether every case is asked for, and not the few that are run each time.
+pub fn all_cases() -> bool {
+    std::env::var_os("PORTOLAN_ALL_CASES").is_some()
 }
 
 pub fn load_model(stream: &Stream, folder: &Path) -> Result<Box<dyn LanguageModel>, portolan::Error> {
@@ -50,22 +65,31 @@ pub fn goldens(name: &str) -> Vec<(Vec<Vec<u32>>, Vec<f64>)> {
 
 /// Logits of every token, the sequences' tokens run `step` at a time.
 pub fn logits(stream: &Stream, model: &dyn LanguageModel, sequences: &[Vec<u32>], step: usize) -> Vec<f64> {
+    try_logits(stream, model, sequences, step).unwrap()
+}
+
+fn try_logits(
+    stream: &Stream,
+    model: &dyn LanguageModel,
+    sequences: &[Vec<u32>],
+    step: usize,
+) -> Result<Vec<f64>, Error> {
     let (count, len, vocab) = (sequences.len(), sequences[0].len(), model.info().vocab);
-    let mut cache = model.cache(stream, count, LEN).unwrap();
+    let mut cache = model.cache(stream, count, LEN)?;
     let mut all = vec![f64::NAN; count * len * vocab];
     for start in (0..len).step_by(step) {
         let end = len.min(start + step);
         let tokens: Vec<&[u32]> = sequences.iter().map(|s| &s[start..end]).collect();
-        let batch = Batch::new(stream, &tokens, &vec![start; count], LEN).unwrap();
-        let out = model.forward(stream, &batch, &mut cache).unwrap();
-        let rows = stream.download::<f32>(&out).unwrap().wait().unwrap();
+        let batch = Batch::new(stream, &tokens, &vec![start; count], LEN)?;
+        let out = model.forward(stream, &batch, &mut cache)?;
+        let rows = stream.download::<f32>(&out)?.wait()?;
         assert_eq!(rows.len(), count * (end - start) * vocab);
         for (i, row) in rows.chunks(vocab).enumerate() {
             let at = (i / (end - start) * len + start + i % (end - start)) * vocab;
             all[at..at + vocab].iter_mut().zip(row).for_each(|(to, x)| *to = f64::from(*x));
         }
     }
-    all
+    Ok(all)
 }
 
 /// The largest difference as a fraction of the largest logit.
@@ -93,6 +117,46 @@ pub fn expect_prefill_and_decode_to_agree(names: &[&str]) {
             }
         }
     }
+}
+
+/// Holds models' answers on simulated Ascend products against the library's: on A3 the `few`, a prompt at once and one by
+/// one; with `PORTOLAN_ALL_CASES=1` all, all prompts, on every product that multiplies in f32.
+pub fn expect_simulated_ascend_to_agree(few: &[&str], all: &[&str]) {
+    let (socs, names, prompts) =
+        if all_cases() { (&["A2", "A3", "950"][..], all, usize::MAX) } else { (&["A3"][..], few, 1) };
+    for (soc, name) in socs.iter().flat_map(|soc| names.iter().map(move |name| (soc, name))) {
+        let (stream, world) = ascend(soc, Fallback::Allow);
+        let model = load_model(&stream, &folder(name)).unwrap();
+        let goldens = goldens(name);
+        for (i, (sequences, want)) in goldens.iter().enumerate().take(prompts) {
+            for step in [LEN, 1] {
+                let distance = distance(&logits(&stream, model.as_ref(), sequences, step), want);
+                println!("{name}/{i} on {soc}, {step} at a time: {distance:.2e}");
+                assert!(distance <= 1e-4, "{name} on {soc}, prompt {i}, {step} at a time: {distance:e}");
+            }
+        }
+        // What is claimed to be native is: a stream that denies compositions refuses just those models that need some.
+        let composed = stream.report().compositions.len();
+        let options = StreamOptions { fallback: Fallback::Deny, ..StreamOptions::default() };
+        let strict = stream.device().stream(options).unwrap();
+        let denied = try_logits(&strict, model.as_ref(), &goldens[0].0, LEN).map(drop);
+        assert!(is_unsupported(&denied) || composed == 0 && denied.is_ok(), "{name} on {soc}: {denied:?}");
+        for stream in [&stream, &strict] {
+            stream.synchronize().unwrap();
+        }
+        drop((model, stream, strict));
+        let report = world.report().unwrap();
+        assert!(report.is_clean(), "{name} on {soc}: {report}");
+    }
+    // Inference cards multiply in f16 alone, and say so rather than round f32 to it.
+    let (stream, _world) = ascend("310P", Fallback::Allow);
+    let model = load_model(&stream, &folder(few[0])).unwrap();
+    let refused = try_logits(&stream, model.as_ref(), &goldens(few[0])[0].0, LEN).map(drop);
+    assert!(is_unsupported(&refused), "{} on 310P: {refused:?}", few[0]);
+}
+
+fn is_unsupported(result: &Result<(), Error>) -> bool {
+    matches!(result, Err(Error::Op(error)) if error.kind() == ErrorKind::Unsupported)
 }
 
 /// Runs sequences of different lengths in passes of which each has another share of every sequence.

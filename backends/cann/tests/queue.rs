@@ -1,6 +1,7 @@
 //! Copies, streams and events of the Ascend backend under every adversary: what operators will stand on.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod mutants;
 mod rig;
 
 use portolan_cann::{CannBackend, CannOptions, Product};
@@ -196,6 +197,28 @@ fn a_fault_poisons_its_stream_and_no_other_and_keeps_the_vendors_words() {
     assert!(a.write(&x, &[0f32; 10]).is_err());
     b.synchronize().unwrap();
     drop(y);
+}
+
+/// The driver tells of failures where one waits: a stream that waits behind each launch knows which it was.
+#[test]
+fn a_stream_that_blocks_names_the_launch_that_failed_and_another_an_interval() {
+    for blocking in [true, false] {
+        let world = world("A3", Adversary::Late, 0);
+        let s = open(&world).stream(StreamOptions { blocking, ..StreamOptions::default() }).unwrap();
+        let x = s.upload(&[1f32], &shape(1)).unwrap();
+        let mut y = s.empty(&f32s(1)).unwrap();
+        s.synchronize().unwrap();
+        world.plan(&[PlannedFault::Kernel { at: 2, code: 507015 }]).unwrap();
+        let mut neg = || s.run(Unary::new(UnaryKind::Neg, &x, &mut y).unwrap());
+        let failed = [neg(), neg(), neg()].iter().position(Result::is_err);
+        assert_eq!(failed, blocking.then_some(1));
+        let OpError::Poisoned { seq, source, .. } = s.synchronize().unwrap_err() else {
+            panic!("not poisoned")
+        };
+        // The upload was the first submission.
+        assert_eq!(seq, if blocking { 3 } else { 2 });
+        assert_eq!(source.to_string().contains("between submissions 2 and 4"), !blocking, "{source}");
+    }
 }
 
 #[test]
