@@ -427,8 +427,9 @@ impl Drop for CannStream {
         if let Ok(device) = on.driver.device(on.device) {
             device.streams.fetch_sub(1, Ordering::Relaxed);
         }
-        // Nobody is left to be told of what fails here. Work that hangs is not waited for.
-        let idle = self.is_idle();
+        // Nobody is left to be told of what fails here. Work that hangs is not waited for, nor is what the driver could
+        // not be asked about.
+        let idle = self.is_idle() && self.fault().is_none();
         lock(&self.shared.handle).take();
         if idle {
             let _ = call!(on.driver, on.device, aclrtDestroyStream(self.handle.0));
