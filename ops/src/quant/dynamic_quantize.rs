@@ -156,6 +156,8 @@ impl Cases for DynamicQuantizeSpec {
             ("one", 1, 1),
             ("ragged", 5, 83),
             ("tall", 131, 40),
+            // The last group is whole vectors, and shorter than the others.
+            ("half_a_group", 3, 48),
             ("typical", 9, 576),
             ("long", 2, 1601),
         ];
@@ -179,8 +181,15 @@ impl Cases for DynamicQuantizeSpec {
                 300 => f64::INFINITY,
                 _ => value(i),
             };
+            let spoiled = Fill::Values((0..6 * 140).map(spoiled).collect());
             let case = Case::new(format!("dynamic_quantize/{name}/no_numbers"), Self::new(&x, &quant)?);
-            cases.push(case.fill("x", Fill::Values((0..6 * 140).map(spoiled).collect())));
+            cases.push(case.fill("x", spoiled.clone()));
+            if scheme == QuantScheme::INT8_ROW {
+                let x = x.with_dtype(DType::BF16);
+                let case =
+                    Case::new(format!("dynamic_quantize/{name}_bf16/no_numbers"), Self::new(&x, &quant)?);
+                cases.push(case.fill("x", spoiled));
+            }
             let x =
                 TensorSpec::of(DType::F32, &[141, 8])?.transpose(0, 1)?.narrow(0, 1, 6)?.narrow(1, 0, 140)?;
             let case = Case::new(format!("dynamic_quantize/{name}/strided"), Self::new(&x, &quant)?);
