@@ -156,6 +156,8 @@ impl Cases for DynamicQuantizeSpec {
             ("one", 1, 1),
             ("ragged", 5, 83),
             ("tall", 131, 40),
+            // The last group is whole vectors, and shorter than the others.
+            ("half_a_group", 3, 48),
             ("typical", 9, 576),
             ("long", 2, 1601),
         ];

@@ -419,7 +419,7 @@ impl Job<'_> {
                     };
                 }
                 // A length that is known is a loop less.
-                match columns == 2 * L::LEN {
+                match columns == 2 * L::LEN && x.len().is_multiple_of(columns) {
                     true => encode!(x.chunks_exact(2 * L::LEN)),
                     false => encode!(x.chunks(columns)),
                 }
