@@ -13,6 +13,10 @@ enum Entry {
     Write(usize),
     Fail,
     Signal,
+    /// Signals a latch of its own.
+    Late(Arc<Latch>),
+    /// Waits for the queue's event, or for another latch that it signals.
+    Await(Arc<Queue>, Option<Arc<Latch>>),
 }
 
 struct Queue {
@@ -38,6 +42,14 @@ impl Queue {
             }
             Entry::Fail => self.fault.set(1),
             Entry::Signal => self.event.signal(),
+            Entry::Late(latch) => latch.signal(),
+            Entry::Await(queue, latch) => {
+                let event = latch.as_deref().unwrap_or(&queue.event);
+                if !event.is_reached() {
+                    queue.handoff.work_off_here(HOUR, || event.is_reached(), |entry| queue.execute(entry));
+                    assert!(event.wait(HOUR));
+                }
+            }
         }
     }
 
@@ -134,7 +146,7 @@ fn without_a_worker_each_entry_is_executed_once_and_alone() {
         let queue = Queue::new();
         let submit = |queue: &Queue, digit| {
             queue.handoff.push(Entry::Write(digit));
-            queue.handoff.work_off_here(HOUR, |entry| queue.execute(entry));
+            queue.handoff.work_off_here(HOUR, || false, |entry| queue.execute(entry));
             assert!([digit, 12, 21].contains(&queue.log()));
         };
         let other = {
@@ -145,5 +157,31 @@ fn without_a_worker_each_entry_is_executed_once_and_alone() {
         other.join().unwrap();
         assert!([12, 21].contains(&queue.log()));
         assert!(queue.handoff.is_idle());
+    });
+}
+
+#[test]
+fn queues_without_a_worker_that_wait_for_each_other_end() {
+    loom::model(|| {
+        // `a`: 1, its event. `b`: waits for that, its event. Then `a` waits for the event of `b`, and writes 2; and `b`
+        // waits for a later event of `a`.
+        let [a, b] = [(); 2].map(|()| Queue::new());
+        let later = Arc::new(Latch::new());
+        let work = |mine: &Arc<Queue>| {
+            mine.handoff.work_off_here(HOUR, || false, |entry| mine.execute(entry));
+        };
+        a.handoff.push(Entry::Signal);
+        b.handoff.push(Entry::Await(a.clone(), None));
+        b.handoff.push(Entry::Signal);
+        a.handoff.push(Entry::Await(b.clone(), None));
+        a.handoff.push(Entry::Late(later.clone()));
+        b.handoff.push(Entry::Await(a.clone(), Some(later)));
+        let other = {
+            let b = b.clone();
+            thread::spawn(move || work(&b))
+        };
+        work(&a);
+        other.join().unwrap();
+        assert!(a.handoff.is_idle() && b.handoff.is_idle());
     });
 }

@@ -34,7 +34,7 @@ impl RawEvent for CpuEvent {
             return Ok(());
         }
         if let Some(owner) = self.owner.upgrade() {
-            owner.drain_if_inline();
+            owner.drain_if_inline(|| self.is_complete());
         }
         match self.latch.wait(timeout) {
             true => Ok(()),

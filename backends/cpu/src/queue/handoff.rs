@@ -126,30 +126,49 @@ impl<T> Handoff<T> {
         state.enqueued == self.finished.load(Ordering::SeqCst)
     }
 
-    /// Works the queue off on the calling thread, for queues without a thread. Where another thread is at it
-    /// already, waits for that one, for `timeout` at most.
-    pub(crate) fn work_off_here(&self, timeout: Duration, mut execute: impl FnMut(T)) {
+    /// Works the queue off on the calling thread, for queues without a thread, until it is empty or `enough`: what is
+    /// behind an event may wait for a queue that the caller works off, in its turn. Where another thread is at it, waits
+    /// until that one has done what is enqueued now, or leaves; for `timeout` at most.
+    pub(crate) fn work_off_here(
+        &self,
+        timeout: Duration,
+        enough: impl Fn() -> bool,
+        mut execute: impl FnMut(T),
+    ) {
         let me = thread::current().id();
         let mut state = lock(&self.state);
-        match state.runner {
-            // An entry that uses its own queue: what it enqueues runs after it.
-            Some(runner) if runner == me => return,
-            // Another thread is at it: it will see what we enqueued.
-            Some(_) => {
-                drop(state);
-                self.wait_for_all(timeout);
-                return;
+        let target = state.enqueued;
+        if state.runner.is_some_and(|runner| runner != me) {
+            let end = deadline(timeout);
+            self.waiters.fetch_add(1, Ordering::SeqCst);
+            write_before_read();
+            while state.runner.is_some() && !enough() && self.finished.load(Ordering::SeqCst) < target {
+                let left = end.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    break;
+                }
+                state = wait_timeout(&self.done, state, left);
             }
-            None => state.runner = Some(me),
+            self.waiters.fetch_sub(1, Ordering::SeqCst);
         }
-        while let Some(entry) = state.entries.pop_front() {
+        // An entry that uses its own queue: what it enqueues runs after it.
+        if state.runner.is_some() {
+            return;
+        }
+        state.runner = Some(me);
+        while !enough() {
+            let Some(entry) = state.entries.pop_front() else { break };
             drop(state);
             execute(entry);
             self.finish_one();
             state = lock(&self.state);
         }
-        self.pending.store(false, Ordering::Release);
+        self.pending.store(!state.entries.is_empty(), Ordering::Release);
         state.runner = None;
+        // One of those who wait takes over what is left.
+        if self.waiters.load(Ordering::SeqCst) != 0 {
+            self.done.notify_all();
+        }
     }
 }
 

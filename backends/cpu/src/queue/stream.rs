@@ -132,10 +132,10 @@ impl Shared {
         }
     }
 
-    /// Works the queue off on the calling thread, for streams without a thread.
-    pub(super) fn drain_if_inline(&self) {
+    /// Works the queue off on the calling thread until it is `enough`, for streams without a thread.
+    pub(super) fn drain_if_inline(&self, enough: impl Fn() -> bool) {
         if self.executor == Executor::Inline {
-            self.handoff.work_off_here(self.timeout, |entry| self.execute(entry));
+            self.handoff.work_off_here(self.timeout, enough, |entry| self.execute(entry));
         }
     }
 
@@ -228,7 +228,7 @@ impl RawStream for CpuStream {
     }
 
     fn synchronize(&self, timeout: Duration) -> Result<()> {
-        self.shared.drain_if_inline();
+        self.shared.drain_if_inline(|| false);
         match self.shared.handoff.wait_for_all(timeout) {
             true => Ok(()),
             false => Err(OpError::Timeout { what: format!("stream {}", self.shared.number), after: timeout }),
@@ -240,7 +240,7 @@ impl RawStream for CpuStream {
     }
 
     fn drain(&self) {
-        self.shared.drain_if_inline();
+        self.shared.drain_if_inline(|| false);
     }
 
     fn as_any(&self) -> &dyn Any {
