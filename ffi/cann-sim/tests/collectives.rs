@@ -229,8 +229,9 @@ fn a_ring_of_sends_turns_in_a_batch_and_not_one_by_one() {
         if grouped {
             assert_eq!(got, [(0, 2.0), (0, 0.0), (0, 1.0)]);
         } else {
-            // Each waits for a receiver that is behind its own send.
-            assert!(got.iter().all(|(code, _)| *code == 107020), "{got:?}");
+            // Each waits for a receiver that is behind its own send; once one has given up, that may free the others.
+            assert!(got.iter().any(|(code, _)| *code == 107020), "{got:?}");
+            assert!(got.iter().all(|(code, _)| [0, 107020].contains(code)), "{got:?}");
         }
     }
 }
