@@ -49,10 +49,10 @@ macro_rules! tests {
         kernel { $( $(#[$kdoc:meta])* $kind:ident, $spec:ty, $method:ident; )* }
         fused { $( $(#[$fdoc:meta])* $fkind:ident, $fspec:ty, $fmethod:ident; )* }
     ) => {
-        tests! { @product a3, "A3", 2; $( $kind $method, )* $( $fkind $fmethod, )* }
-        tests! { @product a2, "A2", 12; $( $kind $method, )* $( $fkind $fmethod, )* }
-        tests! { @product a5, "950", 12; $( $kind $method, )* $( $fkind $fmethod, )* }
-        tests! { @product p310, "310P", 12; $( $kind $method, )* $( $fkind $fmethod, )* }
+        tests! { @product a3, "A3", 4; $( $kind $method, )* $( $fkind $fmethod, )* }
+        tests! { @product a2, "A2", 24; $( $kind $method, )* $( $fkind $fmethod, )* }
+        tests! { @product a5, "950", 24; $( $kind $method, )* $( $fkind $fmethod, )* }
+        tests! { @product p310, "310P", 24; $( $kind $method, )* $( $fkind $fmethod, )* }
     };
     (@product $module:ident, $soc:literal, $every:literal; $( $kind:ident $method:ident, )*) => {
         mod $module {
