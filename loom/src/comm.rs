@@ -2,5 +2,3 @@
 
 #[path = "../../backends/cpu/src/comm/gate.rs"]
 pub(crate) mod gate;
-#[path = "../../backends/cpu/src/comm/hub.rs"]
-pub(crate) mod hub;

@@ -2,10 +2,10 @@
 
 use crate::HOUR;
 use crate::comm::gate::Gate;
-use crate::comm::hub::{At, Hub, Stop};
 use crate::sync::UnsafeCell;
 use loom::sync::Arc;
 use loom::thread;
+use portolan_core::meeting::{At, Hub, Stop};
 
 const AT: At = At { op: "sum", seq: 7 };
 

@@ -29,6 +29,7 @@ pub use options::CannOptions;
 pub use product::Product;
 
 use driver::Driver;
+use portolan_core::groups::Groups;
 use portolan_core::{Backend, DeviceInfo, OpQuery, Ordinal, Support};
 use portolan_ops::{DeviceId, OpError, Result, Unsupported};
 use std::sync::{Arc, OnceLock};
@@ -37,13 +38,13 @@ use std::sync::{Arc, OnceLock};
 pub struct CannBackend {
     options: CannOptions,
     driver: OnceLock<core::result::Result<Arc<Driver>, OpError>>,
-    groups: comm::Groups,
+    groups: Groups<comm::Group>,
 }
 
 impl CannBackend {
     /// A backend that opens its driver when a device is first asked for.
     pub fn new(options: CannOptions) -> Arc<Self> {
-        Arc::new(Self { options, driver: OnceLock::new(), groups: comm::Groups::default() })
+        Arc::new(Self { options, driver: OnceLock::new(), groups: Groups::default() })
     }
 
     /// The opened driver.

@@ -19,6 +19,7 @@ mod expert_parallel;
 mod experts;
 mod form;
 mod graph;
+pub mod groups;
 mod index;
 mod launch;
 pub mod meeting;

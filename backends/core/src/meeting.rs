@@ -1,10 +1,11 @@
 //! Where the threads of a group's ranks meet: each posts something and goes on when all have come as far, or learns
 //! who did not and why.
 //!
-//! It knows nothing of operators, so that models can run it as it is. All or none pass a meeting: whoever comes after
-//! the group was stopped is turned away and not counted.
+//! All or none pass a meeting: whoever comes after the group was stopped is turned away and not counted.
 
-use crate::sync::{Condvar, Mutex, MutexGuard, lock, wait_timeout};
+use crate::sync::{Condvar, Mutex, MutexGuard, deadline, lock, wait_timeout};
+use portolan_ops::OpError;
+use portolan_ops::comm::Ranks;
 use std::time::{Duration, Instant};
 
 /// An operator of a group: its name, and its number among the group's.
@@ -25,6 +26,20 @@ pub struct Stop {
     pub at: Option<At>,
     /// What the rank did, or did not do.
     pub what: String,
+}
+
+impl Stop {
+    /// The error that a rank of the group reports from `at`, unless it was noticed elsewhere first.
+    pub fn error(self, ranks: Ranks, at: At) -> OpError {
+        let at = self.at.unwrap_or(at);
+        OpError::Collective {
+            op: at.op.into(),
+            seq: at.seq,
+            rank: self.rank as u32,
+            world_size: ranks.world_size(),
+            what: self.what,
+        }
+    }
 }
 
 struct Rank<P> {
@@ -148,11 +163,4 @@ impl<P> State<P> {
         stop.at.get_or_insert(at);
         stop.clone()
     }
-}
-
-/// The end of a wait that begins now; a century where it lies beyond what the clock can tell.
-fn deadline(timeout: Duration) -> Instant {
-    const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
-    let now = Instant::now();
-    now.checked_add(timeout).or_else(|| now.checked_add(CENTURY)).unwrap_or(now)
 }

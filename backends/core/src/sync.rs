@@ -6,7 +6,7 @@
 //! turn into a second one here.
 
 use std::sync::PoisonError;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 #[cfg(not(loom))]
 pub use std::{
@@ -40,6 +40,13 @@ pub fn wait_timeout<'a, T>(
     timeout: Duration,
 ) -> MutexGuard<'a, T> {
     condition.wait_timeout(guard, timeout).unwrap_or_else(PoisonError::into_inner).0
+}
+
+/// The moment `timeout` from now; one that the clock cannot express is a century away.
+pub fn deadline(timeout: Duration) -> Instant {
+    const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+    let now = Instant::now();
+    now.checked_add(timeout).or_else(|| now.checked_add(CENTURY)).unwrap_or(now)
 }
 
 /// Stands between a `SeqCst` write and a `SeqCst` read of another location by the same thread.

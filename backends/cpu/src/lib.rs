@@ -35,6 +35,7 @@ pub use options::{CpuOptions, Executor};
 pub use pool::Team;
 
 use memory::Budget;
+use portolan_core::groups::Groups;
 use portolan_core::sync::atomic::{AtomicU64, Ordering};
 use portolan_core::{Backend, DeviceInfo, OpQuery, Ordinal, Queue, RawStream, StreamOptions, Support};
 use portolan_ops::{DeviceId, Result};
@@ -48,7 +49,7 @@ pub struct CpuBackend {
     executor: Executor,
     budget: Budget,
     streams: AtomicU64,
-    groups: comm::Groups,
+    groups: Groups<comm::Group>,
 }
 
 impl CpuBackend {
@@ -66,7 +67,7 @@ impl CpuBackend {
             executor: options.executor,
             budget: Budget::new(options.memory_limit),
             streams: AtomicU64::new(1),
-            groups: comm::Groups::default(),
+            groups: Groups::default(),
         }))
     }
 

@@ -5,14 +5,12 @@ use crate::context::OnDevice;
 use crate::driver::Driver;
 use crate::error;
 use portolan_cann_sys::bindings::HcclRootInfo;
+use portolan_core::groups::{self, Group as _, Groups};
 use portolan_core::meeting::{At, Hub, Stop};
-use portolan_core::sync::atomic::AtomicU64;
-use portolan_core::sync::{Mutex, lock};
-use portolan_core::{CommConfig, CommId, Ordinal};
+use portolan_core::{CommConfig, Ordinal};
 use portolan_ops::comm::{Ranks, Signature};
-use portolan_ops::{Determinism, OpError, Result};
-use std::collections::HashMap;
-use std::sync::{Arc, Weak};
+use portolan_ops::{Determinism, Result};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// What ranks say when they join or split a group.
@@ -38,36 +36,22 @@ pub(super) struct Announcement {
 }
 
 /// What the ranks of one group share.
-pub(super) struct Group {
+pub(crate) struct Group {
     /// Meetings of operators.
     pub(super) work: Hub<Announcement>,
     /// Meetings of hosts: join and split.
     pub(super) talk: Hub<Word>,
 }
 
-impl Group {
-    fn new(world_size: usize) -> Arc<Self> {
-        Arc::new(Self { work: Hub::new(world_size), talk: Hub::new(world_size) })
+impl groups::Group for Group {
+    fn new(world_size: usize) -> Self {
+        Self { work: Hub::new(world_size), talk: Hub::new(world_size) }
     }
 
-    pub(super) fn stop(&self, stop: Stop) {
+    fn stop(&self, stop: Stop) {
         self.talk.stop(stop.clone());
         self.work.stop(stop);
     }
-}
-
-/// A group that ranks are joining or have joined.
-struct Open {
-    group: Weak<Group>,
-    taken: Vec<bool>,
-}
-
-/// The groups of one backend.
-#[derive(Default)]
-pub(crate) struct Groups {
-    open: Mutex<HashMap<CommId, Open>>,
-    /// For new identities.
-    pub(super) numbers: AtomicU64,
 }
 
 /// One rank's place in a group, from joining to leaving.
@@ -89,63 +73,35 @@ impl Drop for Place {
 const JOIN: At = At { op: "join", seq: 0 };
 const SPLIT: At = At { op: "split", seq: 0 };
 
-impl Groups {
-    /// Joins a group, and waits until all its ranks have.
-    pub(super) fn join(
-        &self,
-        driver: &Arc<Driver>,
-        device: Ordinal,
-        config: &CommConfig,
-    ) -> Result<Arc<CannCommunicator>> {
-        let ranks = Ranks::new(config.rank, config.world_size)?;
-        let (timeout, determinism) = (config.timeout, config.determinism);
-        let place = Place { ranks, group: self.enter(ranks, config.id)?, device, timeout, determinism };
-        let told = place.say(JOIN, Word::Join(determinism, device)).and_then(|words| {
-            let level = |word: &Word| matches!(word, Word::Join(level, _) if *level == determinism);
-            if let Some(rank) = words.iter().position(|word| !level(word)) {
-                let what = "joins with another determinism level than others".into();
-                return Err(Stop { rank, at: Some(JOIN), what });
-            }
-            let devices = words.iter().map(|word| if let Word::Join(_, device) = word { *device } else { 0 });
-            let devices: Vec<Ordinal> = devices.collect();
-            match (1..devices.len()).find(|&rank| devices[..rank].contains(&devices[rank])) {
-                None => Ok(()),
-                Some(rank) => {
-                    let what = format!(
-                        "is on cann:{}, as another rank is; HCCL wants a device for each",
-                        devices[rank]
-                    );
-                    Err(Stop { rank, at: Some(JOIN), what })
-                }
-            }
-        });
-        place.or_stop(JOIN, told)?;
-        place.link(driver, JOIN)
-    }
-
-    fn enter(&self, ranks: Ranks, id: CommId) -> Result<Arc<Group>> {
-        let refused = |what: String| error(Stop { rank: ranks.index(), at: Some(JOIN), what }, ranks, JOIN);
-        let mut open = lock(&self.open);
-        open.retain(|_, open| open.group.strong_count() != 0);
-        if let Some(known) = open.get_mut(&id)
-            && let Some(group) = known.group.upgrade()
-        {
-            if known.taken.len() != ranks.count() {
-                let what = format!("joins a group of {}, others one of {}", ranks.count(), known.taken.len());
-                group.stop(Stop { rank: ranks.index(), at: None, what: what.clone() });
-                return Err(refused(what));
-            }
-            if std::mem::replace(&mut known.taken[ranks.index()], true) {
-                return Err(refused("has joined this group before; give each group an id of its own".into()));
-            }
-            return Ok(group);
+/// Joins a group, and waits until all its ranks have.
+pub(super) fn join(
+    groups: &Groups<Group>,
+    driver: &Arc<Driver>,
+    device: Ordinal,
+    config: &CommConfig,
+) -> Result<Arc<CannCommunicator>> {
+    let ranks = Ranks::new(config.rank, config.world_size)?;
+    let (timeout, determinism) = (config.timeout, config.determinism);
+    let place = Place { ranks, group: groups.enter(ranks, config.id, JOIN)?, device, timeout, determinism };
+    let told = place.say(JOIN, Word::Join(determinism, device)).and_then(|words| {
+        let level = |word: &Word| matches!(word, Word::Join(level, _) if *level == determinism);
+        if let Some(rank) = words.iter().position(|word| !level(word)) {
+            let what = "joins with another determinism level than others".into();
+            return Err(Stop { rank, at: Some(JOIN), what });
         }
-        let group = Group::new(ranks.count());
-        let mut taken = vec![false; ranks.count()];
-        taken[ranks.index()] = true;
-        open.insert(id, Open { group: Arc::downgrade(&group), taken });
-        Ok(group)
-    }
+        let devices = words.iter().map(|word| if let Word::Join(_, device) = word { *device } else { 0 });
+        let devices: Vec<Ordinal> = devices.collect();
+        match (1..devices.len()).find(|&rank| devices[..rank].contains(&devices[rank])) {
+            None => Ok(()),
+            Some(rank) => {
+                let what =
+                    format!("is on cann:{}, as another rank is; HCCL wants a device for each", devices[rank]);
+                Err(Stop { rank, at: Some(JOIN), what })
+            }
+        }
+    });
+    place.or_stop(JOIN, told)?;
+    place.link(driver, JOIN)
 }
 
 impl Place {
@@ -161,7 +117,7 @@ impl Place {
     fn or_stop<T>(&self, at: At, told: Result<T, Stop>) -> Result<T> {
         told.map_err(|stop| {
             self.group.stop(stop.clone());
-            error(stop, self.ranks, at)
+            stop.error(self.ranks, at)
         })
     }
 
@@ -194,19 +150,15 @@ impl Place {
     ) -> Result<Option<Arc<CannCommunicator>>> {
         let me = self.ranks.index();
         let words = self.or_stop(SPLIT, self.say(SPLIT, Word::Split { color, key }))?;
-        // Rank and key of those of one color, in their new order.
-        let mut members: Vec<(u32, usize)> = Vec::new();
-        for (rank, word) in words.iter().enumerate() {
-            match word {
-                Word::Split { color: its, key } if *its == color => members.push((*key, rank)),
-                _ => {}
-            }
-        }
-        members.sort_unstable();
-        let first = members.first().map_or(me, |member| member.1);
-        let formed = (color.is_some() && first == me).then(|| Group::new(members.len()));
+        let said = |word: &Word| match word {
+            Word::Split { color, key } => (*color, *key),
+            _ => (None, 0),
+        };
+        let members = groups::of_color(&words.iter().map(said).collect::<Vec<_>>(), color);
+        let first = members.first().map_or(me, |&member| member);
+        let formed = (color.is_some() && first == me).then(|| Arc::new(Group::new(members.len())));
         let words = self.or_stop(SPLIT, self.say(SPLIT, Word::Formed(formed)))?;
-        let place = members.iter().position(|member| member.1 == me);
+        let place = members.iter().position(|&member| member == me);
         let (Some(_), Word::Formed(Some(group)), Some(place)) = (color, &words[first], place) else {
             return Ok(None);
         };
@@ -214,18 +166,6 @@ impl Place {
         let (device, timeout, determinism) = (self.device, self.timeout, self.determinism);
         let place = Place { ranks, group: group.clone(), device, timeout, determinism };
         place.link(driver, SPLIT).map(Some)
-    }
-}
-
-/// The error that a rank of a group reports.
-pub(super) fn error(stop: Stop, ranks: Ranks, at: At) -> OpError {
-    let at = stop.at.unwrap_or(at);
-    OpError::Collective {
-        op: at.op.into(),
-        seq: at.seq,
-        rank: stop.rank as u32,
-        world_size: ranks.world_size(),
-        what: stop.what,
     }
 }
 

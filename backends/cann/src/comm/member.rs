@@ -1,7 +1,7 @@
 //! A rank's membership: each operator meets the others, then goes to HCCL; whatever ends one before its time ends the
 //! group.
 
-use super::group::{Announcement, Group, Place, error, failed};
+use super::group::{Announcement, Group, Place, failed};
 use super::movement::Movement;
 use super::{fold, movement};
 use crate::context::OnDevice;
@@ -9,12 +9,13 @@ use crate::driver::Driver;
 use crate::error;
 use crate::queue::CannStream;
 use portolan_cann_sys::bindings::{HcclComm, HcclRootInfo};
+use portolan_core::groups::{Group as _, disagreement};
 use portolan_core::meeting::{At, Stop};
 use portolan_core::sync::atomic::{AtomicU64, Ordering};
 use portolan_core::{
     CollectiveCall, CollectiveDispatch, Fault, Launch, Op, Ordinal, RawCommunicator, RawStream, call,
 };
-use portolan_ops::comm::{Ranks, Signature};
+use portolan_ops::comm::Ranks;
 use portolan_ops::{OpError, Result};
 use std::sync::{Arc, Weak};
 
@@ -81,7 +82,7 @@ impl Engagement {
 
     /// Why the group has ended, if it has.
     pub(crate) fn ended(&self) -> Option<OpError> {
-        self.group.work.stopped().map(|stop| error(stop, self.ranks, self.at))
+        self.group.work.stopped().map(|stop| stop.error(self.ranks, self.at))
     }
 }
 
@@ -139,9 +140,9 @@ impl CannCommunicator {
         }
         let (work, me, timeout) = (&place.group.work, place.ranks.index(), place.timeout);
         let announcement = Announcement { seq: at.seq, signature: spec.signature() };
-        let met = work.meet(me, at, announcement, timeout).and_then(|peers| match disagreement(&peers) {
-            None => Ok(()),
-            Some((rank, what)) => Err(Stop { rank, at: Some(at), what }),
+        let met = work.meet(me, at, announcement, timeout).and_then(|peers| {
+            let calls: Vec<_> = peers.iter().map(|peer| (peer.seq, &peer.signature)).collect();
+            disagreement(&calls).map_or(Ok(()), |(rank, what)| Err(Stop { rank, at: Some(at), what }))
         });
         if let Err(stop) = met {
             return Err(self.ended(stop, at));
@@ -168,22 +169,12 @@ impl CannCommunicator {
     fn ended(&self, stop: Stop, at: At) -> OpError {
         let group = &self.member.place.group;
         group.stop(stop.clone());
-        error(group.work.stopped().unwrap_or(stop), self.member.place.ranks, at)
+        group.work.stopped().unwrap_or(stop).error(self.member.place.ranks, at)
     }
 
     fn watch(&self, stream: &CannStream) {
         stream.watch(Arc::downgrade(&self.member));
     }
-}
-
-/// The rank whose call does not fit the others', and how.
-fn disagreement(peers: &[Announcement]) -> Option<(usize, String)> {
-    let first = peers.first()?.seq;
-    if let Some(rank) = peers.iter().position(|peer| peer.seq != first) {
-        return Some((rank, format!("is at operator #{}, while rank 0 is at #{first}", peers[rank].seq)));
-    }
-    let calls: Vec<&Signature> = peers.iter().map(|peer| &peer.signature).collect();
-    Signature::disagreement(&calls).map(|(rank, what)| (rank as usize, what))
 }
 
 impl RawCommunicator for CannCommunicator {
@@ -209,7 +200,7 @@ impl RawCommunicator for CannCommunicator {
     fn health(&self) -> Result<()> {
         let at = At { op: "communicator", seq: self.next.load(Ordering::Relaxed) };
         let Place { group, ranks, .. } = &self.member.place;
-        group.work.stopped().map_or(Ok(()), |stop| Err(error(stop, *ranks, at)))
+        group.work.stopped().map_or(Ok(()), |stop| Err(stop.error(*ranks, at)))
     }
 
     fn all_reduce(&self, launch: &Launch<'_>, op: &call::AllReduce) -> Result<()> {

@@ -10,33 +10,21 @@ mod member;
 mod movement;
 
 pub(crate) use fold::plan;
-pub(crate) use group::Groups;
+pub(crate) use group::Group;
 pub(crate) use member::{Engagement, Member, Watchers};
 
 use crate::CannBackend;
-use portolan_core::sync::atomic::Ordering;
 use portolan_core::{Collectives, CommConfig, CommId, Ordinal, RawCommunicator};
 use portolan_ops::Result;
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
 
 impl Collectives for CannBackend {
     fn new_id(&self) -> Result<CommId> {
         self.driver()?.libraries.collectives.HcclCommInitRootInfo().map_err(crate::error::unavailable)?;
-        // A number for this backend, and keys that the standard library draws at random for this process.
-        let number = self.groups.numbers.fetch_add(1, Ordering::Relaxed);
-        let half = |salt: u64| {
-            let mut hasher = RandomState::new().build_hasher();
-            hasher.write_u64(number ^ salt);
-            hasher.finish().to_le_bytes()
-        };
-        let mut id = [0; 16];
-        id[..8].copy_from_slice(&half(0));
-        id[8..].copy_from_slice(&half(1));
-        Ok(CommId(id))
+        Ok(self.groups.new_id())
     }
 
     fn communicator(&self, device: Ordinal, config: &CommConfig) -> Result<Arc<dyn RawCommunicator>> {
-        Ok(self.groups.join(self.driver()?, device, config)?)
+        Ok(group::join(&self.groups, self.driver()?, device, config)?)
     }
 }

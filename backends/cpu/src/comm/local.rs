@@ -2,14 +2,12 @@
 
 use super::gate::Gate;
 use super::transport::{Announcement, Transport, Window};
+use portolan_core::CommConfig;
+use portolan_core::groups::{self, Group as _, Groups};
 use portolan_core::meeting::{At, Hub, Stop};
-use portolan_core::sync::atomic::AtomicU64;
-use portolan_core::sync::{Mutex, lock};
-use portolan_core::{CommConfig, CommId};
 use portolan_ops::comm::Ranks;
-use portolan_ops::{Determinism, OpError, Result};
-use std::collections::HashMap;
-use std::sync::{Arc, Weak};
+use portolan_ops::{Determinism, Result};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// What ranks say when they join or split a group.
@@ -25,7 +23,7 @@ enum Word {
 }
 
 /// What the ranks of one group share.
-struct Group {
+pub(crate) struct Group {
     /// Meetings of operators.
     work: Hub<Arc<Announcement>>,
     /// Meetings of hosts: join and split.
@@ -34,10 +32,10 @@ struct Group {
     gates: Vec<Gate>,
 }
 
-impl Group {
-    fn new(world_size: usize) -> Arc<Self> {
+impl groups::Group for Group {
+    fn new(world_size: usize) -> Self {
         let gates = (0..world_size).map(|_| Gate::new()).collect();
-        Arc::new(Self { work: Hub::new(world_size), talk: Hub::new(world_size), gates })
+        Self { work: Hub::new(world_size), talk: Hub::new(world_size), gates }
     }
 
     fn stop(&self, stop: Stop) {
@@ -46,26 +44,18 @@ impl Group {
     }
 }
 
-/// A group that ranks are joining or have joined.
-struct Open {
-    group: Weak<Group>,
-    taken: Vec<bool>,
+/// One rank of a group in this process.
+pub(super) struct Local {
+    ranks: Ranks,
+    group: Arc<Group>,
 }
 
-/// The groups of one backend.
-#[derive(Default)]
-pub(crate) struct Groups {
-    open: Mutex<HashMap<CommId, Open>>,
-    /// For new identities.
-    pub(super) numbers: AtomicU64,
-}
-
-impl Groups {
+impl Local {
     /// Joins a group, and waits until all its ranks have.
-    pub(super) fn join(&self, config: &CommConfig) -> Result<Local> {
+    pub(super) fn join(groups: &Groups<Group>, config: &CommConfig) -> Result<Self> {
         const AT: At = At { op: "join", seq: 0 };
         let ranks = Ranks::new(config.rank, config.world_size)?;
-        let local = Local { ranks, group: self.enter(ranks, config.id)? };
+        let local = Self { ranks, group: groups.enter(ranks, config.id, AT)? };
         let word = Word::Join(config.determinism);
         let words = local.group.talk.meet(ranks.index(), AT, word, config.timeout);
         let told = words.and_then(|words| {
@@ -78,58 +68,10 @@ impl Groups {
         });
         if let Err(stop) = told {
             local.group.stop(stop.clone());
-            return Err(error(stop, ranks, AT));
+            return Err(stop.error(ranks, AT));
         }
         Ok(local)
     }
-
-    fn enter(&self, ranks: Ranks, id: CommId) -> Result<Arc<Group>> {
-        let refused = |what: String| OpError::Collective {
-            op: "join".into(),
-            seq: 0,
-            rank: ranks.rank(),
-            world_size: ranks.world_size(),
-            what,
-        };
-        let mut open = lock(&self.open);
-        open.retain(|_, open| open.group.strong_count() != 0);
-        if let Some(known) = open.get_mut(&id)
-            && let Some(group) = known.group.upgrade()
-        {
-            if known.taken.len() != ranks.count() {
-                let what = format!("joins a group of {}, others one of {}", ranks.count(), known.taken.len());
-                group.stop(Stop { rank: ranks.index(), at: None, what: what.clone() });
-                return Err(refused(what));
-            }
-            if std::mem::replace(&mut known.taken[ranks.index()], true) {
-                return Err(refused("has joined this group before; give each group an id of its own".into()));
-            }
-            return Ok(group);
-        }
-        let group = Group::new(ranks.count());
-        let mut taken = vec![false; ranks.count()];
-        taken[ranks.index()] = true;
-        open.insert(id, Open { group: Arc::downgrade(&group), taken });
-        Ok(group)
-    }
-}
-
-/// The error that a rank of a group reports.
-pub(super) fn error(stop: Stop, ranks: Ranks, at: At) -> OpError {
-    let at = stop.at.unwrap_or(at);
-    OpError::Collective {
-        op: at.op.into(),
-        seq: at.seq,
-        rank: stop.rank as u32,
-        world_size: ranks.world_size(),
-        what: stop.what,
-    }
-}
-
-/// One rank of a group in this process.
-pub(super) struct Local {
-    ranks: Ranks,
-    group: Arc<Group>,
 }
 
 impl Transport for Local {
@@ -198,21 +140,17 @@ impl Transport for Local {
         const AT: At = At { op: "split", seq: 0 };
         let (talk, me) = (&self.group.talk, self.ranks.index());
         let words = talk.meet(me, AT, Word::Split { color, key }, timeout)?;
-        // Rank and key of those of one color, in their new order.
-        let mut members: Vec<(u32, usize)> = Vec::new();
-        for (rank, word) in words.iter().enumerate() {
-            match word {
-                Word::Split { color: its, key } if *its == color => members.push((*key, rank)),
-                _ => {}
-            }
-        }
-        members.sort_unstable();
+        let said = |word: &Word| match word {
+            Word::Split { color, key } => (*color, *key),
+            _ => (None, 0),
+        };
+        let members = groups::of_color(&words.iter().map(said).collect::<Vec<_>>(), color);
         talk.fence(me, AT, timeout)?;
-        let first = members.first().map_or(me, |member| member.1);
-        let formed = (color.is_some() && first == me).then(|| Group::new(members.len()));
+        let first = members.first().map_or(me, |&member| member);
+        let formed = (color.is_some() && first == me).then(|| Arc::new(Group::new(members.len())));
         let words = talk.meet(me, AT, Word::Formed(formed), timeout)?;
         talk.fence(me, AT, timeout)?;
-        let place = members.iter().position(|member| member.1 == me);
+        let place = members.iter().position(|&member| member == me);
         let (Some(_), Word::Formed(Some(group)), Some(place)) = (color, &words[first], place) else {
             return Ok(None);
         };

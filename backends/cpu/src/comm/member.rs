@@ -2,18 +2,18 @@
 //! it that whatever ends one before its time ends the group.
 
 use super::dying::{Doom, Dying};
-use super::local::error;
 use super::transport::{Announcement, Transport, Window};
 use super::turn::Turn;
 use super::{all_gather, all_reduce, all_to_all, broadcast, exchange, reduce_scatter, reduce_to};
 use crate::queue::{CpuStream, Exec, Witness};
+use portolan_core::groups::disagreement;
 use portolan_core::meeting::{At, Stop};
 use portolan_core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use portolan_core::sync::{Mutex, lock};
 use portolan_core::{
     CollectiveCall, CollectiveDispatch, Fault, Launch, RawCommunicator, RawStream, Upstream, call,
 };
-use portolan_ops::comm::{BarrierSpec, Ranks, Signature};
+use portolan_ops::comm::{BarrierSpec, Ranks};
 use portolan_ops::{OpError, Result};
 use smallvec::SmallVec;
 use std::sync::{Arc, Weak};
@@ -36,7 +36,7 @@ impl Member {
     }
 
     fn error(&self, stop: Stop, at: At) -> OpError {
-        error(stop, self.transport.ranks(), at)
+        stop.error(self.transport.ranks(), at)
     }
 }
 
@@ -136,7 +136,8 @@ impl Part {
         let seq = self.at.seq;
         let announcement = Announcement { seq, signature: spec.signature(), windows: self.windows.clone() };
         let peers = transport.meet(self.at, announcement, *timeout)?;
-        if let Some((rank, what)) = disagreement(&peers) {
+        let calls: Vec<_> = peers.iter().map(|peer| (peer.seq, &peer.signature)).collect();
+        if let Some((rank, what)) = disagreement(&calls) {
             return Err(Stop { rank, at: Some(self.at), what });
         }
         let (at, timeout) = (self.at, *timeout);
@@ -152,16 +153,6 @@ impl Part {
         // With nothing more to move, before the others hear that it has.
         Err(dying.death(at))
     }
-}
-
-/// The rank whose announcement does not fit the others', and how.
-fn disagreement(peers: &[Arc<Announcement>]) -> Option<(usize, String)> {
-    let first = peers.first()?.seq;
-    if let Some(rank) = peers.iter().position(|peer| peer.seq != first) {
-        return Some((rank, format!("is at operator #{}, while rank 0 is at #{first}", peers[rank].seq)));
-    }
-    let calls: Vec<&Signature> = peers.iter().map(|peer| &peer.signature).collect();
-    Signature::disagreement(&calls).map(|(rank, what)| (rank as usize, what))
 }
 
 impl Drop for Part {

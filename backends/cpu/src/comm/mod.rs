@@ -1,8 +1,8 @@
 //! Collectives between ranks that are threads of one process.
 //!
-//! From the bottom: a [`Hub`](portolan_core::meeting::Hub) where threads meet, a [`gate`] before memory that others read, a [`transport`] that is
-//! all a group needs to know of how its ranks reach each other (in one process: [`local`]), and one file for each
-//! operator, which moves data by what a [`turn`] offers. A rank waits for others on its stream's thread only, never
+//! From the bottom: a [`Hub`](portolan_core::meeting::Hub) where threads meet, a [`gate`] before memory that others
+//! read, a [`transport`] that is all a group needs to know of how its ranks reach each other (in one process:
+//! [`local`]), and one file for each operator, which moves data by what a [`turn`] offers. A rank waits for others on its stream's thread only, never
 //! under the submission lock and never inside a region of the worker team.
 
 mod all_gather;
@@ -24,31 +24,19 @@ mod turn;
 mod tests;
 
 use crate::CpuBackend;
-use portolan_core::sync::atomic::Ordering;
 use portolan_core::{Collectives, CommConfig, CommId, Ordinal, RawCommunicator};
 use portolan_ops::Result;
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
 
-pub(crate) use local::Groups;
+pub(crate) use local::Group;
 
 impl Collectives for CpuBackend {
     fn new_id(&self) -> Result<CommId> {
-        // A number for this backend, and keys that the standard library draws at random for this process.
-        let number = self.groups.numbers.fetch_add(1, Ordering::Relaxed);
-        let half = |salt: u64| {
-            let mut hasher = RandomState::new().build_hasher();
-            hasher.write_u64(number ^ salt);
-            hasher.finish().to_le_bytes()
-        };
-        let mut id = [0; 16];
-        id[..8].copy_from_slice(&half(0));
-        id[8..].copy_from_slice(&half(1));
-        Ok(CommId(id))
+        Ok(self.groups.new_id())
     }
 
     fn communicator(&self, _device: Ordinal, config: &CommConfig) -> Result<Arc<dyn RawCommunicator>> {
-        let transport = self.groups.join(config)?;
+        let transport = local::Local::join(&self.groups, config)?;
         Ok(member::CpuCommunicator::new(Box::new(transport), config.timeout))
     }
 }

@@ -93,7 +93,7 @@ impl Collectives for Doomed {
     }
     fn communicator(&self, _: Ordinal, config: &CommConfig) -> Result<Arc<dyn RawCommunicator>> {
         let (rank, reads) = self.victim;
-        let inner: Box<dyn Transport> = Box::new(self.cpu.groups.join(config)?);
+        let inner: Box<dyn Transport> = Box::new(super::local::Local::join(&self.cpu.groups, config)?);
         let left = AtomicUsize::new(if rank == config.rank { reads } else { 0 });
         Ok(CpuCommunicator::new(Box::new(Failing { inner, death: self.death, left }), config.timeout))
     }

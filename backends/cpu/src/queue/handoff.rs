@@ -5,7 +5,9 @@
 
 use portolan_core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use portolan_core::sync::thread::{self, ThreadId};
-use portolan_core::sync::{Condvar, Mutex, Patience, hint, lock, wait, wait_timeout, write_before_read};
+use portolan_core::sync::{
+    Condvar, Mutex, Patience, deadline, hint, lock, wait, wait_timeout, write_before_read,
+};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
@@ -170,11 +172,4 @@ impl<T> Handoff<T> {
             self.done.notify_all();
         }
     }
-}
-
-/// The moment `timeout` from now; one that the clock cannot express is far away.
-pub(crate) fn deadline(timeout: Duration) -> Instant {
-    const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
-    let now = Instant::now();
-    now.checked_add(timeout).or_else(|| now.checked_add(CENTURY)).unwrap_or(now)
 }

@@ -1,8 +1,7 @@
 //! What happens once: a moment that threads wait for, and the first fault of a queue.
 
-use super::handoff::deadline;
 use portolan_core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use portolan_core::sync::{Condvar, Mutex, lock, wait_timeout};
+use portolan_core::sync::{Condvar, Mutex, deadline, lock, wait_timeout};
 use std::time::{Duration, Instant};
 
 /// A moment in time, once it has been reached.
