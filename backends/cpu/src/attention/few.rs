@@ -7,9 +7,9 @@
 use super::block::{LINE, Rows, prefetch};
 use super::form::{BLOCK, Form};
 use super::softmax::{CHAINS, State, base, exp2_of_negative};
-use crate::simd::{Kernel, Lanes, Words};
+use super::turned::Turned;
+use crate::simd::{Kernel, Lanes, Stored};
 use core::marker::PhantomData;
-use core::mem::MaybeUninit;
 use half::{bf16, f16};
 use portolan_ops::DType;
 
@@ -208,7 +208,7 @@ struct Score<'a, T, const R: usize> {
     of: PhantomData<T>,
 }
 
-impl<T: Words, const R: usize> Kernel for Score<'_, T, R> {
+impl<T: Turned, const R: usize> Kernel for Score<'_, T, R> {
     type Output = ();
 
     #[inline(always)]
@@ -217,182 +217,10 @@ impl<T: Words, const R: usize> Kernel for Score<'_, T, R> {
         // SAFETY: the promise of `Form::score`.
         unsafe {
             match (R, L::LEN) {
-                (1, _) => score_rows::<L, T, 1>(query, block, dim, keys, scores),
-                (_, 8) => score_rows::<L, T, 2>(query, block, dim, keys, scores),
-                _ => score_rows::<L, T, 4>(query, block, dim, keys, scores),
+                (1, _) => T::score::<L, 1>(query, block, dim, keys, scores),
+                (_, 8) => T::score::<L, 2>(query, block, dim, keys, scores),
+                _ => T::score::<L, 4>(query, block, dim, keys, scores),
             }
-        }
-    }
-}
-
-/// As [`Form::score`] for `R` rows of this type.
-///
-/// Keys are taken a vector at a time, their elements a strip at a time. While one strip is multiplied the next is
-/// turned, in small steps: products and moves then share the ports of the processor.
-#[inline(always)]
-unsafe fn score_rows<L: Lanes, T: Words, const R: usize>(
-    query: *const f32,
-    block: &Rows,
-    dim: usize,
-    keys: usize,
-    scores: *mut f32,
-) {
-    let elements = L::LEN * T::PER_WORD;
-    // Keys without elements have one strip, of none.
-    let parts = dim.div_ceil(elements).max(1);
-    let count = keys.div_ceil(L::LEN) * parts;
-    // SAFETY: the caller's promise; BLOCK is a multiple of LEN.
-    let strip = |i: usize| unsafe {
-        let (group, first) = (i / parts * L::LEN, i % parts * elements);
-        Strip { keys: block.at.as_ptr().add(group), first, len: elements.min(dim - first) }
-    };
-    let mut turned = [const { MaybeUninit::<[L; 16]>::uninit() }; 2];
-    let mut fours = MaybeUninit::<[L; 16]>::uninit();
-    let fours = fours.as_mut_ptr().cast::<L>();
-    let [mut current, mut other] = turned.each_mut().map(|words| words.as_mut_ptr().cast::<L>());
-    let mut sums = [[L::zero(); 4]; R];
-    let mut now = strip(0);
-    // SAFETY: as above; every strip is turned before it is used.
-    unsafe { now.turn::<L, T>(fours, current) };
-    for i in 0..count {
-        let next = strip((i + 1).min(count - 1));
-        let group = i / parts * L::LEN;
-        // SAFETY: as above; a full strip has `elements` elements of dim.
-        unsafe {
-            let query = query.add(now.first);
-            if now.len == elements {
-                let half = elements / 8;
-                let ahead = Ahead { rows: block.ahead.as_ptr().add(group), at: now.first * size_of::<T>() };
-                for quad in 0..half {
-                    for step in 0..L::LEN / 4 / half {
-                        next.turn_rows::<L, T>(quad * (L::LEN / 4 / half) + step, fours);
-                    }
-                    ahead.ask::<T>(quad);
-                    add_products::<L, T, R>(query, dim, current.cast_const(), quad, &mut sums);
-                }
-                for quad in 0..half {
-                    for step in 0..4 / half {
-                        turn_columns(fours.cast_const(), quad * (4 / half) + step, other);
-                    }
-                    ahead.ask::<T>(half + quad);
-                    add_products::<L, T, R>(query, dim, current.cast_const(), half + quad, &mut sums);
-                }
-            } else {
-                for quad in 0..now.len / 4 {
-                    add_products::<L, T, R>(query, dim, current.cast_const(), quad, &mut sums);
-                }
-                next.turn::<L, T>(fours, other);
-            }
-            if next.first == 0 || i + 1 == count {
-                for (row, sums) in sums.iter_mut().enumerate() {
-                    let sum = sums[0].add(sums[1]).add(sums[2].add(sums[3]));
-                    sum.store(scores.add(row * BLOCK + group));
-                    *sums = [L::zero(); 4];
-                }
-            }
-        }
-        now = next;
-        core::mem::swap(&mut current, &mut other);
-    }
-}
-
-/// Some elements of a vector of keys.
-struct Strip {
-    keys: *const *mut u8,
-    first: usize,
-    len: usize,
-}
-
-impl Strip {
-    /// Turns the elements: a vector of `to` has one word of every key.
-    #[inline(always)]
-    unsafe fn turn<L: Lanes, T: Words>(&self, fours: *mut L, to: *mut L) {
-        // SAFETY: the caller has LEN keys of these elements.
-        unsafe {
-            for step in 0..L::LEN / 4 {
-                self.turn_rows::<L, T>(step, fours);
-            }
-            for step in 0..4 {
-                turn_columns(fours.cast_const(), step, to);
-            }
-        }
-    }
-
-    /// The first half of turning, for the keys `4 · step ..`.
-    #[inline(always)]
-    unsafe fn turn_rows<L: Lanes, T: Words>(&self, step: usize, fours: *mut L) {
-        let mut rows = [L::zero(); 4];
-        for (i, row) in rows.iter_mut().enumerate() {
-            // SAFETY: the caller has LEN keys of these elements.
-            unsafe {
-                let key = (*self.keys.add(4 * step + i)).cast::<T>().cast_const().add(self.first);
-                *row = match self.len / T::PER_WORD {
-                    all if all == L::LEN => T::load_words(key),
-                    some => T::load_some_words(key, some),
-                };
-            }
-        }
-        let turned = L::turn_fours(rows);
-        for (i, turned) in turned.into_iter().enumerate() {
-            // SAFETY: there is room for LEN vectors.
-            unsafe { fours.add(4 * step + i).write(turned) };
-        }
-    }
-}
-
-/// The second half of turning, for every fourth word from `step` on.
-#[inline(always)]
-unsafe fn turn_columns<L: Lanes>(fours: *const L, step: usize, to: *mut L) {
-    let mut column = [L::zero(); 4];
-    for (group, row) in column.iter_mut().enumerate().take(L::LEN / 4) {
-        // SAFETY: the first half has written LEN vectors.
-        *row = unsafe { fours.add(4 * group + step).read() };
-    }
-    for (i, word) in L::gather_fours(column).into_iter().enumerate().take(L::LEN / 4) {
-        // SAFETY: there is room for LEN vectors.
-        unsafe { to.add(4 * i + step).write(word) };
-    }
-}
-
-/// The rows to come, and where in them the present strip is.
-struct Ahead {
-    rows: *const *mut u8,
-    at: usize,
-}
-
-impl Ahead {
-    /// Asks for lines, evenly over the products: a processor forgets what it is asked for faster than memory answers.
-    #[inline(always)]
-    unsafe fn ask<T: Words>(&self, quad: usize) {
-        let each = 4 / T::PER_WORD;
-        if self.at.is_multiple_of(LINE) {
-            for row in quad * each..(quad + 1) * each {
-                // SAFETY: a strip of LEN rows has LEN / each quads.
-                prefetch(unsafe { *self.rows.add(row) }.wrapping_add(self.at));
-            }
-        }
-    }
-}
-
-/// Adds the products of four elements.
-///
-/// # Safety
-/// There are R rows of queries, `dim` apart, and turned words with `quad`'s elements.
-#[inline(always)]
-unsafe fn add_products<L: Lanes, T: Words, const R: usize>(
-    query: *const f32,
-    dim: usize,
-    turned: *const L,
-    quad: usize,
-    sums: &mut [[L; 4]; R],
-) {
-    // SAFETY: the caller's promise.
-    let words = unsafe { T::quad_of(turned, quad) };
-    for (chain, k) in words.into_iter().enumerate() {
-        for (row, sums) in sums.iter_mut().enumerate() {
-            // SAFETY: the caller's promise.
-            let q = unsafe { *query.add(row * dim + 4 * quad + chain) };
-            sums[chain] = k.mul_add(L::splat(q), sums[chain]);
         }
     }
 }
@@ -407,7 +235,7 @@ struct Weigh<'a, T, const R: usize> {
     of: PhantomData<T>,
 }
 
-impl<T: Words, const R: usize> Kernel for Weigh<'_, T, R> {
+impl<T: Stored, const R: usize> Kernel for Weigh<'_, T, R> {
     type Output = ();
 
     #[inline(always)]
@@ -426,7 +254,7 @@ impl<T: Words, const R: usize> Kernel for Weigh<'_, T, R> {
 
 /// As [`Form::weigh`] for `R` rows of this type.
 #[inline(always)]
-unsafe fn weigh_rows<L: Lanes, T: Words, const R: usize>(
+unsafe fn weigh_rows<L: Lanes, T: Stored, const R: usize>(
     at: [*const f32; 2],
     block: &Rows,
     dim: usize,
@@ -451,7 +279,7 @@ unsafe fn weigh_rows<L: Lanes, T: Words, const R: usize>(
 
 /// `C` vectors of columns of the results of `R` rows, which lie `apart`; the last vector has `last` columns.
 #[inline(always)]
-unsafe fn weigh_columns<L: Lanes, T: Words, const R: usize, const C: usize>(
+unsafe fn weigh_columns<L: Lanes, T: Stored, const R: usize, const C: usize>(
     [weights, correction]: [*const f32; 2],
     block: &Rows,
     keys: usize,

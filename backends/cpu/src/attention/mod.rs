@@ -23,6 +23,7 @@ mod task;
 #[cfg(test)]
 mod tests;
 mod tile;
+mod turned;
 mod unit;
 mod unseen;
 mod view;

@@ -62,6 +62,15 @@ impl Lanes for F32x8 {
         unsafe { F32x8(_mm256_cvtph_ps(_mm_loadu_si128(from.cast()))) }
     }
     #[inline(always)]
+    fn of_halves(a: Self::Int) -> Self {
+        lanes! {
+            // The low half of each lane: together in 128 bits, then in all.
+            let low = _mm256_set1_epi64x(0x0d0c_0908_0504_0100);
+            let packed = _mm256_permute4x64_epi64::<0b10_00>(_mm256_shuffle_epi8(a, low));
+            F32x8(_mm256_cvtph_ps(_mm256_castsi256_si128(packed)))
+        }
+    }
+    #[inline(always)]
     unsafe fn store_f16(self, to: *mut u16) {
         // SAFETY: the caller's promise; the instructions exist, as `Lanes` says.
         unsafe { _mm_storeu_si128(to.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(self.0)) }
@@ -123,6 +132,15 @@ impl Lanes for F32x8 {
             kernel.run::<F32x8>()
         }
         lanes!(run(kernel))
+    }
+    #[inline(always)]
+    unsafe fn load_fours(rows: *const *mut u8, at: usize) -> Self {
+        // SAFETY: the caller's promise; the instructions exist, as `Lanes` says.
+        unsafe {
+            let low = _mm_loadu_ps((*rows).wrapping_add(at).cast());
+            let high = _mm_loadu_ps((*rows.add(4)).wrapping_add(at).cast());
+            F32x8(_mm256_insertf128_ps::<1>(_mm256_castps128_ps256(low), high))
+        }
     }
     #[inline(always)]
     fn turn_fours([a, b, c, d]: [Self; 4]) -> [Self; 4] {

@@ -62,6 +62,10 @@ impl Lanes for F32x16 {
         unsafe { F32x16(_mm512_cvtph_ps(_mm256_loadu_si256(from.cast()))) }
     }
     #[inline(always)]
+    fn of_halves(a: Self::Int) -> Self {
+        lanes!(F32x16(_mm512_cvtph_ps(_mm512_cvtepi32_epi16(a))))
+    }
+    #[inline(always)]
     unsafe fn store_f16(self, to: *mut u16) {
         // SAFETY: the caller's promise; the instructions exist, as `Lanes` says.
         unsafe { _mm256_storeu_si256(to.cast(), _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(self.0)) }
@@ -116,6 +120,21 @@ impl Lanes for F32x16 {
             kernel.run::<F32x16>()
         }
         lanes!(run(kernel))
+    }
+    #[inline(always)]
+    unsafe fn load_fours(rows: *const *mut u8, at: usize) -> Self {
+        // A closure would not be compiled for the instruction set.
+        macro_rules! four {
+            ($group:expr) => {
+                _mm_loadu_ps((*rows.add(4 * $group)).wrapping_add(at).cast())
+            };
+        }
+        // SAFETY: the caller's promise; the instructions exist, as `Lanes` says.
+        unsafe {
+            let low = _mm256_insertf128_ps::<1>(_mm256_castps128_ps256(four!(0)), four!(1));
+            let high = _mm256_insertf128_ps::<1>(_mm256_castps128_ps256(four!(2)), four!(3));
+            F32x16(_mm512_insertf32x8::<1>(_mm512_castps256_ps512(low), high))
+        }
     }
     #[inline(always)]
     fn turn_fours([a, b, c, d]: [Self; 4]) -> [Self; 4] {

@@ -65,6 +65,8 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
     /// # Safety
     /// They are writable; any alignment.
     unsafe fn store_f16(self, to: *mut u16);
+    /// The halves in the low bits of each lane, exactly.
+    fn of_halves(a: Self::Int) -> Self;
     /// Reads `LEN` bfloat16 values, exactly.
     ///
     /// # Safety
@@ -100,6 +102,11 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
     /// Runs a kernel in code of its own, compiled for the instruction set.
     fn apart<K: Kernel>(kernel: K) -> K::Output;
 
+    /// Reads four words of 32 bits of every fourth row, `at` bytes into it: words 4m and on are those of row 4m.
+    ///
+    /// # Safety
+    /// There are `LEN - 3` addresses, and these words of those rows are readable; any alignment.
+    unsafe fn load_fours(rows: *const *mut u8, at: usize) -> Self;
     /// Turns squares of four: with `LEN / 4` squares side by side, vector i has row j's place `4m + i` at `4m + j`.
     fn turn_fours(rows: [Self; 4]) -> [Self; 4];
     /// Parts groups of four places: vector m has group m of each of the first `LEN / 4` vectors.

@@ -91,6 +91,10 @@ impl Lanes for Plain8 {
         Plain8(f32s_of_f16(bits))
     }
     #[inline(always)]
+    fn of_halves(a: Self::Int) -> Self {
+        Plain8(f32s_of_f16(map(a, |a| a as u16)))
+    }
+    #[inline(always)]
     unsafe fn store_f16(self, to: *mut u16) {
         let bits = f16_of_f32s(self.0);
         // SAFETY: the caller's promise.
@@ -135,6 +139,13 @@ impl Lanes for Plain8 {
     #[inline(never)]
     fn apart<K: Kernel>(kernel: K) -> K::Output {
         kernel.run::<Self>()
+    }
+    #[inline(always)]
+    unsafe fn load_fours(rows: *const *mut u8, at: usize) -> Self {
+        // SAFETY: the caller's promise.
+        let [a, b] = [0, 4]
+            .map(|row| unsafe { (*rows.add(row)).wrapping_add(at).cast::<[f32; 4]>().read_unaligned() });
+        Plain8(make(|i| if i < 4 { a[i] } else { b[i - 4] }))
     }
     #[inline(always)]
     fn turn_fours(rows: [Self; 4]) -> [Self; 4] {
