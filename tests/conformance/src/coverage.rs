@@ -1,42 +1,9 @@
 //! What the list of cases leaves out: edges by the shape of operands, element types by asking `support()`.
-//!
-//! Edges are read off the operands and not off the cases' names, which promise nothing.
 
 use crate::arguments::probe;
+use crate::edge::Edge;
 use portolan_core::{Device, Dispatch, OpKind, OpQuery, Support};
 use portolan_ops::{Cases, DType, Determinism, HostTensor, Result, TensorSpec};
-
-/// An edge that every operator's cases have to touch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Edge {
-    /// Nothing to compute.
-    Empty,
-    /// An operand of a single element: one row, one token, one number.
-    One,
-    /// A row that is no multiple of any vector, and longer than none.
-    Unaligned,
-    /// An operand whose elements do not lie one behind the other.
-    Strided,
-    /// More than one row.
-    Rows,
-}
-
-impl Edge {
-    pub(crate) const ALL: [Edge; 5] = [Edge::Empty, Edge::One, Edge::Unaligned, Edge::Strided, Edge::Rows];
-
-    fn touched(self, operands: &[(TensorSpec, bool)]) -> bool {
-        let mut written = operands.iter().filter(|(_, writes)| *writes).map(|(spec, _)| spec);
-        match self {
-            Edge::Empty => written.any(|spec| spec.numel() == 0),
-            Edge::One => operands.iter().any(|(spec, _)| spec.numel() == 1),
-            Edge::Unaligned => {
-                operands.iter().any(|(spec, _)| spec.numel() > 8 && !spec.shape().last().is_multiple_of(8))
-            }
-            Edge::Strided => operands.iter().any(|(spec, _)| spec.numel() > 1 && !spec.is_contiguous()),
-            Edge::Rows => written.any(|spec| spec.shape().rows() > 1 || spec.rank() == 1 && spec.numel() > 1),
-        }
-    }
-}
 
 /// Edges that cannot be had, and why.
 const IMPOSSIBLE: &[(&str, Edge, &str)] = &[];
@@ -109,24 +76,4 @@ pub(crate) fn gaps(kind: OpKind, seen: &Seen, device: &Device, level: Determinis
         }
     }
     gaps
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn edges_are_read_off_the_operands() {
-        let of = |dims: &[usize]| TensorSpec::of(DType::F32, dims).unwrap();
-        let touched = |spec: TensorSpec| {
-            Edge::ALL.into_iter().filter(|edge| edge.touched(&[(spec, true)])).collect::<Vec<_>>()
-        };
-        assert_eq!(touched(of(&[3, 0])), [Edge::Empty, Edge::Rows]);
-        assert_eq!(touched(of(&[1])), [Edge::One]);
-        assert_eq!(touched(of(&[1, 37])), [Edge::Unaligned]);
-        assert_eq!(
-            touched(of(&[2, 8]).transpose(0, 1).unwrap()),
-            [Edge::Unaligned, Edge::Strided, Edge::Rows]
-        );
-    }
 }

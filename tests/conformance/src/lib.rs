@@ -16,6 +16,7 @@ mod core_only;
 mod coverage;
 mod custom;
 mod drawn;
+mod edge;
 mod exceptions;
 mod failure;
 mod group;
