@@ -212,4 +212,14 @@ mod tests {
         assert!(case("BNSD", shape, 2).refused().message.contains("attenMask is needed"));
         assert!(case("TND", shape, 0).refused().message.contains("inputLayout"));
     }
+
+    #[test]
+    fn a_prefix_of_no_lengths_is_no_prefix() {
+        let shape = |n: usize, s: usize| vec![1, n, s, D];
+        let none = case("BNSD", shape, 0).done();
+        let empty = case("BNSD", shape, 0).ints("prefixOptional", &[]).done();
+        assert_eq!(empty.read("attentionOutOut"), none.read("attentionOutOut"));
+        let refused = case("BNSD", shape, 0).ints("prefixOptional", &[1]).refused();
+        assert!(refused.message.contains("prefix is not simulated"), "{}", refused.message);
+    }
 }
