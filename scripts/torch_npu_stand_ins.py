@@ -28,11 +28,12 @@ CUDA_ANSWERS = {
 }
 CUDA_REFUSES = r'fprintf(stderr, "no CUDA here: %s\n", name); abort();'
 
-# What torch-npu looks up and does not do without: two settings that change nothing here, and one that is read.
+# What torch-npu looks up and does not do without: settings that change nothing here, and one that is read.
 ASCEND_ANSWERS = {
     "aclSetCompileopt": NOTHING,
     "aclrtGetSysParamOpt": "*value = 0; return (void *) 0;",
     "aclrtSetDeviceSatMode": NOTHING,
+    "aclrtSetStreamOverflowSwitch": NOTHING,
 }
 ASCEND = re.compile(r"acl|rt[A-Z]|Hccl|Msprof")
 NOT_SUPPORTED = 200001
