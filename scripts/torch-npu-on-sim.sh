@@ -3,7 +3,8 @@
 #
 #     scripts/torch-npu-on-sim.sh [-s SOC] [-l LIBRARY] [-w DIR] [STEP…]
 #
-#   -s  the product that is simulated: 310P, A2 (the default), A3 or 950
+#   -s  the product that is simulated: A2 (the default), A3 or 950. (On a 310P torch-npu compiles every operator by what
+#       came before aclnn, which is not simulated.)
 #   -l  a simulator that was built already; without it one is built
 #   -w  where packages and the driver's folder lie, kept for the next time; without it portolan/torch-npu in the user's
 #       cache folder. 1.3 GB, after a download of 0.6 GB.
@@ -20,7 +21,7 @@
 set -euo pipefail
 
 version=2.14.0
-usage() { sed -n '2,11p' "$0" >&2; exit 2; }
+usage() { sed -n '2,12p' "$0" >&2; exit 2; }
 stop() { echo "torch-npu-on-sim: $*" >&2; exit 2; }
 
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -34,7 +35,7 @@ while getopts s:l:w: option; do
     esac
 done
 shift $((OPTIND - 1))
-[[ $soc =~ ^(310P|A2|A3|950)$ ]] || stop "-s $soc: it should be 310P, A2, A3 or 950"
+[[ $soc =~ ^(A2|A3|950)$ ]] || stop "-s $soc: it should be A2, A3 or 950"
 [[ -z $library || -f $library ]] || stop "$library is no file; it should be libportolan_cann_sim.so"
 for tool in python3 "${CC:-cc}" nm readelf; do
     command -v "$tool" > /dev/null || stop "$tool was not found"
