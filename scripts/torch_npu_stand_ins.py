@@ -132,11 +132,11 @@ def cuda(torch):
 def ascend(torch, torch_npu, driver):
     """Puts refusals before the simulator, for what it lacks, and adds the libraries that the driver's folder lacks."""
     simulator, first = driver / "libportolan_cann_sim.so", driver / "libascendcl.so"
-    first.replace(simulator)
+    held = first.replace(driver / "simulator")
     theirs = [*torch_npu.glob("_C.*.so"), *(torch_npu / "lib").glob("lib*.so")]
     theirs = [library for library in theirs if "atb" not in library.name]  # Loaded only where that package is.
     wanted = {name for library in theirs for name in symbols(library, "--undefined-only") if ASCEND.match(name)}
-    lacking = wanted - set(symbols(simulator, "--defined-only"))
+    lacking = wanted - set(symbols(held, "--defined-only"))
     functions = dict.fromkeys(lacking | set(ASCEND_COMPILERS)) | ASCEND_ANSWERS
     for name in functions:
         if ASCEND_OBJECTS.match(name):
@@ -144,7 +144,10 @@ def ascend(torch, torch_npu, driver):
         elif name in ASCEND_COMPILERS:
             said = f'fprintf(stderr, "not simulated: {name} of %s\\n", self);'
             functions[name] = f"{said} return (void *) {NOT_SUPPORTED}L;"
+    # Linked by the file's name: the simulator may call itself libascendcl.so, as the refusals before it do.
+    build(driver, simulator.name, {}, ASCEND_REFUSES)
     build(driver, first.name, functions, ASCEND_REFUSES, links=[simulator])
+    held.replace(simulator)
     present = {path.name for folder in (driver, torch / "lib", torch_npu / "lib") for path in folder.iterdir()}
     system = re.compile(r"(lib(c|m|gcc_s|stdc\+\+|pthread|dl|rt)|ld-linux.*)\.so")
     libraries = {name for library in theirs for name in needed(library) if not system.match(name)}
