@@ -6,6 +6,21 @@ use crate::view::{Dtype, Tensor};
 
 operators! {
     FlashAttentionScore(query: T, key: T, value: T, realShiftOptional: T, dropMaskOptional: T, paddingMaskOptional: T, attenMaskOptional: T, prefixOptional: IA, scaleValue: F64, keepProb: F64, preTokens: I64, nextTokens: I64, headNum: I64, inputLayout: CS, innerPrecise: I64, sparseMode: I64, softmaxMaxOut: O, softmaxSumOut: O, softmaxOutOut: O, attentionOutOut: O) = score;
+    FlashAttentionScoreV4(query: T, key: T, value: T, realShiftOptional: T, dropMaskOptional: T, paddingMaskOptional: T, attenMaskOptional: T, queryRopeOptional: T, keyRopeOptional: T, dScaleQOptional: T, dScaleKOptional: T, dScaleVOptional: T, sinkOptional: T, prefixOptional: IA, actualSeqQLenOptional: IA, actualSeqKvLenOptional: IA, qStartIdxOptional: IA, kvStartIdxOptional: IA, scaleValue: F64, keepProb: F64, preTokens: I64, nextTokens: I64, headNum: I64, inputLayout: CS, innerPrecise: I64, sparseMode: I64, outDtype: I64, pseType: I64, softmaxOutLayout: CS, seed: I64, offset: I64, softmaxMaxOut: O, softmaxSumOut: O, softmaxOutOut: O, attentionOutOut: O) = score_v4;
+}
+
+/// What the fourth version adds, all of it at rest: no rotated halves, no quantised inputs, no sink, no ragged batch.
+/// Without a shift `pseType` has nothing to say, nor have `seed` and `offset` where nothing is dropped.
+fn score_v4(args: &Args) -> Result<Run, Refusal> {
+    args.absent(&["queryRope", "keyRope", "dScaleQ", "dScaleK", "dScaleV", "sink"])?;
+    args.absent(&["actualSeqQLen", "actualSeqKvLen", "qStartIdx", "kvStartIdx"])?;
+    if args.int("outDtype")? != 0 {
+        return Err(args.unknown_mode("outDtype", args.int("outDtype")?));
+    }
+    match args.text("softmaxOutLayout")? {
+        "" => score(args),
+        other => Err(args.unknown_mode("softmaxOutLayout", format!("{other:?}"))),
+    }
 }
 
 /// Copies that the statistics have of each number: one vector of 32 bytes.
@@ -143,6 +158,10 @@ mod tests {
 
     /// One batch in BNSD with two heads of keys; `shape` gives the dimensions their places.
     fn case(layout: &str, shape: impl Fn(usize, usize) -> Vec<usize>, mode: i64) -> Case {
+        case_of("FlashAttentionScore", layout, shape, mode)
+    }
+
+    fn case_of(operator: &str, layout: &str, shape: impl Fn(usize, usize) -> Vec<usize>, mode: i64) -> Case {
         let (q, k, v) = (
             noise_of(Dtype::F32, HEADS * Q * D, 1),
             noise_of(Dtype::F32, 2 * K * D, 2),
@@ -156,7 +175,7 @@ mod tests {
             let rows = (0..length).flat_map(|s| (0..heads).map(move |n| (n, s)));
             rows.flat_map(|(n, s)| x[(n * length + s) * D..][..D].to_vec()).collect()
         };
-        let case = Case::new(Soc::A2, "FlashAttentionScore")
+        let case = Case::new(Soc::A2, operator)
             .input("query", Dtype::F32, &shape(HEADS, Q), &order(&q, HEADS, Q))
             .input("key", Dtype::F32, &shape(2, K), &order(&k, 2, K))
             .input("value", Dtype::F32, &shape(2, K), &order(&v, 2, K));
@@ -211,5 +230,34 @@ mod tests {
         assert_eq!(left.read("softmaxSumOut")[0], 1.0);
         assert!(case("BNSD", shape, 2).refused().message.contains("attenMask is needed"));
         assert!(case("TND", shape, 0).refused().message.contains("inputLayout"));
+    }
+
+    #[test]
+    fn the_fourth_version_with_nothing_more_is_the_first() {
+        let shape = |n: usize, s: usize| vec![1, n, s, D];
+        let first = case("BNSD", shape, 0).done();
+        let fourth = case_of("FlashAttentionScoreV4", "BNSD", shape, 0).done();
+        for name in ["attentionOutOut", "softmaxMaxOut", "softmaxSumOut"] {
+            assert_eq!(fourth.read(name), first.read(name), "{name}");
+        }
+        for (name, value) in [("outDtype", 1), ("headNum", 0)] {
+            let refused = case_of("FlashAttentionScoreV4", "BNSD", shape, 0).int(name, value).refused();
+            assert!(refused.message.contains(name), "{}", refused.message);
+        }
+        let ragged = case_of("FlashAttentionScoreV4", "BNSD", shape, 0).ints("actualSeqQLenOptional", &[3]);
+        assert!(ragged.refused().message.contains("actualSeqQLen is not simulated"));
+        let laid =
+            case_of("FlashAttentionScoreV4", "BNSD", shape, 0).text("softmaxOutLayout", "same_as_input");
+        assert!(laid.refused().message.contains("softmaxOutLayout"));
+    }
+
+    #[test]
+    fn a_prefix_of_no_lengths_is_no_prefix() {
+        let shape = |n: usize, s: usize| vec![1, n, s, D];
+        let none = case("BNSD", shape, 0).done();
+        let empty = case("BNSD", shape, 0).ints("prefixOptional", &[]).done();
+        assert_eq!(empty.read("attentionOutOut"), none.read("attentionOutOut"));
+        let refused = case("BNSD", shape, 0).ints("prefixOptional", &[1]).refused();
+        assert!(refused.message.contains("prefix is not simulated"), "{}", refused.message);
     }
 }

@@ -297,6 +297,7 @@ impl Args {
             match self.get(name) {
                 None | Some(Value::Tensor(None) | Value::Tensors(None) | Value::Ints(None)) => {}
                 Some(Value::Tensors(Some(list))) if list.is_empty() => {}
+                Some(Value::Ints(Some(list))) if list.is_empty() => {}
                 _ => return Err(self.invalid(name, "is not simulated and must be null")),
             }
         }
