@@ -283,7 +283,8 @@ impl<'a> Loader<'a> {
     }
 
     /// The weights of experts of a layer, packed for the feed-forward network; of each expert the rows of `parts` behind
-    /// each other, named by patterns with `{e}`.
+    /// each other, named by patterns with `{e}`. Where blocks of rows that share a scale do not end with a part, all are in
+    /// smaller blocks here, which is exact: a part's last block may be cut short, and the next part begins with its own.
     pub fn experts(
         &mut self,
         parts: &[(&str, usize)],
@@ -302,17 +303,19 @@ impl<'a> Loader<'a> {
             });
             let named = named.collect::<Result<Vec<_>, Error>>()?;
             let (forms, names): (Vec<_>, Vec<_>) = named.into_iter().unzip();
+            let rows = WeightForm::rows_between_seams(&forms);
+            let forms = forms.iter().map(|form| form.in_blocks_of(rows)).collect::<Result<Vec<_>, _>>()?;
             let Some(form) = WeightForm::concat_rows(&forms)? else {
                 return Err(refuse(
-                    "cannot stand in one weight with its other half: they differ in type, or the width of an expert is no \
-                     multiple of the rows that share a scale; convert the experts to one float type",
+                    "cannot stand in one weight with its other half: they differ in type; convert the experts to one type",
                 ));
             };
             if *one.get_or_insert_with(|| form.clone()) != form {
                 return Err(refuse("is not of the type of the other experts; convert them to one type"));
             }
             for (name, form) in names.iter().zip(&forms) {
-                hosts.extend(self.read_of(name, form)?);
+                let host = self.read_of(name, form)?;
+                hosts.extend(host.map(|host| host.in_blocks_of(rows)).transpose()?);
             }
         }
         let Some(one) = one else { return Err(refuse("is of a layer without experts")) };
