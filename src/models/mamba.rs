@@ -7,6 +7,7 @@ use crate::load::config::MambaConfig;
 use crate::load::names::MAMBA;
 use crate::nn::{
     Backbone, Batch, Cache, CausalConv, LayerState, Linear, Loader, Precision, Progress, Recurrence,
+    Sequences,
 };
 use portolan_core::{Scope, Stream, Tensor, call, ops};
 use portolan_ops::kernel::UnaryKind;
@@ -83,26 +84,28 @@ impl Mixer {
         stream: &Stream,
         config: &MambaConfig,
         x: &Tensor,
-        batch: &Batch,
+        sequences: &Sequences,
         before: &LayerState,
     ) -> Result<Tensor, Error> {
         let (inner, rank, states) = (config.base.inner, config.dt_rank, config.base.state);
         let projected = self.input.forward(stream, x)?;
         let (x, gate) = (projected.narrow(1, 0, inner)?, projected.narrow(1, inner, inner)?);
-        let x = self.conv.forward(stream, &x, batch, &before.window)?;
+        let x = self.conv.forward(stream, &x, sequences, &before.window)?;
         let selected = self.selection.forward(stream, &x)?;
         let delta = self.step.forward(stream, &selected.narrow(1, 0, rank)?)?;
         let b = selected.narrow(1, rank, states)?;
         let c = selected.narrow(1, rank + states, states)?;
-        for run in batch.runs()? {
-            let [x, delta, b, c, gate] = [&x, &delta, &b, &c, &gate].map(|rows| run.rows(rows));
-            let (x, state) = (x?, run.sequences(&before.state)?);
-            // In place: nothing else reads what was convolved.
-            let scan = call::SelectiveScan::new(&x, &delta?, &self.a, &b?, &c?, &mut x.clone())?;
-            let scan = scan.delta_bias(&self.step_bias)?.softplus()?.d(&self.d)?.z(&gate?)?;
-            let scan = if run.is_new() { scan } else { scan.initial(&state)? };
-            stream.run(scan.last(&mut state.clone())?)?;
-        }
+        let [rows, delta, b, c, gate] = [&x, &delta, &b, &c, &gate].map(|rows| sequences.rows(rows));
+        let rows = rows?;
+        // In place: nothing else reads what was convolved.
+        let scan = call::SelectiveScan::new(&rows, &delta?, &self.a, &b?, &c?, &mut rows.clone())?;
+        let scan = scan.delta_bias(&self.step_bias)?.softplus()?.d(&self.d)?.z(&gate?)?;
+        let scan = match sequences.lens() {
+            Some(lens) => scan.lens(lens)?,
+            None => scan,
+        };
+        let scan = if sequences.are_new() { scan } else { scan.initial(&before.state)? };
+        stream.run(scan.last(&mut before.state.clone())?)?;
         self.output.forward(stream, &x)
     }
 }
@@ -128,10 +131,11 @@ impl LanguageModel for Mamba {
     }
 
     fn forward(&self, stream: &Stream, batch: &Batch, cache: &mut Cache) -> Result<Tensor, Error> {
-        let recurrence = cache.recurrent()?;
+        let (recurrence, sequences) = (cache.recurrent()?, batch.sequences()?);
+        recurrence.begin(stream, &sequences)?;
         self.backbone.forward(stream, batch, &mut |layer, _, x| {
             let _scope = Scope::named("mixer");
-            self.mixers[layer].forward(stream, &self.config, x, batch, recurrence.layer(layer)?)
+            self.mixers[layer].forward(stream, &self.config, x, &sequences, recurrence.layer(layer)?)
         })
     }
 }

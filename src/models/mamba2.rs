@@ -8,6 +8,7 @@ use crate::load::config::Mamba2Config;
 use crate::load::names::MAMBA2;
 use crate::nn::{
     Backbone, Batch, Cache, CausalConv, LayerState, Linear, Loader, Precision, Progress, Recurrence,
+    Sequences,
 };
 use portolan_core::{Scope, Stream, Tensor, call, ops};
 
@@ -80,7 +81,7 @@ impl Mixer {
         stream: &Stream,
         config: &Mamba2Config,
         x: &Tensor,
-        batch: &Batch,
+        sequences: &Sequences,
         before: &LayerState,
     ) -> Result<Tensor, Error> {
         let (base, heads, groups) = (&config.base, config.num_heads, config.groups);
@@ -89,19 +90,20 @@ impl Mixer {
         let projected = self.input.forward(stream, x)?;
         let delta = projected.narrow(1, inner + channels, heads)?;
         let conv =
-            self.conv.forward(stream, &projected.narrow(1, inner, channels)?, batch, &before.window)?;
+            self.conv.forward(stream, &projected.narrow(1, inner, channels)?, sequences, &before.window)?;
         let x = conv.narrow(1, 0, inner)?.reshape(&[tokens, heads, config.head_dim])?;
         let factor = |at| conv.narrow(1, at, factors)?.reshape(&[tokens, groups, base.state]);
         let (b, c) = (factor(inner)?, factor(inner + factors)?);
         let scanned = stream.empty(&x.spec().to_contiguous())?;
-        for run in batch.runs()? {
-            let [x, delta, b, c, scanned] = [&x, &delta, &b, &c, &scanned].map(|rows| run.rows(rows));
-            let state = run.sequences(&before.state)?;
-            let scan = call::SsdScan::new(&x?, &delta?, &self.a, &b?, &c?, &mut scanned?)?;
-            let scan = scan.delta_bias(&self.step_bias)?.softplus()?.d(&self.d)?;
-            let scan = if run.is_new() { scan } else { scan.initial(&state)? };
-            stream.run(scan.last(&mut state.clone())?)?;
-        }
+        let [x, delta, b, c, out] = [&x, &delta, &b, &c, &scanned].map(|rows| sequences.rows(rows));
+        let scan = call::SsdScan::new(&x?, &delta?, &self.a, &b?, &c?, &mut out?)?;
+        let scan = scan.delta_bias(&self.step_bias)?.softplus()?.d(&self.d)?;
+        let scan = match sequences.lens() {
+            Some(lens) => scan.lens(lens)?,
+            None => scan,
+        };
+        let scan = if sequences.are_new() { scan } else { scan.initial(&before.state)? };
+        stream.run(scan.last(&mut before.state.clone())?)?;
         let scanned = scanned.reshape(&[tokens, inner])?;
         stream.run(call::Swiglu::new(&projected.narrow(1, 0, inner)?, &scanned, &mut scanned.clone())?)?;
         let normed = ops::group_rms_norm(stream, &scanned, groups, Some(&self.norm), base.rms_eps)?;
@@ -122,10 +124,11 @@ impl LanguageModel for Mamba2 {
     }
 
     fn forward(&self, stream: &Stream, batch: &Batch, cache: &mut Cache) -> Result<Tensor, Error> {
-        let recurrence = cache.recurrent()?;
+        let (recurrence, sequences) = (cache.recurrent()?, batch.sequences()?);
+        recurrence.begin(stream, &sequences)?;
         self.backbone.forward(stream, batch, &mut |layer, _, x| {
             let _scope = Scope::named("mixer");
-            self.mixers[layer].forward(stream, &self.config, x, batch, recurrence.layer(layer)?)
+            self.mixers[layer].forward(stream, &self.config, x, &sequences, recurrence.layer(layer)?)
         })
     }
 }

@@ -1,7 +1,7 @@
 //! The short causal convolution in front of a recurrence (Gu and Dao 2023).
 
 use crate::Error;
-use crate::nn::{Batch, Loader};
+use crate::nn::{Loader, Sequences};
 use portolan_core::{Stream, Tensor, call};
 use portolan_ops::{DType, TensorSpec};
 
@@ -42,22 +42,22 @@ impl CausalConv {
         &self,
         stream: &Stream,
         x: &Tensor,
-        batch: &Batch,
+        sequences: &Sequences,
         window: &Tensor,
     ) -> Result<Tensor, Error> {
         let out = stream.empty(&TensorSpec::of(DType::F32, x.dims())?)?;
-        for run in batch.runs()? {
-            let before = run.sequences(window)?;
-            let mut op =
-                call::CausalConv1d::new(&run.rows(x)?, &self.weight, &mut run.rows(&out)?)?.silu()?;
-            if let Some(bias) = &self.bias {
-                op = op.bias(bias)?;
-            }
-            if !run.is_new() {
-                op = op.initial(&before)?;
-            }
-            stream.run(op.last(&mut before.clone())?)?;
-        }
+        let op = call::CausalConv1d::new(&sequences.rows(x)?, &self.weight, &mut sequences.rows(&out)?)?;
+        let op = op.silu()?;
+        let op = match &self.bias {
+            Some(bias) => op.bias(bias)?,
+            None => op,
+        };
+        let op = match sequences.lens() {
+            Some(lens) => op.lens(lens)?,
+            None => op,
+        };
+        let op = if sequences.are_new() { op } else { op.initial(window)? };
+        stream.run(op.last(&mut window.clone())?)?;
         Ok(out)
     }
 }

@@ -15,7 +15,7 @@ mod norm;
 
 pub use attention::Attention;
 pub use backbone::{Backbone, BackboneConfig};
-pub use batch::{Batch, Run};
+pub use batch::{Batch, Sequences};
 pub use cache::{Cache, KvCache, LatentCache, LayerState, Recurrence};
 pub use conv::CausalConv;
 pub use decoder::Decoder;
