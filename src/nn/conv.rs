@@ -2,6 +2,7 @@
 
 use crate::Error;
 use crate::nn::{Loader, Sequences};
+use core::ops::Range;
 use portolan_core::{Stream, Tensor, call};
 use portolan_ops::{DType, TensorSpec};
 
@@ -14,7 +15,8 @@ pub struct CausalConv {
 }
 
 impl CausalConv {
-    /// Loads `{name}.weight`, which files have as `[channels, 1, width]`, and `{name}.bias` if there is one.
+    /// Loads `{name}.weight`, which files have as `[channels, 1, width]`, and `{name}.bias` if there is one: of them the
+    /// stretches of channels that a rank has.
     ///
     /// # Errors
     /// Those of the file and of the device.
@@ -22,15 +24,17 @@ impl CausalConv {
         loader: &mut Loader<'_>,
         name: &str,
         layer: usize,
-        channels: usize,
-        width: usize,
+        [channels, width]: [usize; 2],
+        here: &[Range<usize>],
         bias: bool,
     ) -> Result<Self, Error> {
-        let weight = loader.parameters(&format!("{name}.weight"), layer, &[channels, 1, width])?;
-        Ok(Self {
-            weight: weight.reshape(&[channels, width])?,
-            bias: if bias { Some(loader.vector(&format!("{name}.bias"), layer, channels)?) } else { None },
-        })
+        let weight = loader.parameters(&format!("{name}.weight"), layer, &[channels, 1, width], here)?;
+        let weight = weight.reshape(&[weight.dims()[0], width])?;
+        let bias = match bias {
+            true => Some(loader.parameters(&format!("{name}.bias"), layer, &[channels], here)?),
+            false => None,
+        };
+        Ok(Self { weight, bias })
     }
 
     /// `[tokens, channels]` to the same, behind the rows of `window [batch, width − 1, channels]`, which become those

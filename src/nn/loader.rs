@@ -58,6 +58,18 @@ impl<'a> Share<'a> {
         self
     }
 
+    /// Some stretches of its rows, one behind the other; neighbouring ones are one.
+    pub fn of_rows(name: &'a str, n: usize, k: usize, stretches: &[Range<usize>]) -> Vec<Self> {
+        let mut shares: Vec<Self> = Vec::new();
+        for rows in stretches {
+            match shares.last_mut().filter(|share| share.part.rows.end == rows.start) {
+                Some(share) => share.part.rows.end = rows.end,
+                None => shares.push(Self::whole(name, n, k).rows(rows.clone())),
+            }
+        }
+        shares
+    }
+
     /// Rows taken.
     pub fn n(&self) -> usize {
         self.part.rows.len()
@@ -174,7 +186,8 @@ impl<'a> Loader<'a> {
     fn read_of(&mut self, name: &str, form: &WeightForm) -> Result<Option<HostWeight>, Error> {
         let host = if self.keeps_data() { Some(self.source.load(name)?) } else { None };
         self.loaded += form.shape().numel() as u64;
-        (self.progress)(self.loaded, self.total);
+        // Parts of a weight that do not lie together are read one by one, each time all of it.
+        (self.progress)(self.loaded.min(self.total), self.total);
         Ok(host)
     }
 
@@ -187,11 +200,25 @@ impl<'a> Loader<'a> {
         self.vectors(&[(canonical, len)], layer)
     }
 
-    /// Parameters of any extents that are no weight of a product, in f32.
-    pub fn parameters(&mut self, canonical: &str, layer: usize, dims: &[usize]) -> Result<Tensor, Error> {
+    /// Parameters of any extents that are no weight of a product, in f32: stretches of their rows behind each other.
+    pub fn parameters(
+        &mut self,
+        canonical: &str,
+        layer: usize,
+        dims: &[usize],
+        rows: &[Range<usize>],
+    ) -> Result<Tensor, Error> {
         let form = self.form(canonical, layer, dims)?;
-        let host = self.read(canonical, layer, &form)?;
-        self.floats(host.iter().flat_map(HostWeight::to_f32).collect(), dims)
+        let each: usize = dims.iter().skip(1).product();
+        let mut values = Vec::new();
+        if let Some(host) = self.read(canonical, layer, &form)? {
+            let all = host.to_f32();
+            let stretches = rows.iter().map(|rows| all.get(rows.start * each..rows.end * each));
+            values.extend(stretches.flatten().flatten());
+        }
+        let count = rows.iter().map(Range::len).sum();
+        let dims = [&[count], dims.get(1..).unwrap_or_default()].concat();
+        self.floats(values, &dims)
     }
 
     /// Several vectors behind each other, in f32.

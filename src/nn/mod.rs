@@ -24,4 +24,4 @@ pub use layout::{Heads, Layout};
 pub use linear::{Embedding, Linear};
 pub use loader::{Loader, Precision, Progress, Share};
 pub use moe::{MoeFfn, MoeLayer, SharedExpert};
-pub use norm::{LayerNorm, RmsNorm};
+pub use norm::{GroupRmsNorm, LayerNorm, RmsNorm};
