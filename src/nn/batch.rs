@@ -188,7 +188,8 @@ mod tests {
         );
         assert_eq!(s.download::<i32>(&rows).unwrap().wait().unwrap(), [1, 2, 3, 4, 5, 6]);
         let (rows, ragged) = of(&[&[1, 2], &[3], &[], &[]], &[0, 0, 0, 5]);
-        assert_eq!((rows.dims(), ragged.new_ones(), ragged.are_new()), (&[1, 3][..], &[0..3][..], false));
+        let first = std::slice::from_ref(&(0..3));
+        assert_eq!((rows.dims(), ragged.new_ones(), ragged.are_new()), (&[1, 3][..], first, false));
         assert_eq!(ragged.lens().unwrap().spec("batch", "lens").unwrap().sum(), Some(3));
         let (rows, none) = of(&[], &[]);
         assert_eq!((rows.dims(), none.are_new()), (&[0, 0][..], true));
