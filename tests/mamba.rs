@@ -3,6 +3,9 @@
 
 mod rig;
 
+use portolan::models::LanguageModel;
+use portolan::nn::Batch;
+use portolan::{Determinism, Stream, StreamOptions};
 use serde_json::json;
 
 const MODELS: [&str; 4] = ["mamba", "mamba-bias", "mamba2", "mamba2-bias"];
@@ -20,6 +23,63 @@ fn simulated_ascend_agrees_with_transformers() {
 #[test]
 fn sequences_of_any_lengths_run_side_by_side() {
     rig::expect_ragged_passes_to_agree(&MODELS);
+}
+
+/// Greedy continuation: of each prompt the bits of its logits, pass by pass. A prompt is `(slot, pass, tokens)`: it takes a
+/// sequence of the cache from a pass on, from whoever had it.
+fn continued(
+    model: &dyn LanguageModel,
+    stream: &Stream,
+    slots: usize,
+    prompts: &[(usize, usize, &[u32])],
+    passes: usize,
+) -> Vec<Vec<u32>> {
+    let vocab = model.info().vocab;
+    let mut cache = model.cache(stream, slots, 64).unwrap();
+    // Of every slot: whose it is, tokens seen, and those to run next.
+    let mut running: Vec<(Option<usize>, usize, Vec<u32>)> = vec![(None, 0, Vec::new()); slots];
+    let mut bits = vec![Vec::new(); prompts.len()];
+    for pass in 0..passes {
+        for (which, (slot, _, prompt)) in prompts.iter().enumerate().filter(|(_, p)| p.1 == pass) {
+            running[*slot] = (Some(which), 0, prompt.to_vec());
+        }
+        let tokens: Vec<&[u32]> = running.iter().map(|(_, _, next)| next.as_slice()).collect();
+        let seen: Vec<usize> = running.iter().map(|(_, seen, _)| *seen).collect();
+        let batch = Batch::new(stream, &tokens, &seen, 64).unwrap();
+        let logits = model.forward(stream, &batch, &mut cache).unwrap();
+        let logits = stream.download::<f32>(&logits).unwrap().wait().unwrap();
+        let mut rows = logits.chunks(vocab);
+        for (whose, seen, next) in &mut running {
+            let Some(whose) = *whose else { continue };
+            let own: Vec<&[f32]> = rows.by_ref().take(next.len()).collect();
+            bits[whose].extend(own.iter().flat_map(|row| row.iter().map(|x| x.to_bits())));
+            *seen += next.len();
+            let last = own[own.len() - 1].iter().enumerate();
+            *next = vec![last.max_by(|a, b| a.1.total_cmp(b.1)).unwrap().0 as u32];
+        }
+    }
+    bits
+}
+
+#[test]
+fn a_prompt_among_others_of_any_lengths_is_continued_with_the_bits_it_has_alone() {
+    let options = StreamOptions { determinism: Determinism::BatchInvariant, ..StreamOptions::default() };
+    let stream = portolan::open("cpu:0").unwrap().stream(options).unwrap();
+    let text: Vec<u32> = (0..40).map(|i| 3 + i * 37 % 110).collect();
+    // Sequence, pass, prompt: two begin together, one later in a sequence that was idle, one in the place of the first.
+    let prompts: [(usize, usize, &[u32]); 4] =
+        [(0, 0, &text[..3]), (2, 0, &text[3..27]), (1, 2, &text[27..34]), (0, 4, &text[34..40])];
+    for name in MODELS {
+        let model = rig::load_model(&stream, &rig::folder(name)).unwrap();
+        let among = continued(model.as_ref(), &stream, 3, &prompts, 7);
+        for (which, (slot, begins, prompt)) in prompts.into_iter().enumerate() {
+            // The first stops where another takes its place.
+            let passes = if which == 0 { 4 } else { 7 - begins };
+            let alone = continued(model.as_ref(), &stream, 1, &[(0, 0, prompt)], passes).swap_remove(0);
+            assert_eq!(alone.len(), (prompt.len() + passes - 1) * model.info().vocab);
+            assert!(among[which] == alone, "{name}: prompt {which} in sequence {slot}");
+        }
+    }
 }
 
 #[test]

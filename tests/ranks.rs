@@ -48,7 +48,8 @@ fn share(
 #[test]
 fn two_and_four_ranks_answer_as_one() {
     // Heads with keys of their own and in groups, biases and windows, experts that four ranks have unequally many of, a shared
-    // one with a router of its own, layers without any, latent entries.
+    // one with a router of its own, layers without any, latent entries; channels, and heads in groups that a rank has several
+    // or a part of.
     for name in [
         "llama-mha",
         "llama-gqa",
@@ -59,6 +60,10 @@ fn two_and_four_ranks_answer_as_one() {
         "qwen3-moe",
         "deepseek-v3",
         "deepseek-v3-plain",
+        "mamba",
+        "mamba-bias",
+        "mamba2",
+        "mamba2-bias",
     ] {
         let source = load::open(&rig::folder(name)).unwrap();
         let (sequences, golden) = &rig::goldens(name)[1];
@@ -89,8 +94,8 @@ fn a_model_that_ranks_cannot_share_is_refused_on_each_of_them() {
     for (name, world, says) in [
         ("llama-gqa", 3, "are 3, which cannot share 4 heads equally"),
         ("qwen2-moe", 8, "are 8, which cannot share 4 heads equally"),
-        ("mamba", 2, "models of this family run on one rank only"),
-        ("mamba2", 2, "models of this family run on one rank only"),
+        ("mamba", 3, "are 3, which cannot share 64 channels equally"),
+        ("mamba2", 3, "are 3, which cannot share 8 heads equally"),
     ] {
         let source = load::open(&rig::folder(name)).unwrap();
         for error in on_ranks(world, |stream, layout| share(stream, layout, source.as_ref()).map(|_| ())) {

@@ -11,6 +11,7 @@ pub mod gguf;
 mod json;
 pub mod names;
 mod part;
+mod refine;
 pub mod safetensors;
 mod source;
 mod weights;

@@ -53,8 +53,7 @@ pub fn load(
 /// its model makes, and get the same logits.
 ///
 /// # Errors
-/// As [`load`]; `Attribute` where the ranks cannot share the model equally, and for state-space models, which are not shared
-/// out.
+/// As [`load`]; `Attribute` where the ranks cannot share the model equally.
 pub fn load_rank(
     stream: &Stream,
     source: &dyn WeightSource,
@@ -62,17 +61,13 @@ pub fn load_rank(
     layout: &Layout,
     progress: Progress<'_>,
 ) -> Result<Box<dyn LanguageModel>, Error> {
-    let family = Family::from_source(source)?;
-    if matches!(family, Family::Mamba | Family::Mamba2) {
-        layout.expect_one("mamba")?;
-    }
-    Ok(match family {
+    Ok(match Family::from_source(source)? {
         Family::Llama => Box::new(Llama::load_rank(stream, source, precision, layout, progress)?),
         Family::Mixtral | Family::QwenMoe => {
             Box::new(Mixtral::load_rank(stream, source, precision, layout, progress)?)
         }
         Family::DeepseekV3 => Box::new(DeepseekV3::load_rank(stream, source, precision, layout, progress)?),
-        Family::Mamba => Box::new(Mamba::load(stream, source, precision, progress)?),
-        Family::Mamba2 => Box::new(Mamba2::load(stream, source, precision, progress)?),
+        Family::Mamba => Box::new(Mamba::load_rank(stream, source, precision, layout, progress)?),
+        Family::Mamba2 => Box::new(Mamba2::load_rank(stream, source, precision, layout, progress)?),
     })
 }

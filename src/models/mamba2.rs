@@ -7,14 +7,18 @@ use crate::load::WeightSource;
 use crate::load::config::Mamba2Config;
 use crate::load::names::MAMBA2;
 use crate::nn::{
-    Backbone, Batch, Cache, CausalConv, LayerState, Linear, Loader, Precision, Progress, Recurrence,
+    Backbone, Batch, Cache, CausalConv, GroupRmsNorm, LayerState, Layout, Linear, Loader, Precision,
+    Progress, Recurrence, Sequences, Share,
 };
-use portolan_core::{Scope, Stream, Tensor, call, ops};
+use core::ops::Range;
+use portolan_core::{Scope, Stream, Tensor, call};
 
 /// A model's weights on a device.
 #[derive(Clone, Debug)]
 pub struct Mamba2 {
     config: Mamba2Config,
+    /// With the heads and groups of this rank.
+    share: Mamba2Config,
     backbone: Backbone,
     mixers: Vec<Mixer>,
 }
@@ -28,7 +32,7 @@ struct Mixer {
     step_bias: Tensor,
     a: Tensor,
     d: Tensor,
-    norm: Tensor,
+    norm: GroupRmsNorm,
     output: Linear,
 }
 
@@ -43,13 +47,31 @@ impl Mamba2 {
         precision: Precision,
         progress: Progress<'_>,
     ) -> Result<Self, Error> {
+        Self::load_rank(stream, source, precision, &Layout::default(), progress)
+    }
+
+    /// Loads what one rank has of a model.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load); `Attribute` where the ranks cannot share it equally.
+    pub fn load_rank(
+        stream: &Stream,
+        source: &dyn WeightSource,
+        precision: Precision,
+        layout: &Layout,
+        progress: Progress<'_>,
+    ) -> Result<Self, Error> {
         let config = Mamba2Config::from_source(source)?;
-        let mut loader = Loader::new(stream, source, MAMBA2, precision, progress);
+        let heads = layout.heads(config.num_heads, config.groups)?;
+        let mut share =
+            Mamba2Config { num_heads: heads.queries.len(), groups: heads.keys.len(), ..config.clone() };
+        share.base.inner = share.num_heads * share.head_dim;
+        let mut loader = Loader::new(stream, source, MAMBA2, precision, progress).of_rank(layout);
         let backbone = Backbone::load(&mut loader, &config.base.backbone(), &["norm"])?;
         let mixers = (0..config.base.layers).map(|i| Mixer::load(&mut loader, &config, i));
         let mixers = mixers.collect::<Result<_, Error>>()?;
         stream.synchronize()?;
-        Ok(Self { config, backbone, mixers })
+        Ok(Self { config, share, backbone, mixers })
     }
 
     /// What the model is made of.
@@ -61,26 +83,42 @@ impl Mamba2 {
 impl Mixer {
     fn load(loader: &mut Loader<'_>, config: &Mamba2Config, i: usize) -> Result<Self, Error> {
         let (base, heads, channels) = (&config.base, config.num_heads, config.conv_channels());
-        let (hidden, inner) = (base.hidden, base.inner);
-        let projected = inner + channels + heads;
+        let (hidden, inner, factors) = (base.hidden, base.inner, config.groups * base.state);
+        let layout = loader.layout().clone();
+        let here = layout.heads(heads, config.groups)?;
+        let stretch =
+            |of: &Range<usize>, each: usize, from: usize| from + of.start * each..from + of.end * each;
+        // The gate, what is scanned, factors b and c, steps; in the middle what is convolved.
+        let convolved = |from: usize| {
+            let factor = |at: usize| stretch(&here.keys, base.state, from + inner + at);
+            [stretch(&here.queries, config.head_dim, from), factor(0), factor(factors)]
+        };
+        let columns = stretch(&here.queries, config.head_dim, 0);
+        let mut rows = vec![columns.clone()];
+        rows.extend(convolved(inner));
+        rows.push(stretch(&here.queries, 1, inner + channels));
+        let input = Share::of_rows("layers.{i}.in", inner + channels + heads, hidden, &rows);
+        let output = Share::whole("layers.{i}.out", hidden, inner).columns(columns);
+        let (conv, all) = ([channels, base.conv_width], std::slice::from_ref(&here.queries));
+        let norm = [heads, config.head_dim, config.groups];
         Ok(Self {
-            input: Linear::load(loader, &[("layers.{i}.in", projected)], i, hidden, base.bias)?,
-            conv: CausalConv::load(loader, "layers.{i}.conv", i, channels, base.conv_width, base.conv_bias)?,
-            step_bias: loader.vector("layers.{i}.dt.bias", i, heads)?,
-            a: rates(loader, i, &[heads])?,
-            d: loader.vector("layers.{i}.d", i, heads)?,
-            norm: loader.vector("layers.{i}.gate_norm.weight", i, inner)?,
-            output: Linear::load(loader, &[("layers.{i}.out", hidden)], i, inner, base.bias)?,
+            input: Linear::load_shares(loader, &input, i, base.bias)?,
+            conv: CausalConv::load(loader, "layers.{i}.conv", i, conv, &convolved(0), base.conv_bias)?,
+            step_bias: loader.parameters("layers.{i}.dt.bias", i, &[heads], all)?,
+            a: rates(loader, i, &[heads], all)?,
+            d: loader.parameters("layers.{i}.d", i, &[heads], all)?,
+            norm: GroupRmsNorm::load(loader, "layers.{i}.gate_norm.weight", i, norm, &here, base.rms_eps)?,
+            output: Linear::load_shares(loader, &[output], i, base.bias && layout.is_first())?,
         })
     }
 
-    /// `[tokens, hidden]` to the same, behind a layer's states.
+    /// `[tokens, hidden]` to this rank's part of the same, behind a layer's states.
     fn forward(
         &self,
         stream: &Stream,
         config: &Mamba2Config,
         x: &Tensor,
-        batch: &Batch,
+        sequences: &Sequences,
         before: &LayerState,
     ) -> Result<Tensor, Error> {
         let (base, heads, groups) = (&config.base, config.num_heads, config.groups);
@@ -89,23 +127,23 @@ impl Mixer {
         let projected = self.input.forward(stream, x)?;
         let delta = projected.narrow(1, inner + channels, heads)?;
         let conv =
-            self.conv.forward(stream, &projected.narrow(1, inner, channels)?, batch, &before.window)?;
+            self.conv.forward(stream, &projected.narrow(1, inner, channels)?, sequences, &before.window)?;
         let x = conv.narrow(1, 0, inner)?.reshape(&[tokens, heads, config.head_dim])?;
         let factor = |at| conv.narrow(1, at, factors)?.reshape(&[tokens, groups, base.state]);
         let (b, c) = (factor(inner)?, factor(inner + factors)?);
         let scanned = stream.empty(&x.spec().to_contiguous())?;
-        for run in batch.runs()? {
-            let [x, delta, b, c, scanned] = [&x, &delta, &b, &c, &scanned].map(|rows| run.rows(rows));
-            let state = run.sequences(&before.state)?;
-            let scan = call::SsdScan::new(&x?, &delta?, &self.a, &b?, &c?, &mut scanned?)?;
-            let scan = scan.delta_bias(&self.step_bias)?.softplus()?.d(&self.d)?;
-            let scan = if run.is_new() { scan } else { scan.initial(&state)? };
-            stream.run(scan.last(&mut state.clone())?)?;
-        }
+        let [x, delta, b, c, out] = [&x, &delta, &b, &c, &scanned].map(|rows| sequences.rows(rows));
+        let scan = call::SsdScan::new(&x?, &delta?, &self.a, &b?, &c?, &mut out?)?;
+        let scan = scan.delta_bias(&self.step_bias)?.softplus()?.d(&self.d)?;
+        let scan = match sequences.lens() {
+            Some(lens) => scan.lens(lens)?,
+            None => scan,
+        };
+        let scan = if sequences.are_new() { scan } else { scan.initial(&before.state)? };
+        stream.run(scan.last(&mut before.state.clone())?)?;
         let scanned = scanned.reshape(&[tokens, inner])?;
         stream.run(call::Swiglu::new(&projected.narrow(1, 0, inner)?, &scanned, &mut scanned.clone())?)?;
-        let normed = ops::group_rms_norm(stream, &scanned, groups, Some(&self.norm), base.rms_eps)?;
-        self.output.forward(stream, &normed)
+        self.output.forward(stream, &self.norm.forward(stream, &scanned)?)
     }
 }
 
@@ -115,17 +153,18 @@ impl LanguageModel for Mamba2 {
     }
 
     fn cache(&self, stream: &Stream, batch: usize, max_len: usize) -> Result<Cache, Error> {
-        let (config, base) = (&self.config, &self.config.base);
+        let (config, base) = (&self.share, &self.share.base);
         let window = [base.conv_width - 1, config.conv_channels()];
         let state = [config.num_heads, config.head_dim, base.state];
         Ok(Cache::Recurrent(Recurrence::new(stream, base.layers, batch, max_len, &window, &state)?))
     }
 
     fn forward(&self, stream: &Stream, batch: &Batch, cache: &mut Cache) -> Result<Tensor, Error> {
-        let recurrence = cache.recurrent()?;
+        let (recurrence, sequences) = (cache.recurrent()?, batch.sequences()?);
+        recurrence.begin(stream, &sequences)?;
         self.backbone.forward(stream, batch, &mut |layer, _, x| {
             let _scope = Scope::named("mixer");
-            self.mixers[layer].forward(stream, &self.config, x, batch, recurrence.layer(layer)?)
+            self.mixers[layer].forward(stream, &self.share, x, &sequences, recurrence.layer(layer)?)
         })
     }
 }

@@ -87,69 +87,79 @@ impl Batch {
         Ok(self)
     }
 
-    /// Neighbouring sequences of equally many tokens in this pass, all new or all not: what an operator that takes
-    /// sequences of one length runs at a time.
+    /// The pass as operators take it that carry a state from token to token.
     ///
     /// # Errors
-    /// `Shape` where lengths that the host does not know may differ, or there are more tokens than sequences have.
-    pub fn runs(&self) -> Result<Vec<Run>, Error> {
+    /// `Shape` where the lengths that the host knows are of another number of tokens.
+    pub fn sequences(&self) -> Result<Sequences, Error> {
         let rows = self.ids.numel();
         let q_lens = self.q_lens.spec("batch", "q_lens")?;
         let kv_lens = self.kv_lens.spec("batch", "kv_lens")?;
-        let lens: Vec<usize> = match q_lens.host() {
-            Some(lens) => lens.iter().map(|&len| len as usize).collect(),
-            // As many tokens as there can be at most: every sequence has its share.
-            None => vec![q_lens.max() as usize; q_lens.count()],
-        };
-        if lens.iter().sum::<usize>() != rows {
-            let what = format!("{rows} tokens, the lengths that the host knows add up to another number");
+        let (count, host) = (q_lens.count(), q_lens.host());
+        if let Some(sum) = q_lens.sum().filter(|&sum| sum != rows as u64) {
+            let what = format!("{rows} tokens, the lengths that the host knows add up to {sum}");
             return Err(OpError::shape("batch", what).into());
         }
-        let mut runs: Vec<Run> = Vec::new();
-        let mut row = 0;
-        for (sequence, &tokens) in lens.iter().enumerate() {
-            let is_new = kv_lens.host().is_some_and(|lens| lens[sequence] as usize == tokens);
-            match runs.last_mut().filter(|run| run.tokens == tokens && run.is_new == is_new) {
-                Some(run) => run.sequences.end += 1,
-                None => runs.push(Run { sequences: sequence..sequence + 1, first_row: row, tokens, is_new }),
+        // Where the host knows nothing, but there are as many tokens as there can be at most, every sequence has its share.
+        let each = match host {
+            Some(lens) => lens.first().map_or(0, |&len| len as usize),
+            None => q_lens.max() as usize,
+        };
+        let is_even = host.is_none_or(|lens| lens.iter().all(|&len| len as usize == each));
+        let (dims, lens) = match is_even && count.checked_mul(each) == Some(rows) {
+            true => ([count, each], None),
+            false => ([1, rows], Some(self.q_lens.clone())),
+        };
+        let mut new: Vec<Range<usize>> = Vec::new();
+        let lengths = host.into_iter().flat_map(|lens| lens.iter());
+        for (at, (tokens, all)) in lengths.zip(kv_lens.host().into_iter().flat_map(|l| l.iter())).enumerate()
+        {
+            match new.last_mut().filter(|run| run.end == at && tokens == all) {
+                Some(run) => run.end += 1,
+                None if tokens == all => new.push(at..at + 1),
+                None => {}
             }
-            row += tokens;
         }
-        Ok(runs)
+        Ok(Sequences { dims, lens, count, new })
     }
 }
 
-/// Neighbouring sequences of a pass that have equally many tokens in it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Run {
-    sequences: Range<usize>,
-    first_row: usize,
-    tokens: usize,
-    is_new: bool,
+/// The sequences of a pass: as many tokens of each, or one behind the other and their lengths.
+#[derive(Clone, Debug)]
+pub struct Sequences {
+    /// Sequences and the tokens of each, or 1 and the tokens of all.
+    dims: [usize; 2],
+    lens: Option<Lens>,
+    count: usize,
+    new: Vec<Range<usize>>,
 }
 
-impl Run {
+impl Sequences {
+    /// Tokens of each sequence, unless all have as many.
+    pub fn lens(&self) -> Option<&Lens> {
+        self.lens.as_ref()
+    }
+
+    /// Runs of neighbouring sequences that have no token from before this pass, as far as the host knows.
+    pub fn new_ones(&self) -> &[Range<usize>] {
+        &self.new
+    }
+
     /// Whether no sequence has tokens from before this pass.
-    pub fn is_new(&self) -> bool {
-        self.is_new
+    pub fn are_new(&self) -> bool {
+        self.new.iter().map(Range::len).sum::<usize>() == self.count
     }
 
-    /// The run's part of `x [tokens, ..]`: a view `[sequences, tokens, ..]`.
+    /// What every token has one of, `[tokens, ..]`, as operators take it: a view `[sequences, tokens of each, ..]`, or
+    /// `[1, tokens, ..]` with lengths.
     ///
     /// # Errors
-    /// `Shape` when x has fewer rows.
+    /// `Shape` when x has another number of rows.
     pub fn rows(&self, x: &Tensor) -> Result<Tensor, Error> {
-        let rows = x.narrow(0, self.first_row, self.sequences.len() * self.tokens)?;
-        let dims = [&[self.sequences.len(), self.tokens], &x.dims()[1..]].concat();
-        Ok(rows.reshape(&dims)?)
-    }
-
-    /// The run's part of what every sequence has one of.
-    ///
-    /// # Errors
-    /// `Shape` when there are fewer.
-    pub fn sequences(&self, x: &Tensor) -> Result<Tensor, Error> {
-        Ok(x.narrow(0, self.sequences.start, self.sequences.len())?)
+        let [_, tail @ ..] = x.dims() else {
+            return Err(OpError::shape("batch", "a tensor without dimensions has no rows").into());
+        };
+        Ok(x.reshape(&[&self.dims, tail].concat())?)
     }
 }
 
@@ -164,21 +174,30 @@ mod tests {
     }
 
     #[test]
-    fn runs_are_of_one_length_and_of_one_age() {
+    fn sequences_of_one_length_are_a_rectangle_and_others_lie_in_a_row() {
         let s = stream();
-        let tokens: [&[u32]; 6] = [&[1, 2], &[3, 4], &[5, 6], &[], &[7], &[8]];
-        let batch = Batch::new(&s, &tokens, &[0, 0, 3, 0, 5, 2], 8).unwrap();
-        let run = |sequences, first_row, tokens, is_new| Run { sequences, first_row, tokens, is_new };
-        let want =
-            [run(0..2, 0, 2, true), run(2..3, 4, 2, false), run(3..4, 6, 0, true), run(4..6, 6, 1, false)];
-        assert_eq!(batch.runs().unwrap(), want);
-        let rows = want[3].rows(&batch.ids).unwrap();
-        assert_eq!(rows.dims(), [2, 1]);
-        assert_eq!(s.download::<i32>(&rows).unwrap().wait().unwrap(), [7, 8]);
+        let of = |tokens: &[&[u32]], cached: &[usize]| {
+            let batch = Batch::new(&s, tokens, cached, 8).unwrap();
+            let sequences = batch.sequences().unwrap();
+            (sequences.rows(&batch.ids).unwrap(), sequences)
+        };
+        let (rows, even) = of(&[&[1, 2], &[3, 4], &[5, 6]], &[0, 3, 0]);
+        assert_eq!(
+            (rows.dims(), even.lens().is_none(), even.new_ones()),
+            (&[3, 2][..], true, &[0..1, 2..3][..])
+        );
+        assert_eq!(s.download::<i32>(&rows).unwrap().wait().unwrap(), [1, 2, 3, 4, 5, 6]);
+        let (rows, ragged) = of(&[&[1, 2], &[3], &[], &[]], &[0, 0, 0, 5]);
+        let first = std::slice::from_ref(&(0..3));
+        assert_eq!((rows.dims(), ragged.new_ones(), ragged.are_new()), (&[1, 3][..], first, false));
+        assert_eq!(ragged.lens().unwrap().spec("batch", "lens").unwrap().sum(), Some(3));
+        let (rows, none) = of(&[], &[]);
+        assert_eq!((rows.dims(), none.are_new()), (&[0, 0][..], true));
+        assert!(of(&[&[1], &[2, 3]], &[0, 0]).1.are_new());
     }
 
     #[test]
-    fn lengths_of_the_device_alone_are_equal_or_refused() {
+    fn lengths_of_the_device_alone_are_taken_as_they_are() {
         let s = stream();
         let tokens: [&[u32]; 2] = [&[1, 2], &[3, 4]];
         let mut batch = Batch::new(&s, &tokens, &[0, 0], 8).unwrap();
@@ -186,9 +205,12 @@ mod tests {
         batch.kv_lens = on_device(&batch.kv_lens, 8);
         batch.q_lens = on_device(&batch.q_lens, 2);
         // Nothing says that the sequences are new.
-        let want = Run { sequences: 0..2, first_row: 0, tokens: 2, is_new: false };
-        assert_eq!(batch.runs().unwrap(), [want]);
+        let even = batch.sequences().unwrap();
+        assert_eq!((even.dims, even.lens().is_none(), even.are_new()), ([2, 2], true, false));
         batch.q_lens = on_device(&batch.q_lens, 3);
-        assert!(batch.runs().unwrap_err().to_string().contains("4 tokens"));
+        let ragged = batch.sequences().unwrap();
+        assert_eq!((ragged.dims, ragged.lens().is_some()), ([1, 4], true));
+        batch.q_lens = Lens::upload(&s, &[2, 1], 2).unwrap();
+        assert!(batch.sequences().unwrap_err().to_string().contains("4 tokens, the lengths"));
     }
 }

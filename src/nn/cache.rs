@@ -2,7 +2,7 @@
 //! all heads, or the state of a recurrence.
 
 use crate::Error;
-use crate::nn::Batch;
+use crate::nn::{Batch, Sequences};
 use portolan_core::{Stream, Tensor, call, ops};
 use portolan_ops::{DType, OpError, Shape, TensorSpec};
 
@@ -243,7 +243,27 @@ impl Recurrence {
         Ok(Self { layers: (0..layers).map(layer).collect::<Result<_, Error>>()?, batch, max_len })
     }
 
-    /// A layer's states. They are those behind the last pass: of a sequence that is new in a pass they are not read.
+    /// Makes the states those that the sequences of a pass begin with: 0 for new ones, unless all are: then no operator
+    /// reads them.
+    ///
+    /// # Errors
+    /// As [`Stream::run`]; `Shape` for other numbers of sequences.
+    pub fn begin(&mut self, stream: &Stream, sequences: &Sequences) -> Result<(), Error> {
+        if sequences.are_new() {
+            return Ok(());
+        }
+        for LayerState { window, state } in &self.layers {
+            for new in sequences.new_ones() {
+                for states in [window, state] {
+                    let mut states = states.narrow(0, new.start, new.len())?;
+                    stream.run(call::Fill::new(&mut states, 0.0)?)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A layer's states: those behind the last pass, and behind [`begin`](Self::begin) those before the next.
     ///
     /// # Errors
     /// `Shape` when there is no such layer.

@@ -1,7 +1,8 @@
 //! The short causal convolution in front of a recurrence (Gu and Dao 2023).
 
 use crate::Error;
-use crate::nn::{Batch, Loader};
+use crate::nn::{Loader, Sequences};
+use core::ops::Range;
 use portolan_core::{Stream, Tensor, call};
 use portolan_ops::{DType, TensorSpec};
 
@@ -14,7 +15,8 @@ pub struct CausalConv {
 }
 
 impl CausalConv {
-    /// Loads `{name}.weight`, which files have as `[channels, 1, width]`, and `{name}.bias` if there is one.
+    /// Loads `{name}.weight`, which files have as `[channels, 1, width]`, and `{name}.bias` if there is one: of them the
+    /// stretches of channels that a rank has.
     ///
     /// # Errors
     /// Those of the file and of the device.
@@ -22,15 +24,17 @@ impl CausalConv {
         loader: &mut Loader<'_>,
         name: &str,
         layer: usize,
-        channels: usize,
-        width: usize,
+        [channels, width]: [usize; 2],
+        here: &[Range<usize>],
         bias: bool,
     ) -> Result<Self, Error> {
-        let weight = loader.parameters(&format!("{name}.weight"), layer, &[channels, 1, width])?;
-        Ok(Self {
-            weight: weight.reshape(&[channels, width])?,
-            bias: if bias { Some(loader.vector(&format!("{name}.bias"), layer, channels)?) } else { None },
-        })
+        let weight = loader.parameters(&format!("{name}.weight"), layer, &[channels, 1, width], here)?;
+        let weight = weight.reshape(&[weight.dims()[0], width])?;
+        let bias = match bias {
+            true => Some(loader.parameters(&format!("{name}.bias"), layer, &[channels], here)?),
+            false => None,
+        };
+        Ok(Self { weight, bias })
     }
 
     /// `[tokens, channels]` to the same, behind the rows of `window [batch, width − 1, channels]`, which become those
@@ -42,22 +46,22 @@ impl CausalConv {
         &self,
         stream: &Stream,
         x: &Tensor,
-        batch: &Batch,
+        sequences: &Sequences,
         window: &Tensor,
     ) -> Result<Tensor, Error> {
         let out = stream.empty(&TensorSpec::of(DType::F32, x.dims())?)?;
-        for run in batch.runs()? {
-            let before = run.sequences(window)?;
-            let mut op =
-                call::CausalConv1d::new(&run.rows(x)?, &self.weight, &mut run.rows(&out)?)?.silu()?;
-            if let Some(bias) = &self.bias {
-                op = op.bias(bias)?;
-            }
-            if !run.is_new() {
-                op = op.initial(&before)?;
-            }
-            stream.run(op.last(&mut before.clone())?)?;
-        }
+        let op = call::CausalConv1d::new(&sequences.rows(x)?, &self.weight, &mut sequences.rows(&out)?)?;
+        let op = op.silu()?;
+        let op = match &self.bias {
+            Some(bias) => op.bias(bias)?,
+            None => op,
+        };
+        let op = match sequences.lens() {
+            Some(lens) => op.lens(lens)?,
+            None => op,
+        };
+        let op = if sequences.are_new() { op } else { op.initial(window)? };
+        stream.run(op.last(&mut window.clone())?)?;
         Ok(out)
     }
 }

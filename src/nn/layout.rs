@@ -3,7 +3,8 @@
 //!
 //! Every rank holds the whole residual stream, embedding, norms and output. Of the parts between two norms it holds a share
 //! of the heads, of the inner columns and of the experts, and computes a part of what they add to the stream; the backbone
-//! sums the parts. So no layer but the backbone says anything to other ranks.
+//! sums the parts. So few layers but the backbone say anything to other ranks: a Mamba layer, whose steps are made from the
+//! channels of all, and a norm of a group of heads that several ranks have.
 
 use crate::Error;
 use core::ops::Range;
@@ -41,20 +42,6 @@ impl Layout {
     /// Whether this rank adds what only one may add, such as the bias of a sum.
     pub fn is_first(&self) -> bool {
         self.rank() == 0
-    }
-
-    /// Fails with `Attribute` for a model that is not shared out, if there are other ranks.
-    ///
-    /// # Errors
-    /// `Attribute`.
-    pub fn expect_one(&self, model: &'static str) -> Result<(), Error> {
-        match self.world_size() {
-            1 => Ok(()),
-            n => {
-                let what = format!("are {n}: models of this family run on one rank only");
-                Err(OpError::attribute(model, "ranks", what).into())
-            }
-        }
     }
 
     /// This rank's share of `count` things, of which every rank has as many.

@@ -58,6 +58,18 @@ impl<'a> Share<'a> {
         self
     }
 
+    /// Some stretches of its rows, one behind the other; neighbouring ones are one.
+    pub fn of_rows(name: &'a str, n: usize, k: usize, stretches: &[Range<usize>]) -> Vec<Self> {
+        let mut shares: Vec<Self> = Vec::new();
+        for rows in stretches {
+            match shares.last_mut().filter(|share| share.part.rows.end == rows.start) {
+                Some(share) => share.part.rows.end = rows.end,
+                None => shares.push(Self::whole(name, n, k).rows(rows.clone())),
+            }
+        }
+        shares
+    }
+
     /// Rows taken.
     pub fn n(&self) -> usize {
         self.part.rows.len()
@@ -174,7 +186,8 @@ impl<'a> Loader<'a> {
     fn read_of(&mut self, name: &str, form: &WeightForm) -> Result<Option<HostWeight>, Error> {
         let host = if self.keeps_data() { Some(self.source.load(name)?) } else { None };
         self.loaded += form.shape().numel() as u64;
-        (self.progress)(self.loaded, self.total);
+        // Parts of a weight that do not lie together are read one by one, each time all of it.
+        (self.progress)(self.loaded.min(self.total), self.total);
         Ok(host)
     }
 
@@ -187,11 +200,25 @@ impl<'a> Loader<'a> {
         self.vectors(&[(canonical, len)], layer)
     }
 
-    /// Parameters of any extents that are no weight of a product, in f32.
-    pub fn parameters(&mut self, canonical: &str, layer: usize, dims: &[usize]) -> Result<Tensor, Error> {
+    /// Parameters of any extents that are no weight of a product, in f32: stretches of their rows behind each other.
+    pub fn parameters(
+        &mut self,
+        canonical: &str,
+        layer: usize,
+        dims: &[usize],
+        rows: &[Range<usize>],
+    ) -> Result<Tensor, Error> {
         let form = self.form(canonical, layer, dims)?;
-        let host = self.read(canonical, layer, &form)?;
-        self.floats(host.iter().flat_map(HostWeight::to_f32).collect(), dims)
+        let each: usize = dims.iter().skip(1).product();
+        let mut values = Vec::new();
+        if let Some(host) = self.read(canonical, layer, &form)? {
+            let all = host.to_f32();
+            let stretches = rows.iter().map(|rows| all.get(rows.start * each..rows.end * each));
+            values.extend(stretches.flatten().flatten());
+        }
+        let count = rows.iter().map(Range::len).sum();
+        let dims = [&[count], dims.get(1..).unwrap_or_default()].concat();
+        self.floats(values, &dims)
     }
 
     /// Several vectors behind each other, in f32.
@@ -283,7 +310,8 @@ impl<'a> Loader<'a> {
     }
 
     /// The weights of experts of a layer, packed for the feed-forward network; of each expert the rows of `parts` behind
-    /// each other, named by patterns with `{e}`.
+    /// each other, named by patterns with `{e}`. Where blocks of rows that share a scale do not end with a part, all are in
+    /// smaller blocks here, which is exact: a part's last block may be cut short, and the next part begins with its own.
     pub fn experts(
         &mut self,
         parts: &[(&str, usize)],
@@ -302,17 +330,19 @@ impl<'a> Loader<'a> {
             });
             let named = named.collect::<Result<Vec<_>, Error>>()?;
             let (forms, names): (Vec<_>, Vec<_>) = named.into_iter().unzip();
+            let rows = WeightForm::rows_between_seams(&forms);
+            let forms = forms.iter().map(|form| form.in_blocks_of(rows)).collect::<Result<Vec<_>, _>>()?;
             let Some(form) = WeightForm::concat_rows(&forms)? else {
                 return Err(refuse(
-                    "cannot stand in one weight with its other half: they differ in type, or the width of an expert is no \
-                     multiple of the rows that share a scale; convert the experts to one float type",
+                    "cannot stand in one weight with its other half: they differ in type; convert the experts to one type",
                 ));
             };
             if *one.get_or_insert_with(|| form.clone()) != form {
                 return Err(refuse("is not of the type of the other experts; convert them to one type"));
             }
             for (name, form) in names.iter().zip(&forms) {
-                hosts.extend(self.read_of(name, form)?);
+                let host = self.read_of(name, form)?;
+                hosts.extend(host.map(|host| host.in_blocks_of(rows)).transpose()?);
             }
         }
         let Some(one) = one else { return Err(refuse("is of a layer without experts")) };

@@ -15,7 +15,7 @@ mod norm;
 
 pub use attention::Attention;
 pub use backbone::{Backbone, BackboneConfig};
-pub use batch::{Batch, Run};
+pub use batch::{Batch, Sequences};
 pub use cache::{Cache, KvCache, LatentCache, LayerState, Recurrence};
 pub use conv::CausalConv;
 pub use decoder::Decoder;
@@ -24,4 +24,4 @@ pub use layout::{Heads, Layout};
 pub use linear::{Embedding, Linear};
 pub use loader::{Loader, Precision, Progress, Share};
 pub use moe::{MoeFfn, MoeLayer, SharedExpert};
-pub use norm::{LayerNorm, RmsNorm};
+pub use norm::{GroupRmsNorm, LayerNorm, RmsNorm};

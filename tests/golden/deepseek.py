@@ -68,7 +68,7 @@ MODELS = {
 }
 
 
-def adjust(model):
+def adjust(model, name):
     for layer in model.model.layers:
         if hasattr(layer.mlp, "gate"):
             layer.mlp.gate.e_score_correction_bias.normal_(0.0, 0.2)

@@ -2,11 +2,17 @@
 """Tiny random Llama-family models and their logits, as computed by the `transformers` library.
 
 Here because the models of `src/` are checked against an implementation nobody of this project wrote.
-The same for mixtures of experts is in `moe.py` and `deepseek.py`, for state-space models in `mamba.py`, the real model
-in `smollm2.py`, the tokenizer in `tokenizer.py`; the tests that read the results are in Rust.
+The same for mixtures of experts is in `moe.py` and `deepseek.py`, for weights in 8-bit floats in `fp8.py`, for state-space
+models in `mamba.py`, the real model in `smollm2.py`, the tokenizer in `tokenizer.py`; the tests that read the results are
+in Rust.
 
 Needs: torch (CPU is enough), transformers >= 5, safetensors, numpy.
-Usage: python tests/golden/llama.py [NAME ...]      (without a name: all of them)
+Usage: python tests/golden/llama.py [--check] [NAME ...]      (without a name: all of them)
+
+With the packages of VERSIONS.json the same weights, configurations, prompts and greedy ids come out on any machine, and the
+same logits to rounding: torch's products (MKL, ATen) sum in an order that depends on the processor. They have the same
+bits on one of the maker and the instructions that VERSIONS.json says. `--check` writes nothing and says how far what is
+here is from what comes out.
 
 For each configuration a folder NAME/ beside this file:
   config.json         as transformers saves it; for OLD_CONFIG with the keys of its version 4, as most published models have them
@@ -23,6 +29,7 @@ import shutil
 import sys
 from itertools import count
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import safetensors.torch
 import torch
@@ -121,14 +128,14 @@ WITHOUT = {
     "norm_topk_prob": False,
     "rope_interleave": True,
     "routed_scaling_factor": 1.0,
-    }
+}
 
 
 def configuration(kind, base, **changes):
     return kind[0](**{**base, **kind[2], **changes}, attn_implementation="eager")
 
 
-def build(kind, base, adjust, seed):
+def build(name, kind, base, adjust, seed):
     torch.manual_seed(seed)
     model = kind[1](configuration(kind, base)).to(torch.float32).eval()
     with torch.no_grad():
@@ -138,7 +145,7 @@ def build(kind, base, adjust, seed):
                 parameter.normal_(0.0, 0.5)
             elif "norm" in key:
                 parameter.uniform_(0.5, 1.5)
-        adjust(model)
+        adjust(model, name)
     return model
 
 
@@ -185,17 +192,22 @@ def check_visible(name, kind, base, model, golden):
             assert difference > 0.1 * golden["logits.1"].abs().max().item(), (name, key, difference)
 
 
-def write(name, models, base, adjust, is_clear):
+def read(folder, model, name):
+    """The model that the library makes of a folder."""
+    return type(model).from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
+
+
+def write(folder, models, base, adjust, is_clear, store):
+    name = folder.name
     kind = models[name]
     # Greedy ids can only be compared where no step is nearly a tie: take the first seed without one.
     for seed in count(100 * list(models).index(name)):
-        model = build(kind, base, adjust, seed)
+        model = build(name, kind, base, adjust, seed)
         golden = goldens(model, seed)
         if golden["greedy_margin"].min() > 0.05 and is_clear(model, golden):
             break
     check_visible(name, kind, base, model, golden)
 
-    folder = HERE / name
     shutil.rmtree(folder, ignore_errors=True)
     shard = kind[3]
     model.save_pretrained(folder, max_shard_size=shard or "1GB")
@@ -205,7 +217,7 @@ def write(name, models, base, adjust, is_clear):
     safetensors.torch.save_file(golden, folder / "golden.safetensors")
 
     # What was saved must be what was run: load the folder again and compare bit by bit.
-    again = type(model).from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
+    again = store(folder, model, name)
     with torch.no_grad():
         logits = again(golden["input_ids.1"].long(), use_cache=False).logits
     assert torch.equal(logits, golden["logits.1"]), name
@@ -215,18 +227,55 @@ def write(name, models, base, adjust, is_clear):
           f"smallest greedy margin {golden['greedy_margin'].min().item():.3f}")
 
 
-def main(script, models, base=BASE, adjust=lambda model: None, is_clear=lambda model, golden: True):
+def check(folder, *how):
+    """Says how far a folder is from what comes out; whether by more than rounding."""
+    with TemporaryDirectory() as room:
+        fresh = Path(room) / folder.name
+        write(fresh, *how)
+        names = {path.name for path in [*fresh.iterdir(), *folder.iterdir()]}
+        same = lambda name: all((at / name).is_file() for at in (fresh, folder)) and (
+            (fresh / name).read_bytes() == (folder / name).read_bytes()
+        )
+        others = sorted(name for name in names if not same(name))
+        if others != ["golden.safetensors"]:
+            print(f"  {', '.join(others) + ' differ' if others else 'the same bytes'}")
+            return bool(others)
+        got, want = (safetensors.torch.load_file(at / "golden.safetensors") for at in (fresh, folder))
+        if got.keys() != want.keys() or any(got[key].shape != want[key].shape for key in want):
+            print("  golden.safetensors has other tensors")
+            return True
+        top = max(want[key].abs().max().item() for key in want if key.startswith("logits"))
+        apart = max((got[key].double() - want[key].double()).abs().max().item() for key in want)
+        print(f"  the same, but numbers of golden.safetensors that are up to {apart / top:.1e} of the largest logit apart")
+        return apart > 1e-5 * top
+
+
+def main(
+    script,
+    models,
+    base=BASE,
+    adjust=lambda model, name: None,
+    is_clear=lambda model, golden: True,
+    store=read,
+):
     """Writes the models named on the command line, settings from `base` where a model has no other. `adjust` draws what
-    the library starts at values where it could not be seen; `is_clear` refuses a seed whose results hang on a near tie.
+    the library starts at values where it could not be seen; `is_clear` refuses a seed whose results hang on a near tie;
+    `store` finishes a folder and reads it again.
     """
     torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()
-    names = sys.argv[1:] or list(models)
+    is_check = "--check" in sys.argv[1:]
+    names = [name for name in sys.argv[1:] if name != "--check"] or list(models)
+    far = False
     for name in names:
         if name not in models:
             sys.exit(f"unknown model {name}; known: {', '.join(models)}")
-        write(name, models, base, adjust, is_clear)
-    versions.record(script, ["torch", "transformers", "safetensors", "numpy"])
+        work = check if is_check else write
+        far |= work(HERE / name, models, base, adjust, is_clear, store) is True
+    if not is_check:
+        cpu = f"{versions.cpu_maker()}, {torch.backends.cpu.get_cpu_capability()}"
+        versions.record(script, ["torch", "transformers", "safetensors", "numpy"], cpu=cpu)
+    sys.exit(far)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ MODELS = {
 }
 
 
-def adjust(model):
+def adjust(model, name):
     for key, parameter in model.named_parameters():
         # Half-lives of about a token to some twenty.
         if key.endswith("A_log"):

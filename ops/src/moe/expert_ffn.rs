@@ -492,6 +492,21 @@ impl Cases for ExpertFfnSpec {
                 cases.push(filled(format!("expert_ffn/{scheme_name}/{precision}"), spec, spread(index % 4)));
             }
         }
+        // Rows that are no whole number of blocks: each expert's last is cut short, the next one's scales are its own. And
+        // blocks of as many rows as the halves of such an expert have in common with them.
+        for (block, precision, act_quant) in [
+            ([128, 128], "none", ActQuant::None),
+            ([128, 128], "f8", ActQuant::F8_GROUP),
+            ([4, 128], "none", ActQuant::None),
+        ] {
+            let scheme = QuantScheme { block, ..QuantScheme::F8_BLOCK };
+            let gate_up = ExpertsSpec::of(scheme, 4, 200, 150)?;
+            let down = ExpertsSpec::of(scheme, 4, 140, 100)?;
+            let spec =
+                over([DType::F32; 2], [9, 2, 4, 150, 100], &gate_up, &down)?.with_act_quant(act_quant)?;
+            let name = format!("expert_ffn/f8_{}x{}/{precision}/cut_blocks", block[0], block[1]);
+            cases.push(filled(name, spec, spread(1)));
+        }
         let [gate_up, down] = dense(DType::F32, extents)?;
         let quant = ExpertsSpec::of(QuantScheme::Q8_0, 4, 96, 64)?;
         let mixed = over([DType::F32; 2], extents, &gate_up, &quant)?;

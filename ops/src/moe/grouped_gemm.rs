@@ -419,6 +419,13 @@ impl Cases for GroupedGemmSpec {
                 }
             }
         }
+        // Experts of one block of rows and a part of the next.
+        let weight = ExpertsSpec::of(crate::quant::QuantScheme::F8_BLOCK, 3, 150, 140)?;
+        let (share_name, share) = shares(17, 3).swap_remove(0);
+        for LaidOut { layout, spec, numbers } in layouts(&weight, [DType::F32; 2], 17, &share)? {
+            let name = format!("grouped_gemm/{layout}/f8_block_f32/none/cut_blocks/{share_name}");
+            cases.push(filled(name, spec, numbers));
+        }
         // Codes on both sides and 16 bits around them: what products of codes on devices take and give.
         for x in [DType::F16, DType::BF16] {
             for (edge, [rows, experts, n, k]) in
