@@ -12,6 +12,7 @@ use crate::driver::Driver;
 use crate::error;
 use crate::product::Product;
 use crate::queue::CannStream;
+use crate::version::Versions;
 use portolan_cann_sys::bindings::{ACL_BOOL, ACL_FLOAT, ACL_INT64, aclOpExecutor, aclnnStatus, aclrtStream};
 use portolan_cann_sys::{LoadError, Operators};
 use portolan_core::{HostBuffer, Launch, Tensor};
@@ -26,6 +27,9 @@ pub(crate) struct Soc<'a> {
     pub(crate) determinism: Determinism,
 }
 
+/// What to do about a missing symbol.
+pub(crate) const NEWER: &str = "install a CANN that has it";
+
 /// What a plan says: nothing, or why there is no kernel.
 pub(crate) type Plan = core::result::Result<(), Unsupported>;
 
@@ -33,6 +37,11 @@ impl Soc<'_> {
     /// Whether the driver has an operator's symbol.
     pub(crate) fn has(&self, symbol: &'static str) -> Plan {
         if self.operators.has(symbol) { Ok(()) } else { Err(Unsupported::Symbol(symbol)) }
+    }
+
+    /// Whether the driver has a version of an operator that can say what is wanted.
+    pub(crate) fn has_version<V: Versions>(&self, says: impl Fn(V) -> bool) -> Plan {
+        self.newest(says).map(drop)
     }
 
     /// Whether the product computes with elements of a type.
@@ -135,6 +144,12 @@ impl<'a, 'l> Run<'a, 'l> {
         self.driver.soc(self.launch.determinism())
     }
 
+    /// The version of an operator to call: the plan's, asked for again.
+    pub(crate) fn newest<V: Versions>(&self, says: impl Fn(V) -> bool) -> Result<V> {
+        let launch = self.launch;
+        self.soc().newest(says).map_err(|why| launch.unsupported(launch.op_name(), why, NEWER))
+    }
+
     /// The error for a function the driver does not have.
     pub(crate) fn missing(&self, missing: LoadError) -> OpError {
         let reason = match missing {
@@ -145,7 +160,7 @@ impl<'a, 'l> Run<'a, 'l> {
             op: self.launch.op_name(),
             device: self.launch.device().id(),
             reason,
-            hint: "install a CANN that has it".into(),
+            hint: NEWER.into(),
         }
     }
 
