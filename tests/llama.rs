@@ -142,8 +142,12 @@ fn kept_by_the_driver(call: &str) -> Option<&'static str> {
         "aclDestroyTensor" => Some("aclTensor"),
         "aclDestroyScalar" => Some("aclScalar"),
         "aclDestroyIntArray" => Some("aclIntArray"),
-        // The second phase uses its executor up, and nothing else may release one that is not repeatable.
-        name if name.starts_with("aclnn") && !name.ends_with("GetWorkspaceSize") => Some("aclOpExecutor"),
+        // The second phase uses its executor up, and nothing else may release one that is not repeatable, as attention's
+        // is not.
+        name if name.starts_with("aclnnFused") && !name.ends_with("GetWorkspaceSize") => {
+            Some("aclOpExecutor")
+        }
+        "aclDestroyAclOpExecutor" => Some("aclOpExecutor"),
         _ => None,
     }
 }

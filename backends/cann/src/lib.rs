@@ -5,7 +5,8 @@
 //!
 //! `context.rs` makes a device current for each call, `memory.rs` and `queue/` are the contract's memory, streams and
 //! events, `error.rs` and `catalogue.rs` turn the vendor's codes into errors that say what to do. `aclnn.rs` is the vendor's
-//! two-phase protocol, `descriptor.rs` what it takes and `version.rs` which version of an operator is called; `op/` has a file
+//! two-phase protocol, `descriptor.rs` what it takes and `version.rs` which version of an operator is called, `repeat.rs` the
+//! executors that are kept; `op/` has a file
 //! for each operator, `comm/` those over ranks. `rehearsal.rs` finds out what a launch would do.
 
 mod aclnn;
@@ -23,6 +24,7 @@ mod options;
 mod product;
 mod queue;
 mod rehearsal;
+mod repeat;
 mod version;
 
 pub use catalogue::{CATALOGUE, Entry, explain};
