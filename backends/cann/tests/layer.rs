@@ -413,7 +413,8 @@ fn kept_executors_compute_what_new_ones_do_wherever_their_tensors_are() {
         let (s, other) = (rig::stream(&device), rig::stream(&device));
         let spec = TensorSpec::of(DType::F32, &[3]).unwrap();
         let upload = |s: &Stream, at: f32| s.upload(&[at, -at, 2.0 * at], spec.shape()).unwrap();
-        // The same question with other tensors, in place, of other numbers, and on another stream.
+        // The same question with other tensors, in place, of other numbers, and on another stream; all stay where they are.
+        let mut alive = Vec::new();
         for (s, at) in [(&s, 1.0), (&s, 2.0), (&other, 3.0), (&s, 4.0), (&other, 5.0)] {
             let (a, b, mut apart) = (upload(s, at), upload(s, 10.0 * at), s.empty(&spec).unwrap());
             let mut c = upload(s, at);
@@ -424,11 +425,12 @@ fn kept_executors_compute_what_new_ones_do_wherever_their_tensors_are() {
                 let first = at * scale as f32 + 11.0 * at;
                 assert_eq!(s.download::<f32>(&c).unwrap().wait().unwrap(), [first, -first, 2.0 * first]);
             }
+            alive.push([a, b, c, apart]);
         }
         let planned = planned(&world.calls(0).unwrap()).len();
         // Two products, a sum and a sum in place, on each stream.
         assert_eq!((planned, executors(&world)), (8, 8));
-        drop((s, other, device));
+        drop((alive, s, other, device));
         assert_empties(&world);
     }
 }
