@@ -244,11 +244,15 @@ fn expect_every_call_to_fail_well(lost: bool, every: usize) {
             }
             Err(error) => panic!("call {at}, {name}: {error}"),
         }
+        // What is in flight keeps its stream.
+        let _ = conversation.stream.synchronize();
         drop(conversation);
         if !lost {
             if let Some(what) = kept_by_the_driver(name) {
                 *kept.entry(what.to_owned()).or_insert(0) += 1;
             }
+            // The device forgets the stream, and with it the executors, when it is asked for something.
+            drop(device.stream(StreamOptions::default()).unwrap());
             assert_eq!(descriptors(), kept, "call {at}, {name}");
         }
     }

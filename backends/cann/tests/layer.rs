@@ -515,3 +515,65 @@ fn executors_that_do_not_repeat_are_used_once() {
         assert_empties(&world);
     }
 }
+
+#[test]
+fn whichever_call_of_planning_or_pointing_fails_nothing_is_left() {
+    let world = world("A3", Adversary::Late, 0);
+    let device = open(&world);
+    let spec = TensorSpec::of(DType::BF16, &[2, HIDDEN]).unwrap();
+    // One operator of the vendor's with a number, one with a workspace; the second time elsewhere.
+    let run = |s: &Stream, x: &Tensor, y: &mut Tensor| {
+        s.run(Binary::scalar(BinaryKind::Mul, x, 2.0, y)?)?;
+        s.run(RmsNorm::new(x, y, 1e-5)?)?;
+        s.synchronize()
+    };
+    let descriptors = || -> Vec<String> {
+        let lines = world.report().unwrap().lines().to_vec();
+        lines.into_iter().filter(|line| line.contains(" acl")).collect()
+    };
+    // Calls that take back what they are given, and were made to fail: that stays.
+    let mut kept = std::collections::BTreeMap::new();
+    let (mut failed, mut harmless) = (0, 0);
+    for again in [false, true] {
+        for at in 1.. {
+            let s = rig::stream(&device);
+            let [x, z] = [(); 2].map(|()| tensor(&s, spec.dims()));
+            let [mut y, mut w] = [(); 2].map(|()| tensor(&s, spec.dims()));
+            if again {
+                run(&s, &z, &mut w).unwrap();
+            }
+            s.synchronize().unwrap();
+            let before = last(&world);
+            world.plan(&[PlannedFault::Call { call: "*".into(), at, code: 500000 }]).unwrap();
+            let outcome = run(&s, &x, &mut y);
+            world.plan(&[]).unwrap();
+            let calls = world.calls(before).unwrap();
+            let refused = calls.iter().find(|call| call.message.starts_with("planned"));
+            // What is in flight keeps its stream, until the device is asked for something.
+            let _ = s.synchronize();
+            drop((x, y, z, w, s));
+            let Some(call) = refused else { break };
+            match (outcome, call.name.as_str()) {
+                // What is made comes without a code.
+                (Err(error), name) if name.starts_with("aclCreate") => {
+                    assert!(error.to_string().contains(name), "{error}");
+                    failed += 1;
+                }
+                (Err(error), name) => {
+                    assert!(error.to_string().contains("500000"), "call {at}, {name}: {error}");
+                    failed += 1;
+                }
+                (Ok(()), name) => {
+                    let taken_back = name.strip_prefix("aclDestroy").map(|what| format!("acl{what}"));
+                    taken_back.into_iter().for_each(|what| *kept.entry(what).or_insert(0) += 1);
+                    harmless += 1;
+                }
+            }
+            let lines: Vec<String> = kept.iter().map(|(what, count)| format!("{count} {what}")).collect();
+            drop(rig::stream(&device));
+            assert_eq!(descriptors(), lines, "call {at}, {}, again: {again}", call.name);
+        }
+    }
+    println!("{failed} calls failed, {harmless} did no harm; kept {kept:?}");
+    assert!(failed >= 20 && failed > harmless, "{failed} {harmless}");
+}
