@@ -1,19 +1,22 @@
 //! The two-phase protocol, once: an operator is planned, gets its workspace, and is enqueued.
 //!
-//! The first phase checks the arguments and says how much workspace it wants; the second enqueues and uses the
-//! executor up. The workspace is scratch of the launch, which the pool reuses behind this work and not before it.
-//! Descriptors are lent to both and go afterwards. An executor that was planned is always launched: nothing that can
-//! fail stands between the phases but the workspace, whose lack is `OutOfMemory`.
+//! The first phase checks the arguments and says how much workspace it wants; the second enqueues. The workspace is scratch
+//! of the launch, which the pool reuses behind this work and not before it. Executors that may be launched again are kept,
+//! with their descriptors, by the stream (`repeat.rs`). The others are used up by the second phase, and nothing that can fail
+//! stands before it but the workspace, whose lack is `OutOfMemory`; their descriptors go behind it.
 
 use crate::CannBackend;
 use crate::context::OnDevice;
-use crate::descriptor::{AclInts, AclScalar, AclTensor, AclTensors, NotMade, View};
+use crate::descriptor::{AclInts, AclScalar, AclTensor, AclTensors, Argument, NotMade, View};
 use crate::driver::Driver;
 use crate::error;
 use crate::product::Product;
 use crate::queue::CannStream;
+use crate::repeat::{self, Key, Made, Planned, Question};
+use crate::version::Versions;
 use portolan_cann_sys::bindings::{ACL_BOOL, ACL_FLOAT, ACL_INT64, aclOpExecutor, aclnnStatus, aclrtStream};
 use portolan_cann_sys::{LoadError, Operators};
+use portolan_core::sync::lock;
 use portolan_core::{HostBuffer, Launch, Tensor};
 use portolan_ops::{DType, Determinism, OpError, Result, TensorSpec, Unsupported};
 use std::ffi::c_void;
@@ -26,6 +29,9 @@ pub(crate) struct Soc<'a> {
     pub(crate) determinism: Determinism,
 }
 
+/// What to do about a missing symbol.
+pub(crate) const NEWER: &str = "install a CANN that has it";
+
 /// What a plan says: nothing, or why there is no kernel.
 pub(crate) type Plan = core::result::Result<(), Unsupported>;
 
@@ -33,6 +39,11 @@ impl Soc<'_> {
     /// Whether the driver has an operator's symbol.
     pub(crate) fn has(&self, symbol: &'static str) -> Plan {
         if self.operators.has(symbol) { Ok(()) } else { Err(Unsupported::Symbol(symbol)) }
+    }
+
+    /// Whether the driver has a version of an operator that can say what is wanted.
+    pub(crate) fn has_version<V: Versions>(&self, says: impl Fn(V) -> bool) -> Plan {
+        self.newest(says).map(drop)
     }
 
     /// Whether the product computes with elements of a type.
@@ -116,7 +127,7 @@ impl<'a, 'l> Run<'a, 'l> {
         let view = View::typed(spec).map_err(|why| {
             self.launch.unsupported(self.launch.op_name(), why, "cast to a type that the device has")
         })?;
-        self.made(self.driver.tensor(&view, address))
+        Ok(self.driver.tensor(view, address))
     }
 
     /// Copies bytes of the host into a tensor whose elements lie one behind the other.
@@ -135,6 +146,12 @@ impl<'a, 'l> Run<'a, 'l> {
         self.driver.soc(self.launch.determinism())
     }
 
+    /// The version of an operator to call: the plan's, asked for again.
+    pub(crate) fn newest<V: Versions>(&self, says: impl Fn(V) -> bool) -> Result<V> {
+        let launch = self.launch;
+        self.soc().newest(says).map_err(|why| launch.unsupported(launch.op_name(), why, NEWER))
+    }
+
     /// The error for a function the driver does not have.
     pub(crate) fn missing(&self, missing: LoadError) -> OpError {
         let reason = match missing {
@@ -145,7 +162,7 @@ impl<'a, 'l> Run<'a, 'l> {
             op: self.launch.op_name(),
             device: self.launch.device().id(),
             reason,
-            hint: "install a CANN that has it".into(),
+            hint: NEWER.into(),
         }
     }
 
@@ -167,7 +184,7 @@ impl<'a, 'l> Run<'a, 'l> {
         let view = view.map_err(|why| {
             self.launch.unsupported(self.launch.op_name(), why, "cast to a type that the device has")
         })?;
-        self.made(self.driver.tensor(&view, tensor.buffer().address()))
+        Ok(self.driver.tensor(view, tensor.buffer().address()))
     }
 
     /// The tensor, its elements as numbers.
@@ -188,22 +205,22 @@ impl<'a, 'l> Run<'a, 'l> {
     /// Several tensors.
     pub(crate) fn tensors(&self, tensors: &[&Tensor]) -> Result<AclTensors<'_>> {
         let members = tensors.iter().map(|tensor| self.tensor(tensor)).collect::<Result<_>>()?;
-        self.made(self.driver.tensors(members))
+        Ok(self.driver.tensors(members))
     }
 
     /// A number for elements of `dtype`: f32 for floats, whole otherwise.
     pub(crate) fn scalar(&self, dtype: DType, value: f64) -> Result<AclScalar<'_>> {
         let driver = self.driver;
-        self.made(match dtype {
-            DType::Bool => driver.scalar(value != 0.0, ACL_BOOL),
-            dtype if dtype.is_int() => driver.scalar(value as i64, ACL_INT64),
-            _ => driver.scalar(value as f32, ACL_FLOAT),
+        Ok(match dtype {
+            DType::Bool => driver.scalar([u8::from(value != 0.0)], ACL_BOOL),
+            dtype if dtype.is_int() => driver.scalar((value as i64).to_le_bytes(), ACL_INT64),
+            _ => driver.scalar((value as f32).to_le_bytes(), ACL_FLOAT),
         })
     }
 
     /// Numbers that stay on the host.
     pub(crate) fn ints(&self, values: &[i64]) -> Result<AclInts<'_>> {
-        self.made(self.driver.ints(values))
+        Ok(self.driver.ints(values))
     }
 
     /// Memory for this launch alone.
@@ -211,18 +228,79 @@ impl<'a, 'l> Run<'a, 'l> {
         self.launch.scratch(&TensorSpec::of(dtype, dims)?)
     }
 
-    /// The second phase: the workspace that the first asked for, and the call that enqueues.
-    pub(crate) fn enqueue(
+    /// Both phases: the first is left out where an executor of the same question is kept, and pointed at these tensors.
+    pub(crate) fn call(
         &self,
-        planned: (&'static str, aclnnStatus),
-        enqueue: (&'static str, Enqueue),
+        symbols: [&'static str; 2],
+        enqueue: Enqueue,
+        arguments: &[&dyn Argument],
+        plan: impl FnOnce(&mut u64, &mut *mut aclOpExecutor) -> aclnnStatus,
+    ) -> Result<()> {
+        let Some((stream, on)) = &self.target else { return Ok(()) };
+        let kept = match stream.is_recorded() || !repeat::is_known(self.driver) {
+            true => None,
+            false => Question::of(symbols[1]).map(|mut question| {
+                arguments.iter().for_each(|argument| argument.describe(&mut question));
+                question.asked()
+            }),
+        };
+        let found = kept.as_ref().and_then(|(key, _)| lock(&stream.executors).take(key));
+        if let (Some((_, addresses)), Some(mut planned)) = (&kept, found) {
+            let pointed = planned.point_at(addresses);
+            let (executor, bytes) = planned.executor();
+            let done = pointed.and_then(|()| self.enqueue((symbols[1], enqueue), bytes, executor));
+            match kept.filter(|_| done.is_ok()) {
+                Some((key, _)) => stream.keep(key, planned),
+                None => stream.release(planned),
+            }
+            return done;
+        }
+        arguments.iter().try_for_each(|argument| self.made(argument.make()))?;
+        let (mut bytes, mut executor) = (0, core::ptr::null_mut());
+        let planned = plan(&mut bytes, &mut executor);
+        let checked = self.driver.libraries.check(symbols[0], planned);
+        checked.map_err(|failed| error::driver(on.device, failed))?;
+        let repeatable = kept.and_then(|(key, _)| self.repeatable((executor, bytes), key, arguments));
+        let done = self.enqueue((symbols[1], enqueue), bytes, executor);
+        match (repeatable, &done) {
+            (Some((key, planned)), Ok(())) => stream.keep(key, planned),
+            (Some((_, planned)), Err(_)) => stream.release(planned),
+            (None, _) => {}
+        }
+        done
+    }
+
+    /// An executor for more than one launch, with its descriptors, where the driver repeats this operator.
+    fn repeatable(
+        &self,
+        (executor, bytes): (*mut aclOpExecutor, u64),
+        key: Key,
+        arguments: &[&dyn Argument],
+    ) -> Option<(Key, Planned)> {
+        let (stream, on) = self.target.as_ref()?;
+        if !lock(&stream.executors).may_repeat(&key) {
+            return None;
+        }
+        if let Made::Once = repeat::make_repeatable(self.driver, executor) {
+            lock(&stream.executors).is_once(&key);
+            return None;
+        }
+        let (mut slots, mut kept) = (Vec::new(), Vec::new());
+        let operands = arguments.iter().filter(|argument| argument.is_operand());
+        operands.enumerate().for_each(|(operand, argument)| argument.slots(operand, &mut slots));
+        arguments.iter().for_each(|argument| argument.keep(&mut kept));
+        Some((key, Planned::new(on, (executor, bytes), slots, kept)))
+    }
+
+    /// The second phase: the workspace that the first asked for, and the call that enqueues.
+    fn enqueue(
+        &self,
+        (symbol, enqueue): (&'static str, Enqueue),
         bytes: u64,
         executor: *mut aclOpExecutor,
     ) -> Result<()> {
         let Some((to, on)) = &self.target else { return Ok(()) };
         let libraries = &self.driver.libraries;
-        let failed = |failed| error::driver(on.device, failed);
-        libraries.check(planned.0, planned.1).map_err(failed)?;
         let workspace = match usize::try_from(bytes).unwrap_or(usize::MAX) {
             0 => None,
             bytes => Some(self.scratch(DType::U8, &[bytes])?),
@@ -230,37 +308,42 @@ impl<'a, 'l> Run<'a, 'l> {
         let address = workspace.as_ref().map_or(0, |workspace| workspace.buffer().address());
         to.submit(self.launch, |stream| {
             let address = core::ptr::without_provenance_mut(address);
-            // SAFETY: the executor of this function's first phase, launched once; so much device memory as it asked
-            // for, which stream order protects until this work is done; a living stream of the current device.
-            let code = unsafe { enqueue.1(address, bytes, executor, stream) };
-            libraries.check(enqueue.0, code).map_err(failed)
+            // SAFETY: an executor of this function's first phase, launched once unless it was made repeatable; so much
+            // device memory as it asked for, which stream order protects until this work is done; a living stream of
+            // the current device.
+            let code = unsafe { enqueue(address, bytes, executor, stream) };
+            libraries.check(symbol, code).map_err(|failed| error::driver(on.device, failed))
         })
     }
 }
 
-/// Runs an operator: both phases' symbols, then the arguments of the first.
+/// Runs an operator: both phases' symbols, then the arguments of the first, which get names in C's order.
 macro_rules! aclnn {
-    ($run:expr, $plan:ident, $enqueue:ident, $($arg:expr),* $(,)?) => {{
+    ($run:expr, $plan:ident, $enqueue:ident, $($arg:expr),* $(,)?) => {
+        $crate::aclnn::aclnn!(@ ($run, $plan, $enqueue) [] [
+            a0 a1 a2 a3 a4 a5 a6 a7 a8 a9 a10 a11 a12 a13 a14 a15 a16 a17 a18 a19 a20 a21 a22 a23 a24 a25 a26 a27 a28 a29
+            a30 a31 a32 a33 a34 a35 a36 a37 a38 a39 a40 a41 a42 a43 a44 a45 a46 a47 a48 a49 a50 a51 a52 a53 a54 a55
+        ] $($arg,)*)
+    };
+    (@ $call:tt [$($bound:tt)*] [$name:ident $($names:ident)*] $arg:expr, $($rest:tt)*) => {
+        $crate::aclnn::aclnn!(@ $call [$($bound)* ($name $arg)] [$($names)*] $($rest)*)
+    };
+    (@ ($run:expr, $plan:ident, $enqueue:ident) [$(($name:ident $arg:expr))*] [$($unused:ident)*]) => {{
         let run: &$crate::aclnn::Run<'_, '_> = $run;
         let operators = run.operators();
         match (operators.$plan(), operators.$enqueue()) {
             (Ok(_), Ok(_)) if run.is_rehearsal() => Ok(()),
             (Ok(plan), Ok(enqueue)) => {
-                let (mut bytes, mut executor) = (0u64, core::ptr::null_mut());
-                // SAFETY: arguments of the types that the vendor declares, which live to the end of this block, behind
-                // both phases; places of our own for the results, read when the first phase has written them. The
-                // device is current.
-                unsafe {
-                    run.enqueue(
-                        (
-                            stringify!($plan),
-                            plan($( $crate::descriptor::Arg::raw(&$arg), )* &mut bytes, &mut executor),
-                        ),
-                        (stringify!($enqueue), enqueue),
-                        bytes,
-                        executor,
-                    )
-                }
+                let ($($name,)*) = ($(&$arg,)*);
+                run.call(
+                    [stringify!($plan), stringify!($enqueue)],
+                    enqueue,
+                    &[$($name as &dyn $crate::descriptor::Argument),*],
+                    // SAFETY: arguments of the types that the vendor declares, made by now, which live to the end of
+                    // this block or as long as the executor; places for the results, which are written. The device is
+                    // current.
+                    |bytes, executor| unsafe { plan($($crate::descriptor::Arg::raw($name),)* bytes, executor) },
+                )
             }
             (Err(missing), _) | (_, Err(missing)) => Err(run.missing(missing)),
         }

@@ -180,7 +180,8 @@ fn a_graph_beyond_the_drivers_tasks_is_refused_by_name_and_all_goes_on() {
     small.replay(&s).unwrap();
     assert_eq!(s.download::<f32>(&out).unwrap().wait().unwrap(), [2.0; 9]);
     drop((small, x, out, s, device));
-    // What was planned and could not be enqueued: the vendor documents no way to release such an executor.
+    // What was planned while recording and could not be enqueued: the vendor documents no way to release an executor that
+    // is not repeatable.
     assert_eq!(world.report().unwrap().lines(), ["1 aclOpExecutor"]);
 }
 

@@ -3,10 +3,13 @@
 
 mod rig;
 
-use portolan_cann_sys::sim::{Adversary, Call, SimWorld};
-use portolan_core::call::{AddRmsNorm, Attention, Cast, Fill, KvCacheWrite, Linear, RmsNorm, Rope, Swiglu};
+use portolan_cann_sys::sim::{Adversary, Call, PlannedFault, SimOptions, SimWorld};
+use portolan_core::call::{
+    AddRmsNorm, Attention, Binary, Cast, Fill, KvCacheWrite, Linear, RmsNorm, Rope, Swiglu,
+};
 use portolan_core::{Fallback, Lens, OpQuery, SpecRef, Stream, StreamOptions, Support, Tensor, Weight};
 use portolan_ops::attention::{AttentionSpec, LensSpec};
+use portolan_ops::kernel::BinaryKind;
 use portolan_ops::norm::RmsNormSpec;
 use portolan_ops::rope::RopeStyle;
 use portolan_ops::{DType, Determinism, TensorSpec, Unsupported};
@@ -103,6 +106,12 @@ fn launches(calls: &[Call]) -> Vec<&str> {
     calls.iter().map(|call| call.name.as_str()).filter(launched).collect()
 }
 
+/// First phases.
+fn planned(calls: &[Call]) -> Vec<&str> {
+    let first = |name: &&str| name.ends_with("GetWorkspaceSize");
+    calls.iter().map(|call| call.name.as_str()).filter(first).collect()
+}
+
 fn last(world: &SimWorld) -> u64 {
     world.calls(0).unwrap().last().map_or(0, |call| call.number)
 }
@@ -136,7 +145,12 @@ fn a_step_of_decoding_runs_native_without_waiting() {
     step(&first, &at);
     s.run(Fill::new(&mut at, 7.0).unwrap()).unwrap();
     // Twelve operators; the first layer also makes the angles' cosines and sines, which the others find.
+    let before = last(&world);
     assert_eq!(step(&second, &at), [15, 12, 12]);
+    // All were planned in the first step, but those whose lengths are new.
+    let calls = world.calls(before).unwrap();
+    assert_eq!(planned(&calls), ["aclnnFusedInferAttentionScoreV5GetWorkspaceSize"; 3]);
+    assert!(calls.iter().any(|call| call.name == "aclSetTensorAddr"));
     drop((layers, x, residual, at, [q_lens, first, second], s, device));
     assert_empties(&world);
 }
@@ -265,8 +279,7 @@ fn a_captured_step_of_decoding_is_one_call_and_gives_the_same() {
 #[test]
 fn without_the_fused_symbol_the_operator_is_composed_and_says_why() {
     let hidden = vec!["aclnnRmsNormGetWorkspaceSize".to_owned()];
-    let world =
-        SimWorld::new(&portolan_cann_sys::sim::SimOptions { hidden, ..options("A3", Adversary::Late, 0) });
+    let world = SimWorld::new(&SimOptions { hidden, ..options("A3", Adversary::Late, 0) });
     let world = world.unwrap();
     let device = open(&world);
     let s = rig::stream(&device);
@@ -383,4 +396,184 @@ fn sinks_and_other_changes_of_scores_are_not_dropped_by_the_fused_kernel() {
     for spec in [sinks, capped] {
         assert_eq!(support(&spec), Support::Composed(Unsupported::NotImplemented));
     }
+}
+
+/// The driver's executors that are alive.
+fn executors(world: &SimWorld) -> usize {
+    let report = world.report().unwrap();
+    let count = report.lines().iter().find_map(|line| line.strip_suffix(" aclOpExecutor"));
+    count.map_or(0, |count| count.parse().unwrap())
+}
+
+#[test]
+fn kept_executors_compute_what_new_ones_do_wherever_their_tensors_are() {
+    for (adversary, seed) in [(Adversary::Late, 0), (Adversary::Early, 0), (Adversary::Seeded, 5)] {
+        let world = world("A3", adversary, seed);
+        let device = open(&world);
+        let (s, other) = (rig::stream(&device), rig::stream(&device));
+        let spec = TensorSpec::of(DType::F32, &[3]).unwrap();
+        let upload = |s: &Stream, at: f32| s.upload(&[at, -at, 2.0 * at], spec.shape()).unwrap();
+        // The same question with other tensors, in place, of other numbers, and on another stream; all stay where they are.
+        let mut alive = Vec::new();
+        for (s, at) in [(&s, 1.0), (&s, 2.0), (&other, 3.0), (&s, 4.0), (&other, 5.0)] {
+            let (a, b, mut apart) = (upload(s, at), upload(s, 10.0 * at), s.empty(&spec).unwrap());
+            let mut c = upload(s, at);
+            for scale in [1.0, 0.5] {
+                s.run(Binary::scalar(BinaryKind::Mul, &a, scale, &mut apart).unwrap()).unwrap();
+                s.run(Binary::new(BinaryKind::Add, &apart, &b, &mut c).unwrap()).unwrap();
+                s.run(Binary::new(BinaryKind::Add, &c.clone(), &a, &mut c).unwrap()).unwrap();
+                let first = at * scale as f32 + 11.0 * at;
+                assert_eq!(s.download::<f32>(&c).unwrap().wait().unwrap(), [first, -first, 2.0 * first]);
+            }
+            alive.push([a, b, c, apart]);
+        }
+        let planned = planned(&world.calls(0).unwrap()).len();
+        // Two products, a sum and a sum in place, on each stream.
+        assert_eq!((planned, executors(&world)), (8, 8));
+        drop((alive, s, other, device));
+        assert_empties(&world);
+    }
+}
+
+#[test]
+fn a_stream_keeps_so_many_executors_and_destroys_the_others() {
+    let world = world("A3", Adversary::Late, 0);
+    let device = open(&world);
+    let s = rig::stream(&device);
+    let x = s.upload(&[1f32, 2.0], &rig::shape(2)).unwrap();
+    let mut out = s.empty(x.spec()).unwrap();
+    for scale in 0..300 {
+        s.run(Binary::scalar(BinaryKind::Mul, &x, f64::from(scale), &mut out).unwrap()).unwrap();
+    }
+    // What still has work is not destroyed before that is done.
+    assert_eq!(executors(&world), 300);
+    s.synchronize().unwrap();
+    assert_eq!(executors(&world), 256);
+    // The latest are there, the first is not.
+    for (scale, plans) in [(299, 0), (44, 0), (43, 1), (44, 0)] {
+        let before = last(&world);
+        s.run(Binary::scalar(BinaryKind::Mul, &x, f64::from(scale), &mut out).unwrap()).unwrap();
+        assert_eq!(planned(&world.calls(before).unwrap()).len(), plans, "{scale}");
+    }
+    assert_eq!(s.download::<f32>(&out).unwrap().wait().unwrap(), [44.0, 88.0]);
+    drop((x, out, s, device));
+    assert_empties(&world);
+}
+
+#[test]
+fn an_executor_that_cannot_be_pointed_elsewhere_is_an_error_and_goes() {
+    let world = world("A3", Adversary::Late, 0);
+    let device = open(&world);
+    let s = rig::stream(&device);
+    let [a, b] = [[1f32, 2.0], [3.0, 4.0]].map(|x| s.upload(&x, &rig::shape(2)).unwrap());
+    let mut out = s.empty(a.spec()).unwrap();
+    let mut double = |x: &Tensor| s.run(Binary::scalar(BinaryKind::Mul, x, 2.0, &mut out).unwrap());
+    double(&a).unwrap();
+    for call in ["aclSetTensorAddr", "aclnnMuls"] {
+        world.plan(&[PlannedFault::Call { call: call.into(), at: 1, code: 161002 }]).unwrap();
+        let error = double(&b).unwrap_err();
+        assert!(error.to_string().contains(call) && error.to_string().contains("161002"), "{error}");
+        world.plan(&[]).unwrap();
+        s.synchronize().unwrap();
+        assert_eq!(executors(&world), 0, "{call}");
+        double(&b).unwrap();
+        assert_eq!(executors(&world), 1);
+        double(&a).unwrap();
+    }
+    double(&b).unwrap();
+    assert_eq!(s.download::<f32>(&out).unwrap().wait().unwrap(), [6.0, 8.0]);
+    drop((a, b, out, s, device));
+    assert_empties(&world);
+}
+
+#[test]
+fn executors_that_do_not_repeat_are_used_once() {
+    // A driver that refuses for one operator, and one that is too old to know of it.
+    let hidden = ["aclSetTensorAddr", "AclSetTensorAddr"].map(str::to_owned).to_vec();
+    let old = SimOptions { hidden, ..options("A3", Adversary::Late, 0) };
+    let spelled = vec!["aclSetTensorAddr".to_owned(), "aclSetDynamicTensorAddr".to_owned()];
+    let capital = SimOptions { hidden: spelled, ..options("A3", Adversary::Late, 0) };
+    for (options, refuses, plans) in
+        [(options("A3", Adversary::Late, 0), true, 4), (old, false, 4), (capital, false, 1)]
+    {
+        let world = SimWorld::new(&options).unwrap();
+        let device = open(&world);
+        let s = rig::stream(&device);
+        let xs = [[1f32, 2.0], [3.0, 4.0], [5.0, 6.0], [7.0, 8.0]];
+        let xs = xs.map(|x| s.upload(&x, &rig::shape(2)).unwrap());
+        let mut out = s.empty(xs[0].spec()).unwrap();
+        let call = "aclSetAclOpExecutorRepeatable".to_owned();
+        world
+            .plan(&if refuses { vec![PlannedFault::Call { call, at: 1, code: 561102 }] } else { vec![] })
+            .unwrap();
+        for x in &xs {
+            s.run(Binary::scalar(BinaryKind::Mul, x, 2.0, &mut out).unwrap()).unwrap();
+        }
+        assert_eq!(planned(&world.calls(0).unwrap()).len(), plans);
+        assert_eq!(s.download::<f32>(&out).unwrap().wait().unwrap(), [14.0, 16.0]);
+        drop((xs, out, s, device));
+        assert_empties(&world);
+    }
+}
+
+#[test]
+fn whichever_call_of_planning_or_pointing_fails_nothing_is_left() {
+    let world = world("A3", Adversary::Late, 0);
+    let device = open(&world);
+    let spec = TensorSpec::of(DType::BF16, &[2, HIDDEN]).unwrap();
+    // One operator of the vendor's with a number, one with a workspace; the second time elsewhere.
+    let run = |s: &Stream, x: &Tensor, y: &mut Tensor| {
+        s.run(Binary::scalar(BinaryKind::Mul, x, 2.0, y)?)?;
+        s.run(RmsNorm::new(x, y, 1e-5)?)?;
+        s.synchronize()
+    };
+    let descriptors = || -> Vec<String> {
+        let lines = world.report().unwrap().lines().to_vec();
+        lines.into_iter().filter(|line| line.contains(" acl")).collect()
+    };
+    // Calls that take back what they are given, and were made to fail: that stays.
+    let mut kept = std::collections::BTreeMap::new();
+    let (mut failed, mut harmless) = (0, 0);
+    for again in [false, true] {
+        for at in 1.. {
+            let s = rig::stream(&device);
+            let [x, z] = [(); 2].map(|()| tensor(&s, spec.dims()));
+            let [mut y, mut w] = [(); 2].map(|()| tensor(&s, spec.dims()));
+            if again {
+                run(&s, &z, &mut w).unwrap();
+            }
+            s.synchronize().unwrap();
+            let before = last(&world);
+            world.plan(&[PlannedFault::Call { call: "*".into(), at, code: 500000 }]).unwrap();
+            let outcome = run(&s, &x, &mut y);
+            world.plan(&[]).unwrap();
+            let calls = world.calls(before).unwrap();
+            let refused = calls.iter().find(|call| call.message.starts_with("planned"));
+            // What is in flight keeps its stream, until the device is asked for something.
+            let _ = s.synchronize();
+            drop((x, y, z, w, s));
+            let Some(call) = refused else { break };
+            match (outcome, call.name.as_str()) {
+                // What is made comes without a code.
+                (Err(error), name) if name.starts_with("aclCreate") => {
+                    assert!(error.to_string().contains(name), "{error}");
+                    failed += 1;
+                }
+                (Err(error), name) => {
+                    assert!(error.to_string().contains("500000"), "call {at}, {name}: {error}");
+                    failed += 1;
+                }
+                (Ok(()), name) => {
+                    let taken_back = name.strip_prefix("aclDestroy").map(|what| format!("acl{what}"));
+                    taken_back.into_iter().for_each(|what| *kept.entry(what).or_insert(0) += 1);
+                    harmless += 1;
+                }
+            }
+            let lines: Vec<String> = kept.iter().map(|(what, count)| format!("{count} {what}")).collect();
+            drop(rig::stream(&device));
+            assert_eq!(descriptors(), lines, "call {at}, {}, again: {again}", call.name);
+        }
+    }
+    println!("{failed} calls failed, {harmless} did no harm; kept {kept:?}");
+    assert!(failed >= 20 && failed > harmless, "{failed} {harmless}");
 }

@@ -49,6 +49,8 @@ pub(crate) struct Context {
 /// What a launch of an operator will touch and do.
 pub(crate) struct Plan {
     pub(crate) operands: Vec<(Tensor, Access)>,
+    /// The operator's tensors and lists of them, in order, with the numbers of their operands: none for what is left out.
+    pub(crate) parameters: Vec<(Access, Vec<usize>)>,
     pub(crate) workspace: usize,
     pub(crate) repeatable: bool,
     pub(crate) body: Arc<Body>,
@@ -89,7 +91,8 @@ impl Plan {
     /// A plan that computes with `body`.
     pub(crate) fn new(body: impl Fn(&Run) -> Result + Send + Sync + 'static) -> Self {
         let (body, together) = (Arc::new(body), None);
-        Self { operands: Vec::new(), workspace: 0, repeatable: true, body, together }
+        let (operands, parameters) = (Vec::new(), Vec::new());
+        Self { operands, parameters, workspace: 0, repeatable: true, body, together }
     }
 
     /// A plan that computes with all devices of a group.
@@ -99,20 +102,23 @@ impl Plan {
     }
 
     /// The next operand is only read.
-    pub(crate) fn reads(mut self, tensor: &Tensor) -> Self {
-        self.operands.push((tensor.clone(), Access::Read));
-        self
+    pub(crate) fn reads(self, tensor: &Tensor) -> Self {
+        self.touches(tensor, Access::Read)
     }
 
     /// The next operand is only written.
-    pub(crate) fn writes(mut self, tensor: &Tensor) -> Self {
-        self.operands.push((tensor.clone(), Access::Write));
-        self
+    pub(crate) fn writes(self, tensor: &Tensor) -> Self {
+        self.touches(tensor, Access::Write)
     }
 
     /// The next operand is read and written.
-    pub(crate) fn updates(mut self, tensor: &Tensor) -> Self {
-        self.operands.push((tensor.clone(), Access::Update));
+    pub(crate) fn updates(self, tensor: &Tensor) -> Self {
+        self.touches(tensor, Access::Update)
+    }
+
+    fn touches(mut self, tensor: &Tensor, access: Access) -> Self {
+        self.parameters.push((access, vec![self.operands.len()]));
+        self.operands.push((tensor.clone(), access));
         self
     }
 

@@ -1,6 +1,6 @@
 //! Executors: what phase 1 hands to phase 2, and to nobody else.
 
-use crate::aclnn::Plan;
+use crate::aclnn::{Access, Plan};
 use crate::error::{Fail, Result, code};
 use crate::tensor::Tensor;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -19,6 +19,14 @@ struct State {
     launches: u64,
     /// Addresses that took the place of the descriptors' own, by operand.
     addresses: Vec<Option<usize>>,
+}
+
+/// Which of an operator's tensors an index counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Side {
+    Both,
+    Inputs,
+    Outputs,
 }
 
 impl core::fmt::Debug for Executor {
@@ -54,20 +62,41 @@ impl Executor {
         self.state().repeatable
     }
 
-    /// The next launches find a tensor elsewhere.
-    pub(crate) fn set_address(&self, tensor: &Tensor, address: usize) -> Result {
+    /// The next launches find a tensor elsewhere: the one with this number among the operator's tensors and lists, or among
+    /// those of one side, counted also where they are left out; of a list, a member.
+    ///
+    /// That indices count so is how their parameters are called (`irIndex`), and nothing that was seen on a device.
+    pub(crate) fn set_address(
+        &self,
+        side: Side,
+        (index, member): (usize, usize),
+        tensor: &Tensor,
+        address: usize,
+    ) -> Result {
         let mut state = self.state();
         if !state.repeatable {
             return Err(Fail::invalid(format!("the executor of {} is not repeatable", self.name)));
         }
-        let mut found = false;
-        for ((operand, _), place) in self.plan.operands.iter().zip(&mut state.addresses) {
-            if operand.same(tensor) {
-                *place = Some(address);
-                found = true;
+        let parameters = self.plan.parameters.iter().filter(|(access, _)| match side {
+            Side::Both => true,
+            Side::Inputs => *access != Access::Write,
+            Side::Outputs => *access != Access::Read,
+        });
+        let operand = parameters.clone().nth(index).and_then(|(_, members)| members.get(member).copied());
+        match operand.map(|operand| (operand, &self.plan.operands[operand].0)) {
+            Some((operand, own)) if own.same(tensor) => {
+                state.addresses[operand] = Some(address);
+                Ok(())
             }
+            Some((_, own)) => {
+                Err(Fail::invalid(format!("index {index} of {} is {own}, not {tensor}", self.name)))
+            }
+            None => Err(Fail::invalid(format!(
+                "{tensor} is no operand of {}, which has none at index {index} of {}",
+                self.name,
+                parameters.count()
+            ))),
         }
-        if found { Ok(()) } else { Err(Fail::invalid(format!("{tensor} is no operand of {}", self.name))) }
     }
 
     /// Books a launch, and gives the addresses of the operands for it.

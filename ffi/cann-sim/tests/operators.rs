@@ -109,5 +109,13 @@ fn a_repeatable_executor_reads_where_it_is_pointed() {
         assert_eq!(world.synchronize(stream), 0);
         assert_eq!(world.floats(out, 2), want);
     }
+    // An index is that of the very tensor, among both sides or one of them.
+    let functions = &libraries.descriptors;
+    assert_ne!(call!(functions, aclSetTensorAddr(executor, 1, x, second)), 0);
+    assert!(world.message().contains("index 1 of aclnnNeg is"));
+    assert_ne!(call!(functions, aclSetTensorAddr(executor, 2, x, second)), 0);
+    assert!(world.message().contains("none at index 2 of 2"));
+    assert_ne!(call!(functions, aclSetOutputTensorAddr(executor, 0, x, second)), 0);
+    assert_eq!(call!(functions, aclSetOutputTensorAddr(executor, 0, y, out)), 0);
     assert_eq!(call!(libraries.descriptors, aclDestroyAclOpExecutor(executor)), 0);
 }

@@ -6,6 +6,7 @@ use crate::aclnn::{Plan, Run, Soc, aclnn};
 use crate::descriptor::{AclInts, AclTensor, AclTensors, NONE};
 use crate::memory;
 use crate::product::Product;
+use crate::version::FusedInferAttentionScore;
 use core::ops::Range;
 use portolan_core::sync::lock;
 use portolan_core::{Call, Tensor};
@@ -68,8 +69,18 @@ fn sparse(query: &AttentionQuery, queries: usize) -> Sparse {
     }
 }
 
-/// Whether the fused kernel takes such a call.
-pub(super) fn plan_query(soc: &Soc<'_>, query: &AttentionQuery, cache: [&TensorSpec; 2]) -> Plan {
+/// Whether a version takes rotary parts apart from the heads, where there are such.
+fn says(rotary: bool) -> impl Fn(FusedInferAttentionScore) -> bool {
+    move |version| !rotary || version != FusedInferAttentionScore::V2
+}
+
+/// Whether the fused kernel takes such a call; `rotary`: with rotary parts apart from the heads.
+pub(super) fn plan_query(
+    soc: &Soc<'_>,
+    query: &AttentionQuery,
+    cache: [&TensorSpec; 2],
+    rotary: bool,
+) -> Plan {
     soc.promises_rows()?;
     let dtype = query.q().dtype();
     let halves = matches!(dtype, DType::F16 | DType::BF16);
@@ -93,7 +104,7 @@ pub(super) fn plan_query(soc: &Soc<'_>, query: &AttentionQuery, cache: [&TensorS
     if parts(new).len() > MOST_CALLS {
         return Err(Unsupported::Shape("at most 8 changes of the number of queries"));
     }
-    soc.has("aclnnFusedInferAttentionScoreV3GetWorkspaceSize")
+    soc.has_version(says(rotary))
 }
 
 /// Whether it takes heads of this length, whose values are as long.
@@ -116,7 +127,7 @@ pub(super) fn plan_pages(positions: usize) -> Plan {
 impl Native for AttentionSpec {
     fn plan(&self, soc: &Soc<'_>) -> Plan {
         plan_heads(self.query())?;
-        plan_query(soc, self.query(), [self.k(), self.v()])
+        plan_query(soc, self.query(), [self.k(), self.v()], false)
     }
 
     fn launch(run: &Run<'_, '_>, op: &Call<Self>) -> Result<()> {
@@ -246,53 +257,85 @@ impl Fused<'_> {
         let none = NONE;
         let no_lens: Option<AclInts<'_>> = None;
         let (q_rotary, k_rotary) = with.rotary.map(|[q, k]| (q, k)).unzip();
-        aclnn!(
-            run,
-            aclnnFusedInferAttentionScoreV3GetWorkspaceSize,
-            aclnnFusedInferAttentionScoreV3,
-            with.q,
-            with.keys,
-            with.values,
-            none, // pseShift
-            with.mask,
-            no_lens, // actualSeqLengths: all of a sequence's queries
-            with.lens,
-            none, // deqScale1, quantScale1, deqScale2, quantScale2, quantOffset2
-            none,
-            none,
-            none,
-            none,
-            none, // antiquantScale, antiquantOffset
-            none,
-            with.table,
-            none, // queryPaddingSize, kvPaddingSize
-            none,
-            none, // scales and offsets of quantized keys and values
-            none,
-            none,
-            none,
-            none, // shared prefixes
-            none,
-            no_lens,
-            q_rotary,
-            k_rotary,
-            none, // the scale of keyRope
-            heads,
-            scale,
-            before,
-            after,
-            c"BSND",
-            kv_heads,
-            sparse_mode,
-            PRECISE,
-            self.page,
-            mode,
-            wants_sums,
-            mode,
-            mode,
-            with.out,
-            with.sums
-        )
+        /// A version's arguments: what newer ones have more goes before the numbers and behind them.
+        macro_rules! fused {
+            ($plan:ident, $enqueue:ident, [$($tensor:expr),*], [$($number:expr),*]) => {
+                aclnn!(
+                    run,
+                    $plan,
+                    $enqueue,
+                    with.q,
+                    with.keys,
+                    with.values,
+                    none, // pseShift
+                    with.mask,
+                    no_lens, // actualSeqLengths: all of a sequence's queries
+                    with.lens,
+                    none, // deqScale1, quantScale1, deqScale2, quantScale2, quantOffset2
+                    none,
+                    none,
+                    none,
+                    none,
+                    none, // antiquantScale, antiquantOffset
+                    none,
+                    with.table,
+                    none, // queryPaddingSize, kvPaddingSize
+                    none,
+                    none, // scales and offsets of quantized keys and values
+                    none,
+                    none,
+                    none,
+                    none, // shared prefixes
+                    none,
+                    no_lens,
+                    $($tensor,)*
+                    heads,
+                    scale,
+                    before,
+                    after,
+                    c"BSND",
+                    kv_heads,
+                    sparse_mode,
+                    PRECISE,
+                    self.page,
+                    mode,
+                    wants_sums,
+                    mode,
+                    mode,
+                    $($number,)*
+                    with.out,
+                    with.sums
+                )
+            };
+        }
+        // Behind the rotary parts: the scale of keyRope, that of the query, sinks, where sequences start; the modes of
+        // quantized queries and of pseShift.
+        match run.newest(says(self.rotary.is_some()))? {
+            FusedInferAttentionScore::V5 => fused!(
+                aclnnFusedInferAttentionScoreV5GetWorkspaceSize,
+                aclnnFusedInferAttentionScoreV5,
+                [q_rotary, k_rotary, none, none, none, no_lens, no_lens],
+                [mode, mode]
+            ),
+            FusedInferAttentionScore::V4 => fused!(
+                aclnnFusedInferAttentionScoreV4GetWorkspaceSize,
+                aclnnFusedInferAttentionScoreV4,
+                [q_rotary, k_rotary, none, none, none],
+                [mode]
+            ),
+            FusedInferAttentionScore::V3 => fused!(
+                aclnnFusedInferAttentionScoreV3GetWorkspaceSize,
+                aclnnFusedInferAttentionScoreV3,
+                [q_rotary, k_rotary, none],
+                []
+            ),
+            FusedInferAttentionScore::V2 => fused!(
+                aclnnFusedInferAttentionScoreV2GetWorkspaceSize,
+                aclnnFusedInferAttentionScoreV2,
+                [],
+                []
+            ),
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use super::dequantize::{MX_GROUP, group, is_mx, mx_scales, plan_mx};
 use super::scatter::contiguous;
 use crate::aclnn::{Plan, Run, Soc, aclnn};
 use crate::descriptor::{NONE, code};
+use crate::version::{DynamicMxQuant, DynamicQuant, any};
 use portolan_core::{Call, Tensor};
 use portolan_ops::quant::{DynamicQuantizeSpec, ScaleKind};
 use portolan_ops::{DType, OpError, Result, Unsupported};
@@ -16,7 +17,7 @@ impl Native for DynamicQuantizeSpec {
         let (quant, dtype) = (self.quant(), self.x().dtype());
         if is_mx(soc, quant) {
             plan_mx(quant)?;
-            return soc.has("aclnnDynamicMxQuantGetWorkspaceSize");
+            return soc.has_version(any::<DynamicMxQuant>);
         }
         if quant.scheme().code != DType::I8 || quant.scheme().code_bits != 8 {
             return Err(Unsupported::DType(quant.scheme().code));
@@ -32,7 +33,7 @@ impl Native for DynamicQuantizeSpec {
         }
         group(quant)?;
         soc.computes(dtype)?;
-        soc.has("aclnnDynamicQuantGetWorkspaceSize")
+        soc.has_version(any::<DynamicQuant>)
     }
 
     fn launch(run: &Run<'_, '_>, op: &Call<Self>) -> Result<()> {
@@ -55,8 +56,46 @@ impl Native for DynamicQuantizeSpec {
 /// anything.
 pub(super) fn tokens(run: &Run<'_, '_>, x: &Tensor, codes: &Tensor, scale: &Tensor) -> Result<()> {
     let [from, to, by] = [run.tensor(x)?, run.tensor(codes)?, run.tensor(scale)?];
-    aclnn!(run, aclnnDynamicQuantGetWorkspaceSize, aclnnDynamicQuant, from, NONE, to, by)?;
+    let number = number(codes)?;
+    // No smoothing, no groups, no offsets.
+    match run.newest(any::<DynamicQuant>)? {
+        DynamicQuant::V3 => aclnn!(
+            run,
+            aclnnDynamicQuantV3GetWorkspaceSize,
+            aclnnDynamicQuantV3,
+            from,
+            NONE,
+            NONE,
+            number,
+            true,
+            c"pertoken",
+            to,
+            by,
+            NONE
+        ),
+        DynamicQuant::V2 => aclnn!(
+            run,
+            aclnnDynamicQuantV2GetWorkspaceSize,
+            aclnnDynamicQuantV2,
+            from,
+            NONE,
+            NONE,
+            number,
+            to,
+            by,
+            NONE
+        ),
+        DynamicQuant::V1 => {
+            aclnn!(run, aclnnDynamicQuantGetWorkspaceSize, aclnnDynamicQuant, from, NONE, to, by)
+        }
+    }?;
     run.add(scale, &nothing(run, x)?, 1.0, scale)
+}
+
+/// The vendor's number of the codes' type, as an argument.
+fn number(codes: &Tensor) -> Result<i64> {
+    let number = code(codes.dtype()).map(i64::from);
+    number.ok_or_else(|| OpError::internal("quantize", "a type without a number"))
 }
 
 /// 0 for every row of `x [rows, columns]` that holds numbers alone, else none.
@@ -95,24 +134,22 @@ fn powers(run: &Run<'_, '_>, x: &Tensor, codes: &Tensor, scale: &Tensor) -> Resu
         (rows, run.scratch(codes.dtype(), &[n, whole])?)
     };
     let [scales, flat] = mx_scales(run, n, k)?;
-    let number = code(codes.dtype()).map(i64::from);
-    let number = number.ok_or_else(|| OpError::internal("quantize", "a type without a number"))?;
+    let number = number(codes)?;
     let [from, to, by] = [run.tensor(&rows)?, run.tensor(&result)?, run.tensor(&scales)?];
     // Scales by the floor of logarithms, as the format's own text has them.
     let (last, group, floors) = (-1i64, MX_GROUP as i64, 0i64);
-    aclnn!(
-        run,
-        aclnnDynamicMxQuantGetWorkspaceSize,
-        aclnnDynamicMxQuant,
-        from,
-        last,
-        c"rint",
-        number,
-        group,
-        floors,
-        to,
-        by
-    )?;
+    macro_rules! quantize {
+        ($plan:ident, $enqueue:ident, [$($largest:expr)?]) => {
+            aclnn!(run, $plan, $enqueue, from, last, c"rint", number, group, floors, $($largest,)? to, by)
+        };
+    }
+    match run.newest(any::<DynamicMxQuant>)? {
+        // Floors of logarithms know no largest number.
+        DynamicMxQuant::V2 => {
+            quantize!(aclnnDynamicMxQuantV2GetWorkspaceSize, aclnnDynamicMxQuantV2, [0f64])
+        }
+        DynamicMxQuant::V1 => quantize!(aclnnDynamicMxQuantGetWorkspaceSize, aclnnDynamicMxQuant, []),
+    }?;
     let spoiled = no_numbers(run, &nothing(run, &rows.reshape(&[n * groups, MX_GROUP])?)?)?;
     run.zero_where(&spoiled.reshape(&[n * groups, 1])?, &result.reshape(&[n * groups, MX_GROUP])?)?;
     let (mask, none) = (spoiled.reshape(&[n, groups])?, run.scalar(DType::I32, NO_POWER)?);

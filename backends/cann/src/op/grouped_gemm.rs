@@ -6,8 +6,9 @@ use super::gemm::{Epilogue, multiply, plan_product};
 use super::linear::{plan_rows, row_codes};
 use super::scatter::contiguous;
 use crate::aclnn::{Plan, Run, Soc, aclnn};
-use crate::descriptor::AclTensors;
+use crate::descriptor::{AclInts, AclTensors};
 use crate::product::Product;
+use crate::version::{GroupedMatmul, any};
 use portolan_core::{Call, Tensor};
 use portolan_ops::kernel::Activation;
 use portolan_ops::moe::GroupedGemmSpec;
@@ -41,7 +42,7 @@ impl Native for GroupedGemmSpec {
         if experts > MOST {
             return Err(Unsupported::Shape("at most 1024 experts"));
         }
-        soc.has("aclnnGroupedMatmulV4GetWorkspaceSize")
+        soc.has_version(any::<GroupedMatmul>)
     }
 
     fn launch(run: &Run<'_, '_>, op: &Call<Self>) -> Result<()> {
@@ -62,6 +63,11 @@ impl Native for GroupedGemmSpec {
     }
 }
 
+/// Whether a version takes a scale for each row.
+fn scales_rows(version: GroupedMatmul) -> bool {
+    version != GroupedMatmul::V3
+}
+
 /// Whether the vendor multiplies groups of such codes: of 8 bits on both sides, a scale for each row, results of 16 bits.
 fn plan_codes(soc: &Soc<'_>, spec: &GroupedGemmSpec, weight: &QuantSpec) -> Plan {
     plan_rows(soc, weight, spec.act_quant())?;
@@ -76,7 +82,7 @@ fn plan_codes(soc: &Soc<'_>, spec: &GroupedGemmSpec, weight: &QuantSpec) -> Plan
         return Err(Unsupported::Shape("1 to 1024 experts"));
     }
     soc.compute_all([spec.x(), weight.scale()])?;
-    soc.has("aclnnGroupedMatmulV4GetWorkspaceSize")
+    soc.has_version(scales_rows)
 }
 
 /// `[E, C, k]` times `[E, k, n]`, of which each expert keeps its first rows.
@@ -119,30 +125,59 @@ fn behind(
     let (by_column, by_row) = scales.unzip();
     // One result; rows are split; running sums; no activation.
     let (split, kind, sums, activation) = (3i64, 0i64, 0i64, 0i64);
-    aclnn!(
-        run,
-        aclnnGroupedMatmulV4GetWorkspaceSize,
-        aclnnGroupedMatmulV4,
-        from,
-        by,
-        none(), // bias
-        by_column,
-        none(), // offset
-        none(), // antiquantScale, antiquantOffset
-        none(),
-        by_row,
-        ends,
-        none(), // activation's input, scale, offset
-        none(),
-        none(),
-        split,
-        kind,
-        sums,
-        activation,
-        to,
-        none(),
-        none()
-    )?;
+    macro_rules! grouped {
+        ($plan:ident, $enqueue:ident, [$($tuning:expr)?]) => {
+            aclnn!(
+                run,
+                $plan,
+                $enqueue,
+                from,
+                by,
+                none(), // bias
+                by_column,
+                none(), // offset
+                none(), // antiquantScale, antiquantOffset
+                none(),
+                by_row,
+                ends,
+                none(), // activation's input, scale, offset
+                none(),
+                none(),
+                split,
+                kind,
+                sums,
+                activation,
+                $($tuning,)?
+                to,
+                none(),
+                none()
+            )
+        };
+    }
+    let untuned: Option<AclInts<'static>> = None;
+    match run.newest(|version| by_row.is_none() || scales_rows(version))? {
+        GroupedMatmul::V5 => {
+            grouped!(aclnnGroupedMatmulV5GetWorkspaceSize, aclnnGroupedMatmulV5, [untuned])
+        }
+        GroupedMatmul::V4 => grouped!(aclnnGroupedMatmulV4GetWorkspaceSize, aclnnGroupedMatmulV4, []),
+        // Lists of groups are running sums here, and nothing else.
+        GroupedMatmul::V3 => aclnn!(
+            run,
+            aclnnGroupedMatmulV3GetWorkspaceSize,
+            aclnnGroupedMatmulV3,
+            from,
+            by,
+            none(), // bias
+            by_column,
+            none(), // offset
+            none(), // antiquantScale, antiquantOffset
+            none(),
+            ends,
+            split,
+            kind,
+            to
+        ),
+    }?;
     if !dense {
         run.copy(&result, out)?;
     }
@@ -159,7 +194,7 @@ fn behind(
 }
 
 /// 0, 1, 2, …
-fn places(run: &Run<'_, '_>, count: usize) -> Result<Tensor> {
+pub(super) fn places(run: &Run<'_, '_>, count: usize) -> Result<Tensor> {
     let places = run.scratch(DType::I32, &[count])?;
     let number = |value: usize| run.scalar(DType::I32, value as f64);
     let (start, end, step) = (number(0)?, number(count)?, number(1)?);
@@ -168,7 +203,7 @@ fn places(run: &Run<'_, '_>, count: usize) -> Result<Tensor> {
 }
 
 /// `out = a ≥ b`, broadcast.
-fn at_or_behind(run: &Run<'_, '_>, a: &Tensor, b: &Tensor, out: &Tensor) -> Result<()> {
+pub(super) fn at_or_behind(run: &Run<'_, '_>, a: &Tensor, b: &Tensor, out: &Tensor) -> Result<()> {
     let [a, b, out] = [run.tensor(a)?, run.tensor(b)?, run.tensor(out)?];
     aclnn!(run, aclnnGeTensorGetWorkspaceSize, aclnnGeTensor, a, b, out)
 }

@@ -13,6 +13,7 @@ use super::scatter::contiguous;
 use crate::aclnn::{Plan, Run, Soc, aclnn};
 use crate::descriptor::NONE;
 use crate::product::Product;
+use crate::version::{DynamicQuant, QuantMatmul, any};
 use portolan_core::{Call, Tensor};
 use portolan_ops::kernel::Activation;
 use portolan_ops::quant::{LinearSpec, Offset, QuantSpec, ScaleKind, WeightSpec};
@@ -28,11 +29,11 @@ impl Native for LinearSpec {
             }
             WeightSpec::Quant(weight) => {
                 soc.compute_all([self.x(), self.out()])?;
-                if let Codes::Whole = codes(soc, self, weight)? {
-                    return soc.has("aclnnMatmulGetWorkspaceSize");
+                match codes(soc, self, weight)? {
+                    Codes::Whole => soc.has("aclnnMatmulGetWorkspaceSize"),
+                    Codes::Rows if is_result(self) => soc.has_version(any::<QuantMatmul>),
+                    Codes::Rows | Codes::Blocks => soc.has_version(sums_codes),
                 }
-                soc.has("aclnnQuantMatmulV4GetWorkspaceSize")?;
-                soc.has("aclnnQuantMatmulV5GetWorkspaceSize")
             }
             _ => Err(Unsupported::NotImplemented),
         }
@@ -59,6 +60,7 @@ impl Native for LinearSpec {
                         whole_product(run, &x, [&of, &scale], zero.as_ref(), &epilogue, &to)?;
                     }
                     Ok(Codes::Blocks) => blocks_product(run, &x, [&of, &scale], &epilogue, &to)?,
+                    _ if is_result(spec) => rows_result(run, &x, [&of, &scale], &to)?,
                     _ => rows_product(run, &x, [&of, &scale], &epilogue, &to)?,
                 }
             }
@@ -66,6 +68,16 @@ impl Native for LinearSpec {
         }
         if direct.is_some() { Ok(()) } else { run.copy(&to.reshape(out.dims())?, &out) }
     }
+}
+
+/// Whether what the vendor's product of codes gives is the result: 16 bits, nothing behind it.
+fn is_result(spec: &LinearSpec) -> bool {
+    spec.out().dtype() != DType::F32 && spec.bias().is_none() && spec.activation() == Activation::Identity
+}
+
+/// Whether a version gives sums of codes as they are, and takes blocks.
+fn sums_codes(version: QuantMatmul) -> bool {
+    version == QuantMatmul::V5
 }
 
 /// How codes of both factors share scales.
@@ -124,7 +136,7 @@ pub(super) fn plan_rows(soc: &Soc<'_>, weight: &QuantSpec, precision: ActQuant) 
     if scheme.code != DType::I8 || scheme.block[0] != 1 || scheme.block[1] < k || k == 0 {
         return Err(Unsupported::Shape("8-bit codes, a scale for each row"));
     }
-    soc.has("aclnnDynamicQuantGetWorkspaceSize")
+    soc.has_version(any::<DynamicQuant>)
 }
 
 /// Codes of activations, a scale for each row.
@@ -211,6 +223,52 @@ fn blocks_product(
     if direct { Ok(()) } else { finish(run, &result, epilogue, out) }
 }
 
+/// `out[m, n] = Σ_k x[m, k] · w[n, k]`, both 8-bit integers with a scale for each row, rounded once to 16 bits.
+fn rows_result(run: &Run<'_, '_>, x: &Tensor, [weight, scale]: [&Tensor; 2], out: &Tensor) -> Result<()> {
+    let dense = out.spec().is_contiguous();
+    let result = if dense { out.clone() } else { run.scratch(out.dtype(), out.dims())? };
+    let (codes, by_row) = row_codes(run, &contiguous(run, x)?)?;
+    let by_column = run.typed(&scale.reshape(&[out.dims()[1]])?, DType::F32)?;
+    let [a, b] = [run.tensor(&codes)?, run.tensor(&contiguous(run, weight)?)?];
+    let [columns, tokens, to] = [run.tensor(&by_column)?, run.tensor(&by_row)?, run.tensor(&result)?];
+    let (as_is, turned, no_groups) = (false, true, 0i64);
+    match run.newest(any::<QuantMatmul>)? {
+        QuantMatmul::V5 => aclnn!(
+            run,
+            aclnnQuantMatmulV5GetWorkspaceSize,
+            aclnnQuantMatmulV5,
+            a,
+            b,
+            tokens,
+            columns,
+            NONE, // scale of y
+            NONE, // offsets
+            NONE,
+            NONE,
+            NONE, // bias
+            as_is,
+            turned,
+            no_groups,
+            to
+        ),
+        QuantMatmul::V4 => aclnn!(
+            run,
+            aclnnQuantMatmulV4GetWorkspaceSize,
+            aclnnQuantMatmulV4,
+            a,
+            b,
+            columns,
+            NONE, // offset
+            tokens,
+            NONE, // bias
+            as_is,
+            turned,
+            to
+        ),
+    }?;
+    if dense { Ok(()) } else { run.copy(&result, out) }
+}
+
 /// `out[m, n] = epilogue(Σ_k x[m, k] · w[n, k])`, both 8-bit integers with a scale for each row.
 fn rows_product(
     run: &Run<'_, '_>,
@@ -225,23 +283,6 @@ fn rows_product(
     let by_column = run.typed(&scale.reshape(&[n])?, DType::F32)?;
     let (as_is, turned) = (false, true);
     let (a, b) = (run.tensor(&codes)?, run.tensor(&contiguous(run, weight)?)?);
-    if out.dtype() != DType::F32 && epilogue.is_nothing() && out.spec().is_contiguous() {
-        let [columns, tokens, to] = [run.tensor(&by_column)?, run.tensor(&by_row)?, run.tensor(out)?];
-        return aclnn!(
-            run,
-            aclnnQuantMatmulV4GetWorkspaceSize,
-            aclnnQuantMatmulV4,
-            a,
-            b,
-            columns,
-            NONE,
-            tokens,
-            NONE,
-            as_is,
-            turned,
-            to
-        );
-    }
     let (sums, numbers) = (run.scratch(DType::I32, out.dims())?, run.scratch(DType::F32, out.dims())?);
     let (to, no_groups) = (run.tensor(&sums)?, 0i64);
     aclnn!(

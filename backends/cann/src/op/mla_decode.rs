@@ -33,7 +33,7 @@ impl Native for MlaDecodeSpec {
         }
         let query = self.query();
         plan_latent(query.head_dim(), query.v_head_dim())?;
-        plan_query(soc, query, [self.cache(), self.cache()])?;
+        plan_query(soc, query, [self.cache(), self.cache()], true)?;
         if self.block_table().is_some() { plan_pages(self.cache().dims()[1]) } else { Ok(()) }
     }
 

@@ -42,9 +42,9 @@ mod swiglu;
 mod top_k;
 mod unary;
 
-use crate::aclnn::{Plan, Run, Soc};
+use crate::aclnn::{NEWER, Plan, Run, Soc};
 use portolan_core::{Call, Dispatch, Launch, Op};
-use portolan_ops::{Result, Unsupported};
+use portolan_ops::{OpError, Result, Unsupported};
 
 /// An operator that the device may have kernels for.
 pub(crate) trait Native: Dispatch {
@@ -111,19 +111,26 @@ pub(crate) fn fused<C: Native>(
 ) -> Result<()> {
     match op.spec().plan(&run.soc()) {
         Ok(()) => C::launch(run, op),
+        // What the composition lacks is of no use to whoever could install what the kernel lacks.
+        Err(why @ Unsupported::Symbol(_)) => {
+            compose(run.launch(), op, why.clone()).map_err(|error| match error {
+                OpError::Unsupported { .. } => run.launch().unsupported(op.op_name(), why, NEWER),
+                other => other,
+            })
+        }
         Err(why) => compose(run.launch(), op, why),
     }
 }
 
 impl Run<'_, '_> {
     /// The error for a form of an operator that this library did not know when it was written.
-    fn unknown(&self, op: &dyn Op, form: &str) -> portolan_ops::OpError {
+    fn unknown(&self, op: &dyn Op, form: &str) -> OpError {
         let why = Unsupported::NotImplemented;
         let error = self.launch().unsupported(op.op_name(), why, HINT);
         match error {
-            portolan_ops::OpError::Unsupported { op, device, reason, .. } => {
+            OpError::Unsupported { op, device, reason, .. } => {
                 let hint = format!("{form} is not known here").into();
-                portolan_ops::OpError::Unsupported { op, device, reason, hint }
+                OpError::Unsupported { op, device, reason, hint }
             }
             other => other,
         }

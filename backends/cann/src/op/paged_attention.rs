@@ -10,7 +10,7 @@ use portolan_ops::attention::PagedAttentionSpec;
 impl Native for PagedAttentionSpec {
     fn plan(&self, soc: &Soc<'_>) -> Plan {
         plan_heads(self.query())?;
-        plan_query(soc, self.query(), [self.k(), self.v()])?;
+        plan_query(soc, self.query(), [self.k(), self.v()], false)?;
         plan_pages(self.page_size())
     }
 

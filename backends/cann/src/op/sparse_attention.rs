@@ -7,6 +7,7 @@ use super::sort::sorted;
 use crate::aclnn::{Plan, Run, Soc, aclnn};
 use crate::descriptor::{NONE, code};
 use crate::product::Product;
+use crate::version::{SparseFlashAttention, any};
 use portolan_core::{Call, Tensor};
 use portolan_ops::attention::SparseAttentionSpec;
 use portolan_ops::{DType, OpError, Result, Unsupported};
@@ -37,7 +38,7 @@ impl Native for SparseAttentionSpec {
         if self.cache().numel() == 0 || self.q_lens().count() == 0 {
             return Err(Unsupported::Shape("sequences, and room for entries"));
         }
-        soc.has("aclnnSparseFlashAttentionGetWorkspaceSize")
+        soc.has_version(any::<SparseFlashAttention>)
     }
 
     fn launch(run: &Run<'_, '_>, op: &Call<Self>) -> Result<()> {
@@ -76,32 +77,45 @@ impl Native for SparseAttentionSpec {
         let scale = f64::from(op.spec().scale());
         // Entries one by one; no mask but the list; keys that are values; sums that nobody asks for.
         let (block, mask, latent, wants_sums) = (1i64, 0i64, 2i64, false);
-        aclnn!(
-            run,
-            aclnnSparseFlashAttentionGetWorkspaceSize,
-            aclnnSparseFlashAttention,
-            q,
-            entries,
-            entries,
-            listed,
-            table,
-            q_ends,
-            lens,
-            q_rotary,
-            rotary,
-            scale,
-            block,
-            c"TND",
-            layout,
-            mask,
-            EVERYTHING,
-            EVERYTHING,
-            latent,
-            wants_sums,
-            to,
-            NONE,
-            NONE
-        )?;
+        macro_rules! attend {
+            ($plan:ident, $enqueue:ident, [$($sinks:expr)?]) => {
+                aclnn!(
+                    run,
+                    $plan,
+                    $enqueue,
+                    q,
+                    entries,
+                    entries,
+                    listed,
+                    table,
+                    q_ends,
+                    lens,
+                    q_rotary,
+                    rotary,
+                    $($sinks,)?
+                    scale,
+                    block,
+                    c"TND",
+                    layout,
+                    mask,
+                    EVERYTHING,
+                    EVERYTHING,
+                    latent,
+                    wants_sums,
+                    to,
+                    NONE,
+                    NONE
+                )
+            };
+        }
+        match run.newest(any::<SparseFlashAttention>)? {
+            SparseFlashAttention::V2 => {
+                attend!(aclnnSparseFlashAttentionV2GetWorkspaceSize, aclnnSparseFlashAttentionV2, [NONE])
+            }
+            SparseFlashAttention::V1 => {
+                attend!(aclnnSparseFlashAttentionGetWorkspaceSize, aclnnSparseFlashAttention, [])
+            }
+        }?;
         if dense { Ok(()) } else { run.copy(&result, &out) }
     }
 }

@@ -6,6 +6,7 @@
 use super::graph::CannGraph;
 use crate::comm::Engagement;
 use crate::memory::PinnedBytes;
+use crate::repeat::Planned;
 use portolan_core::{Fault, HostBuffer, Launch};
 use portolan_ops::{OpError, OpName};
 use std::collections::VecDeque;
@@ -33,6 +34,8 @@ pub(crate) enum Held {
     Engaged(Engagement),
     /// A graph that runs.
     Graph(Arc<CannGraph>),
+    /// An executor that is not launched any more.
+    Planned(Planned),
 }
 
 /// See the module.

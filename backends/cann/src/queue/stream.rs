@@ -9,6 +9,7 @@ use crate::context::OnDevice;
 use crate::driver::{Driver, Event, call, try_call};
 use crate::error;
 use crate::memory::{PIECE, PinnedBytes};
+use crate::repeat::{Executors, Key, Planned};
 use portolan_cann_sys::CallFailed;
 use portolan_cann_sys::bindings::{
     ACL_EVENT_SYNC, ACL_EVENT_TIME_LINE, ACL_MEMCPY_DEVICE_TO_HOST, ACL_MEMCPY_HOST_TO_DEVICE,
@@ -76,6 +77,10 @@ impl Shared {
                 }
                 Held::Graph(graph) => {
                     drop(graph);
+                    return Ok(());
+                }
+                Held::Planned(planned) => {
+                    drop(planned);
                     return Ok(());
                 }
             };
@@ -157,6 +162,8 @@ pub(crate) struct CannStream {
     pub(super) recording: Mutex<Option<Recording>>,
     /// Tables of rotations, for the launches that come.
     pub(crate) angles: Mutex<Angles>,
+    /// Executors of launches that may come again.
+    pub(crate) executors: Mutex<Executors>,
 }
 
 #[derive(Clone, Copy)]
@@ -180,8 +187,13 @@ impl CannStream {
             handle: Mutex::new(Some(Handle(handle))),
         });
         driver.device(device)?.streams.fetch_add(1, Ordering::Relaxed);
-        let stream =
-            Self { handle: Handle(handle), shared, recording: Mutex::new(None), angles: Mutex::default() };
+        let stream = Self {
+            handle: Handle(handle),
+            shared,
+            recording: Mutex::new(None),
+            angles: Mutex::default(),
+            executors: Mutex::default(),
+        };
         // Left alone, a stream goes on computing with what a failed operator left behind.
         call!(on.driver, device, aclrtSetStreamFailureMode(handle, u64::from(ACL_STOP_ON_FAILURE)))?;
         Ok(stream)
@@ -222,6 +234,17 @@ impl CannStream {
     /// Whether a graph is being recorded: what is enqueued then runs at every replay, with what it finds in memory.
     pub(crate) fn is_recorded(&self) -> bool {
         lock(&self.recording).is_some()
+    }
+
+    /// Keeps an executor for launches that may come.
+    pub(crate) fn keep(&self, key: Key, planned: Planned) {
+        let gone = lock(&self.executors).keep(key, planned);
+        gone.into_iter().for_each(|planned| self.release(planned));
+    }
+
+    /// Lets go of an executor, once the latest work is done.
+    pub(crate) fn release(&self, planned: Planned) {
+        lock(&self.shared.progress).hold(Held::Planned(planned));
     }
 
     /// Holds a group until the latest work is done.
@@ -436,6 +459,7 @@ impl Drop for CannStream {
         } else {
             let _ = call!(on.driver, on.device, aclrtDestroyStreamForce(self.handle.0));
         }
+        drop(lock(&self.executors).drain());
         for address in lock(&self.angles).drain() {
             let _ = call!(on.driver, on.device, aclrtFree(core::ptr::without_provenance_mut(address)));
         }

@@ -85,7 +85,13 @@ fn an_upload_that_is_forgotten_is_caught() {
 
 #[test]
 fn a_launch_that_is_forgotten_is_caught() {
-    expect_caught("planned and not launched", &[omitted("aclnnNeg", 1)], "1 aclOpExecutor");
+    expect_caught("planned and not launched", &[omitted("aclnnNeg", 1)], "a wrong answer");
+}
+
+#[test]
+fn an_executor_that_is_kept_for_ever_is_caught() {
+    let destroy = omitted("aclDestroyAclOpExecutor", 1);
+    expect_caught("executor not destroyed", &[destroy], "1 aclOpExecutor");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use crate::call::{driver, enter, give};
 use crate::error::{Fail, Result};
+use crate::executor::Side;
 use crate::tensor::{Descriptor, Scalar, Tensor, lookup, register, replace, unregister};
 use serde_json::Value;
 use std::cell::Cell;
@@ -226,19 +227,12 @@ unsafe fn hand_out(numbers: &[i64], place: *mut *mut i64, count: *mut u64) -> Re
     }
 }
 
-fn set_address(executor: *mut c_void, tensor: *mut c_void, address: *mut c_void) -> Result {
-    executor_of(executor)?.set_address(&tensor_of(tensor)?, address.addr())
-}
-
-fn set_member_address(
-    executor: *mut c_void,
-    member: usize,
-    list: *mut c_void,
-    address: *mut c_void,
-) -> Result {
-    match lookup(list.cast_const())? {
+/// The tensor of a handle: of a list, its member.
+fn operand_of(handle: *mut c_void, member: Option<usize>) -> Result<Tensor> {
+    let Some(member) = member else { return tensor_of(handle) };
+    match lookup(handle.cast_const())? {
         Descriptor::TensorList(members) => match members.get(member) {
-            Some((_, tensor)) => executor_of(executor)?.set_address(tensor, address.addr()),
+            Some((_, tensor)) => Ok(tensor.clone()),
             None => Err(Fail::invalid(format!("the list has {} members, not {member}", members.len()))),
         },
         other => Err(Fail::invalid(format!("the list is an {}", other.type_name()))),
@@ -246,14 +240,15 @@ fn set_member_address(
 }
 
 macro_rules! address_setters {
-    ($($name:ident),*; $($dynamic:ident),*) => {
+    ($($side:ident: $($name:ident)* | $($dynamic:ident)*;)*) => {
         driver! {
-            $(
+            $($(
                 fn $name(executor: *mut c_void, index: usize, tensor: *mut c_void, address: *mut c_void) {
-                    set_address(executor, tensor, address)
+                    let own = operand_of(tensor, None)?;
+                    executor_of(executor)?.set_address(Side::$side, (index, 0), &own, address.addr())
                 }
-            )*
-            $(
+            )*)*
+            $($(
                 fn $dynamic(
                     executor: *mut c_void,
                     index: usize,
@@ -261,18 +256,18 @@ macro_rules! address_setters {
                     list: *mut c_void,
                     address: *mut c_void,
                 ) {
-                    set_member_address(executor, member, list, address)
+                    let own = operand_of(list, Some(member))?;
+                    executor_of(executor)?.set_address(Side::$side, (index, member), &own, address.addr())
                 }
-            )*
+            )*)*
         }
     };
 }
 
 address_setters! {
-    aclSetTensorAddr, aclSetInputTensorAddr, aclSetOutputTensorAddr,
-    AclSetTensorAddr, AclSetInputTensorAddr, AclSetOutputTensorAddr;
-    aclSetDynamicTensorAddr, aclSetDynamicInputTensorAddr, aclSetDynamicOutputTensorAddr,
-    AclSetDynamicTensorAddr, AclSetDynamicInputTensorAddr, AclSetDynamicOutputTensorAddr
+    Both: aclSetTensorAddr AclSetTensorAddr | aclSetDynamicTensorAddr AclSetDynamicTensorAddr;
+    Inputs: aclSetInputTensorAddr AclSetInputTensorAddr | aclSetDynamicInputTensorAddr AclSetDynamicInputTensorAddr;
+    Outputs: aclSetOutputTensorAddr AclSetOutputTensorAddr | aclSetDynamicOutputTensorAddr AclSetDynamicOutputTensorAddr;
 }
 
 driver! {

@@ -14,12 +14,17 @@ use std::cell::RefCell;
 /// Bits of an operand's own bytes in an address.
 const OPERAND: u32 = 40;
 
-/// The tensors of one call, in order, and how each is touched.
+/// The tensors of one call, in order, and how each is touched; the parameters that they came as.
 #[derive(Default)]
-pub(crate) struct Operands(Vec<(crate::tensor::Tensor, Access)>);
+pub(crate) struct Operands(Vec<(crate::tensor::Tensor, Access)>, Vec<(Access, Vec<usize>)>);
 
 impl Operands {
-    /// A view of the next operand.
+    /// The next parameter, which brings operands or none.
+    fn parameter(&mut self, access: Access) {
+        self.1.push((access, Vec::new()));
+    }
+
+    /// A view of the next operand, which the latest parameter brings.
     fn add(&mut self, tensor: &crate::tensor::Tensor, access: Access, name: &str) -> Result<Tensor> {
         let (dtype, format) = (tensor.dtype(), tensor.format());
         if !dtype.is_simulated() {
@@ -44,6 +49,9 @@ impl Operands {
             storage: size(tensor.storage_shape())?,
             address: (self.0.len() as u64) << OPERAND,
         };
+        if let Some((_, members)) = self.1.last_mut() {
+            members.push(self.0.len());
+        }
         self.0.push((tensor.clone(), access));
         Ok(view)
     }
@@ -96,6 +104,7 @@ pub(crate) mod kind {
                     name: &'static str,
                     operands: &mut Operands,
                 ) -> Result<Value> {
+                    operands.parameter(Access::$access);
                     let view = held.as_ref().map(|tensor| operands.add(tensor, Access::$access, name));
                     Ok(Value::Tensor(view.transpose()?))
                 }
@@ -118,6 +127,7 @@ pub(crate) mod kind {
                     name: &'static str,
                     operands: &mut Operands,
                 ) -> Result<Value> {
+                    operands.parameter(Access::$access);
                     let views = held.as_ref().map(|list| {
                         list.iter().map(|tensor| operands.add(tensor, Access::$access, name)).collect::<Result<Vec<_>>>()
                     });
@@ -233,6 +243,7 @@ pub(crate) fn plan(
             Access::Update => plan.updates(tensor),
         };
     }
+    plan.parameters = operands.1;
     Ok(plan.workspace(workspace))
 }
 

@@ -9,6 +9,7 @@ operators! {
     MoeGatingTopKSoftmax(x: T, finishedOptional: T, k: I64, yOut: O, expertIdxOut: O, rowIdxOut: O) = softmax_first;
     MoeGatingTopKSoftmaxV2(x: T, finishedOptional: T, k: I64, renorm: I64, outputSoftmaxResultFlag: B, yOut: O, expertIdxOut: O, softmaxResultOutOptional: O) = softmax_either;
     MoeGatingTopK(x: T, biasOptional: T, k: I64, kGroup: I64, groupCount: I64, groupSelectMode: I64, renorm: I64, normType: I64, outFlag: B, routedScalingFactor: F64, eps: F64, yOut: O, expertIdxOut: O, outOut: O) = grouped;
+    MoeGatingTopKV2(x: T, biasOptional: T, inputIdsOptional: T, tid2eidOptional: T, k: I64, kGroup: I64, groupCount: I64, groupSelectMode: I64, renorm: I64, normType: I64, outFlag: B, routedScalingFactor: F64, eps: F64, yOut: O, expertIdxOut: O, outOut: O) = grouped;
 }
 
 /// Places of the k largest, the largest first and the earlier of equals first.
@@ -106,6 +107,7 @@ fn softmax_gate(args: &Args, late: bool, all: Option<Tensor>) -> Result<Body, Re
 
 /// Experts in groups: the best groups first, then the best experts in them. The bias counts for the choice only.
 fn grouped(args: &Args) -> Result<Run, Refusal> {
+    args.absent(&["inputIds", "tid2eid"])?;
     let (x, count, k, y, experts) = arguments(args)?;
     let size = |name: &str| args.int(name).map(|n| usize::try_from(n).unwrap_or(0));
     let (groups, keep) = (size("groupCount")?.max(1), size("kGroup")?.max(1));

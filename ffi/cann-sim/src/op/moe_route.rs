@@ -7,6 +7,7 @@ use crate::view::{Dtype, Fault, Memory, Tensor};
 operators! {
     MoeInitRoutingV2(x: T, expertIdx: T, activeNumOptional: I64, expertCapacityOptional: I64, expertNumOptional: I64, dropPadModeOptional: I64, expertTokensCountOrCumsumFlagOptional: I64, expertTokensBeforeCapacityFlagOptional: B, expandedXOut: O, expandedRowIdxOut: O, expertTokensCountOrCumsumOutOptional: O, expertTokensBeforeCapacityOutOptional: O) = init;
     MoeInitRoutingV3(x: T, expertIdx: T, scaleOptional: T, offsetOptional: T, activeNum: I64, expertCapacity: I64, expertNum: I64, dropPadMode: I64, expertTokensNumType: I64, expertTokensNumFlag: B, quantMode: I64, activeExpertRangeOptional: IA, rowIdxType: I64, expandedXOut: O, expandedRowIdxOut: O, expertTokensCountOrCumsumOut: O, expandedScaleOut: O) = init_range;
+    MoeInitRoutingV4(x: T, expertIdx: T, scaleOptional: T, offsetOptional: T, activeNumOptional: T, topkWeightOptional: T, expertCapacity: I64, expertNum: I64, dropPadMode: I64, expertTokensNumType: I64, expertTokensNumFlag: B, quantMode: I64, activeExpertRangeOptional: IA, rowIdxType: I64, expandedXOut: O, expandedRowIdxOut: O, expertTokensCountOrCumsumOut: O, expandedScaleOut: O, expandedTopkWeightOut: O) = init_range;
     MoeFinalizeRoutingV2(expandedX: T, expandedRowIdx: T, x1Optional: T, x2Optional: T, biasOptional: T, scalesOptional: T, expertIdxOptional: T, dropPadMode: I64, out: O) = finalize;
     MoeComputeExpertTokens(sortedExperts: T, numExperts: I64, out: O) = count;
     MoeTokenPermute(tokens: T, indices: T, numOutTokens: I64, paddedMode: B, permuteTokensOut: O, sortedIndicesOut: O) = permute;
@@ -169,7 +170,12 @@ fn init_range(args: &Args) -> Result<Run, Refusal> {
     args.one_of("expandedXOut", &out, &[if quantizes { Dtype::I8 } else { x.dtype }])?;
     args.one_of("expandedRowIdxOut", &rows, &[Dtype::I32])?;
     args.shaped("expandedRowIdxOut", &rows, &[n * k])?;
-    let active = match args.int("activeNum")? {
+    // The fourth version has it on the device.
+    let on_device = args.operator == "MoeInitRoutingV4";
+    if on_device {
+        args.absent(&["activeNum", "topkWeight"])?;
+    }
+    let active = match if on_device { 0 } else { args.int("activeNum")? } {
         active if active > 0 => (active as usize).min(n * k),
         _ => n * k,
     };

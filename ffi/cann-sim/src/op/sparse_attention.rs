@@ -6,6 +6,7 @@ use crate::view::{Dtype, Fault, Memory, Tensor};
 operators! {
     LightningIndexer(query: T, key: T, weights: T, actualSeqLengthsQueryOptional: T, actualSeqLengthsKeyOptional: T, blockTableOptional: T, layoutQueryOptional: CS, layoutKeyOptional: CS, sparseCount: I64, sparseMode: I64, preTokens: I64, nextTokens: I64, returnValues: B, sparseIndicesOut: O, sparseValuesOut: O) = indexer;
     SparseFlashAttention(query: T, key: T, value: T, sparseIndices: T, blockTableOptional: T, actualSeqLengthsQueryOptional: T, actualSeqLengthsKvOptional: T, queryRopeOptional: T, keyRopeOptional: T, scaleValue: F64, sparseBlockSizeOptional: I64, layoutQueryOptional: CS, layoutKvOptional: CS, sparseMode: I64, preTokens: I64, nextTokens: I64, attentionMode: I64, returnSoftmaxLse: B, attentionOut: O, softmaxMax: O, softmaxSum: O) = attention;
+    SparseFlashAttentionV2(query: T, key: T, value: T, sparseIndices: T, blockTableOptional: T, actualSeqLengthsQueryOptional: T, actualSeqLengthsKvOptional: T, queryRopeOptional: T, keyRopeOptional: T, sinksOptional: T, scaleValue: F64, sparseBlockSizeOptional: I64, layoutQueryOptional: CS, layoutKvOptional: CS, sparseMode: I64, preTokens: I64, nextTokens: I64, attentionMode: I64, returnSoftmaxLse: B, attentionOut: O, softmaxMax: O, softmaxSum: O) = attention;
     AttentionUpdate(lse: TL, localOut: TL, updateType: I64, out: O, lseOut: O) = merge;
 }
 
@@ -222,6 +223,7 @@ fn indexer(args: &Args) -> Result<Run, Refusal> {
 
 /// Attention of all heads to the keys that a query's indices name; keys and values are one latent row and a rotary part.
 fn attention(args: &Args) -> Result<Run, Refusal> {
+    args.absent(&["sinks"])?;
     let (query, key, value) =
         (args.tensor("query")?.clone(), args.tensor("key")?.clone(), args.tensor("value")?.clone());
     let (q_rope, k_rope) =
