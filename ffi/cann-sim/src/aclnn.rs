@@ -24,11 +24,12 @@
 //! Everything else of the protocol is here, once: NULL outputs, the executor that runs exactly once, the workspace's
 //! address, size and alignment, the alignment of tensors, descriptors destroyed too early, the call log, planned faults.
 
-use crate::call::{Show, enter};
+use crate::call::{Call, Show, begin};
 use crate::collective::{Place, Share};
 use crate::error::{Fail, Result, code};
 use crate::executor::Executor;
 use crate::memory::{ALIGNMENT, POISON};
+use crate::mistake::Plain;
 use crate::op::Parcel;
 use crate::profile::Profile;
 use crate::stream::Work;
@@ -159,7 +160,7 @@ impl Run {
 /// How an argument's kind reads what C hands over.
 pub(crate) trait Kind {
     /// As it stands in the C signature.
-    type C: Copy;
+    type C: Plain;
     /// Kept for the duration of the call.
     type Held;
 
@@ -298,10 +299,11 @@ impl<K: Kind<C = *const P>, P> Kind for Opt<K> {
     }
 }
 
-/// Exports an operator's two symbols: the arguments of the first with their kinds, then closures to the arguments for
-/// the log and, in the context, to the plan. Arguments have names of their own, since the vendor calls some `self`.
+/// Exports an operator's two symbols: the arguments of the first with the vendor's names and their kinds, then closures
+/// to the arguments for the log and, in the context, to the plan. Arguments have names of their own too, since the vendor
+/// calls some `self`.
 macro_rules! symbols {
-    ($name:ident ( $( $arg:ident : $kind:ty ),* $(,)? ) $arguments:expr, $plan:expr) => {
+    ($name:ident ( $( $arg:ident $parameter:ident : $kind:ty ),* $(,)? ) $arguments:expr, $plan:expr) => {
         const _: () = {
             const NAME: &str = concat!("aclnn", stringify!($name));
 
@@ -313,9 +315,11 @@ macro_rules! symbols {
                 executor: *mut *mut core::ffi::c_void,
             ) -> i32 {
                 const PLANNING: &str = concat!("aclnn", stringify!($name), "GetWorkspaceSize");
+                let call = $crate::call::begin(PLANNING);
+                $( let $arg = call.argument(stringify!($parameter), $arg); )*
                 let (arguments, plan) = ($arguments, $plan);
                 // SAFETY: the last two arguments are the caller's places for the results.
-                unsafe { $crate::aclnn::phase_one(NAME, PLANNING, arguments, plan, workspace_size, executor) }
+                unsafe { $crate::aclnn::phase_one(call, NAME, arguments, plan, workspace_size, executor) }
             }
 
             #[unsafe(export_name = concat!("aclnn", stringify!($name)))]
@@ -337,14 +341,14 @@ pub(crate) use symbols;
 /// # Safety
 /// `workspace_size` and `executor` are NULL or may be written.
 pub(crate) unsafe fn phase_one(
+    call: Call,
     name: &'static str,
-    symbol: &'static str,
     arguments: impl FnOnce() -> Vec<(&'static str, serde_json::Value)>,
     plan: impl FnOnce(&Context) -> Result<Plan>,
     workspace_size: *mut u64,
     executor: *mut *mut c_void,
 ) -> i32 {
-    enter(symbol, arguments, || {
+    call.run(arguments, || {
         if workspace_size.is_null() {
             return Err(Fail::null("workspaceSize"));
         }
@@ -375,6 +379,10 @@ pub(crate) fn phase_two(
     executor: *mut c_void,
     stream: *mut c_void,
 ) -> i32 {
+    let call = begin(name);
+    let (workspace, workspace_size) =
+        (call.argument("workspace", workspace), call.argument("workspaceSize", workspace_size));
+    let (executor, stream) = (call.argument("executor", executor), call.argument("stream", stream));
     let arguments = || {
         vec![
             ("workspace", workspace.show()),
@@ -383,7 +391,7 @@ pub(crate) fn phase_two(
             ("stream", stream.show()),
         ]
     };
-    enter(name, arguments, || {
+    call.run(arguments, || {
         if executor.is_null() {
             return Err(Fail::null("executor"));
         }

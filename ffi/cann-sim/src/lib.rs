@@ -20,6 +20,7 @@ mod fault;
 mod graph;
 mod log;
 mod memory;
+mod mistake;
 mod op;
 mod profile;
 mod readiness;

@@ -107,7 +107,7 @@ impl Options {
                 .push(rule.ok_or_else(|| format!("`tolerated` names {name}, which is no rule"))?);
         }
         if !config["faults"].is_null() {
-            options.faults = Faults::parse(&config["faults"])?;
+            options.faults = Faults::parse(&config["faults"], 0)?;
         }
         Ok(options)
     }
