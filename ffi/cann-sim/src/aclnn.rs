@@ -31,11 +31,12 @@ use crate::executor::Executor;
 use crate::memory::{ALIGNMENT, POISON};
 use crate::mistake::Plain;
 use crate::op::Parcel;
+use crate::order::Touch;
 use crate::profile::Profile;
 use crate::stream::Work;
 use crate::tensor::{Descriptor, Scalar, Tensor, lookup, register, unregister};
 use crate::tolerance::Rule;
-use crate::world::{World, world};
+use crate::world::{State, World, world};
 use std::ffi::{CStr, c_char, c_void};
 use std::sync::Arc;
 
@@ -429,8 +430,9 @@ fn enqueue(planned: &Arc<Executor>, workspace: usize, size: u64, stream: *mut c_
             .map_err(|fail| Fail::invalid(format!("workspace: {}", fail.text)))?;
     }
     let addresses = planned.launch()?;
-    let mut poisoned = needed;
-    for ((tensor, _), &address) in planned.plan.operands.iter().zip(&addresses) {
+    let (mut poisoned, mut touches) = (needed, Vec::new());
+    touches.extend((needed > 0).then(|| Touch::bytes(workspace, needed, true)));
+    for ((tensor, access), &address) in planned.plan.operands.iter().zip(&addresses) {
         // Nothing is at the address of a tensor without elements.
         if tensor.numel() == 0 {
             continue;
@@ -457,7 +459,9 @@ fn enqueue(planned: &Arc<Executor>, workspace: usize, size: u64, stream: *mut c_
             }
             poisoned = 0;
         }
+        touches.extend(Touch::view(tensor, address, bytes, *access != Access::Read));
     }
+    check_padding(&mut state, planned, &addresses, (workspace, needed));
     let planned = planned.clone();
     let prepare = {
         let planned = planned.clone();
@@ -502,7 +506,34 @@ fn enqueue(planned: &Arc<Executor>, workspace: usize, size: u64, stream: *mut c_
         });
     }
     let action = move |world: &'static World| (planned.plan.body)(&prepare(world)?);
-    world().submit(state, id, name, Work::Kernel(Arc::new(action))).map(drop)
+    world().submit_touching(state, id, name, Work::Kernel(Arc::new(action)), touches).map(drop)
+}
+
+/// Books what lies within the padding that an allocation ends with, where an operator's tensors are allocations: pools
+/// that hand out pieces of one have to keep it between them.
+fn check_padding(state: &mut State, planned: &Executor, addresses: &[usize], workspace: (usize, usize)) {
+    let padding = state.profile.padding();
+    if padding == 0 {
+        return;
+    }
+    let operands = planned.plan.operands.iter().zip(addresses).map(|((tensor, _), &at)| (tensor, at));
+    let operands = operands.filter(|(tensor, _)| tensor.numel() > 0);
+    for (tensor, address) in operands.clone() {
+        let Ok(bytes) = tensor.span_bytes() else { continue };
+        let tail = address + bytes..address + bytes.next_multiple_of(TENSOR_ALIGNMENT) + padding;
+        let in_tail = |at: &usize| tail.contains(at);
+        let other = operands.clone().find(|(_, at)| in_tail(at)).map(|(other, at)| (other.to_string(), at));
+        let used = Some(workspace.0).filter(|at| workspace.1 > 0 && in_tail(at));
+        let Some((other, at)) = other.or(used.map(|at| ("the workspace".into(), at))) else { continue };
+        let text = format!(
+            "{other} at {at:#x} is within the padding of {tensor}, which ends at {:#x}: vector units may read to {:#x}",
+            tail.start, tail.end
+        );
+        if !state.tolerates(Rule::TailPadding, planned.name, &text) {
+            state.violate(text);
+        }
+        return;
+    }
 }
 
 /// What addresses of tensors are multiples of.

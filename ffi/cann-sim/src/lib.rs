@@ -22,6 +22,7 @@ mod log;
 mod memory;
 mod mistake;
 mod op;
+mod order;
 mod profile;
 mod readiness;
 mod report;

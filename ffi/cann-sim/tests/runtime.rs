@@ -188,6 +188,39 @@ fn a_missing_wait_gives_a_wrong_answer_every_time() {
 }
 
 #[test]
+fn work_of_two_streams_that_nothing_orders_is_reported_once() {
+    let world = world(Adversary::Late);
+    let (a, b, c) = (stream(&world), stream(&world), stream(&world));
+    let (first, second) = (event(&world), event(&world));
+    let (x, y) = (device_memory(&world, 4), device_memory(&world, 4));
+    let one = pinned(&world, &[1; 4]);
+    let reported = || {
+        let lines = world.report().unwrap().lines().to_vec();
+        lines.into_iter().filter(|line| line.contains("nothing orders the two")).collect::<Vec<_>>()
+    };
+    // Other bytes of one allocation, and then all of it behind two events.
+    assert_eq!(upload(&world, x, one, 2, a), 0);
+    assert_eq!(upload(&world, x.wrapping_byte_add(2), one, 2, b), 0);
+    assert_eq!(call!(world, aclrtRecordEvent(first, a)), 0);
+    assert_eq!(call!(world, aclrtStreamWaitEvent(c, first)), 0);
+    assert_eq!(call!(world, aclrtRecordEvent(second, c)), 0);
+    assert_eq!(call!(world, aclrtStreamWaitEvent(b, second)), 0);
+    assert_eq!(copy(&world, y, x, 4, b), 0);
+    // What the host has waited for.
+    assert_eq!(call!(world, aclrtSynchronizeStream(b)), 0);
+    assert_eq!(upload(&world, x, one, 4, a), 0);
+    assert_eq!(reported(), [""; 0]);
+    // Behind the event there is more.
+    assert_eq!(call!(world, aclrtStreamWaitEvent(b, first)), 0);
+    for _ in 0..2 {
+        assert_eq!(copy(&world, y, x, 4, b), 0);
+    }
+    let [line] = reported().try_into().unwrap();
+    assert!(line.starts_with("aclrtMemcpyAsync (call "), "{line}");
+    assert!(line.contains("reads what aclrtMemcpyAsync (call "), "{line}");
+}
+
+#[test]
 fn a_planned_mistake_is_another_argument() {
     let world = world(Adversary::Late);
     let mistake = |at, argument: &str, instead| {
