@@ -9,7 +9,10 @@ use portolan::{ErrorKind, Registry, Shape, StreamOptions};
 fn products_live_side_by_side_and_leave_nothing() {
     let names = ["310P", "A2", "A3", "950"].map(|soc| {
         let world = sim::cann(SimOptions { soc: soc.into(), ..SimOptions::default() }).unwrap();
-        let backend = CannBackend::new(CannOptions { folder: Some(world.folder().to_owned()) });
+        let backend = CannBackend::new(CannOptions {
+            folder: Some(world.folder().to_owned()),
+            ..CannOptions::default()
+        });
         let device = Registry::new().with(backend).open("cann:1").unwrap();
         let stream = device.stream(StreamOptions::default()).unwrap();
         let x = stream.upload(&[1f32, 2.0, 3.0], &Shape::new(&[3]).unwrap()).unwrap();

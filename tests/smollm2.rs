@@ -3,6 +3,9 @@
 //! Runs where the file is: in `$PORTOLAN_MODEL_DIR` or the cache folder; else it says that it was skipped.
 #![allow(clippy::unwrap_used)]
 
+mod rig;
+
+use portolan::cann::CannOptions;
 use portolan::cpu::{CpuBackend, CpuOptions, Isa};
 use portolan::fetch::{KNOWN_MODELS, cache_folder};
 use portolan::generate::{GenerateOptions, Session};
@@ -11,7 +14,7 @@ use portolan::load::{self, HostWeight, SourceMetadata, WeightSource};
 use portolan::models::{LanguageModel, Llama};
 use portolan::nn::{Batch, Embedding, Linear, Loader, Precision};
 use portolan::tokenizer::Tokenizer;
-use portolan::{DType, Registry, Shape, Stream, StreamOptions};
+use portolan::{DType, Fallback, Registry, Shape, Stream, StreamOptions};
 use portolan_ops::ActQuant;
 use std::io::Write;
 use std::ops::ControlFlow;
@@ -100,6 +103,70 @@ fn exact_logits_and_greedy_text_agree_with_transformers() {
         let made = session.generate(&prompt, &options, &mut |_| ControlFlow::Continue(())).unwrap();
         assert_eq!(made.tokens, greedy, "prompt {i}");
     }
+}
+
+/// A few tokens on A3; with `PORTOLAN_ALL_CASES=1` more of them, on every product that multiplies in f32.
+#[test]
+fn simulated_ascend_writes_the_tokens_that_the_cpu_writes() {
+    let Some(folder) = folder() else { return };
+    let (socs, tokens) = if rig::all_cases() { (&["A2", "A3", "950"][..], 12) } else { (&["A3"][..], 4) };
+    let golden = golden();
+    let prompt = ids(golden.as_ref(), "input_ids.0");
+    // The CPU's own, as `exact_logits_and_greedy_text_agree_with_transformers` holds them.
+    let want = ids(golden.as_ref(), "greedy.0");
+    let source = load::open(&folder.join(KNOWN_MODELS[0].file)).unwrap();
+    for soc in socs {
+        let (stream, world) = rig::ascend(soc, Fallback::Allow);
+        let model = Llama::load(&stream, source.as_ref(), Precision::Exact, &mut |_, _| {}).unwrap();
+        let mut session = Session::new(&model, &stream, prompt.len() + tokens).unwrap();
+        let options = GenerateOptions { max_tokens: tokens, ..GenerateOptions::default() };
+        let made = session.generate(&prompt, &options, &mut |_| ControlFlow::Continue(())).unwrap();
+        assert_eq!(made.tokens, want[..tokens], "{soc}");
+        stream.synchronize().unwrap();
+        drop(session);
+        drop((model, stream));
+        let report = world.report().unwrap();
+        assert!(report.is_clean(), "{soc}: {report}");
+    }
+}
+
+/// Logits of every token of a prompt, `[tokens, vocab]`.
+fn prompt_logits(stream: &Stream, model: &Llama, prompt: &[u32]) -> Vec<f64> {
+    let mut cache = model.cache(stream, 1, prompt.len()).unwrap();
+    let batch = Batch::new(stream, &[prompt], &[0], prompt.len()).unwrap();
+    let logits = model.forward(stream, &batch, &mut cache).unwrap();
+    stream.download::<f32>(&logits).unwrap().wait().unwrap().into_iter().map(f64::from).collect()
+}
+
+/// Inference cards round factors and results of products to f16, by u = 2⁻¹¹ at most: three independent roundings of u/√3
+/// each on average are an error of u in a product. A layer adds to the stream what has gone through four products one
+/// behind the other (keys, scores, values, output) and then through two (gate or up, down), so thirty layers put
+/// √(30 · 6) · u = 13 u into a vector, relative to its length, and so into the logits. The worst of a quarter of a million
+/// is five standard deviations off, and on average (by squares) a logit is a quarter of the largest: 5 · 13 u / 4 = 8e-3.
+/// With `PORTOLAN_ALL_CASES=1`.
+#[test]
+fn an_inference_card_is_as_far_off_as_products_in_f16_are() {
+    const LIMIT: f64 = 8e-3;
+    if !rig::all_cases() {
+        return;
+    }
+    let Some(folder) = folder() else { return };
+    let prompt = ids(golden().as_ref(), "input_ids.0");
+    let (cpu, model) = load_model(&folder);
+    let want = prompt_logits(&cpu, &model, &prompt);
+    let source = load::open(&folder.join(KNOWN_MODELS[0].file)).unwrap();
+    let options = CannOptions { half_products: true, ..CannOptions::default() };
+    let (stream, world) = rig::ascend_with("310P", Fallback::Allow, options);
+    let model = Llama::load(&stream, source.as_ref(), Precision::Exact, &mut |_, _| {}).unwrap();
+    let got = prompt_logits(&stream, &model, &prompt);
+    let distance = rig::distance(&got, &want);
+    println!("310P: {distance:.2e} of the largest logit");
+    assert!(distance <= LIMIT, "{distance:e} of the largest logit");
+    assert!(distance > 1e-4, "{distance:e} of the largest logit, so nothing was rounded");
+    stream.synchronize().unwrap();
+    drop((model, stream));
+    let report = world.report().unwrap();
+    assert!(report.is_clean(), "{report}");
 }
 
 /// Natural logarithms of the probabilities of every next token, `[tokens, vocab]`.

@@ -18,7 +18,7 @@ use portolan_ops::{OpError, Result};
 /// use portolan::{Registry, sim};
 ///
 /// let world = sim::cann(sim::SimOptions { soc: "A2".into(), ..Default::default() })?;
-/// let backend = CannBackend::new(CannOptions { folder: Some(world.folder().to_owned()) });
+/// let backend = CannBackend::new(CannOptions { folder: Some(world.folder().to_owned()), ..CannOptions::default() });
 /// let device = Registry::new().with(backend).open("cann:0")?;
 /// println!("{}", device.info().name); // Ascend910B3 SIMULATED
 /// # Ok::<(), portolan::OpError>(())

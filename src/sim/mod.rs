@@ -6,4 +6,4 @@
 mod cann;
 
 pub use cann::cann;
-pub use portolan_cann_sys::sim::{Adversary, Call, PlannedFault, SimOptions, SimReport, SimWorld};
+pub use portolan_cann_sys::sim::{Adversary, Call, Instead, PlannedFault, SimOptions, SimReport, SimWorld};

@@ -25,8 +25,13 @@ pub fn stream() -> Stream {
 
 /// A stream of a simulated Ascend device, and the world that it is in.
 pub fn ascend(soc: &str, fallback: Fallback) -> (Stream, SimWorld) {
+    ascend_with(soc, fallback, CannOptions::default())
+}
+
+/// As [`ascend`], with other options than the folder.
+pub fn ascend_with(soc: &str, fallback: Fallback, options: CannOptions) -> (Stream, SimWorld) {
     let world = sim::cann(SimOptions { soc: soc.into(), ..SimOptions::default() }).unwrap();
-    let backend = CannBackend::new(CannOptions { folder: Some(world.folder().to_owned()) });
+    let backend = CannBackend::new(CannOptions { folder: Some(world.folder().to_owned()), ..options });
     let device = Registry::new().with(backend).open("cann:0").unwrap();
     (device.stream(StreamOptions { fallback, ..StreamOptions::default() }).unwrap(), world)
 }

@@ -27,6 +27,8 @@ pub(crate) struct Soc<'a> {
     pub(crate) product: Product,
     pub(crate) operators: &'a Operators,
     pub(crate) determinism: Determinism,
+    /// Whether products of f32 may be rounded to f16 where there are no others.
+    pub(crate) half_products: bool,
 }
 
 /// What to do about a missing symbol.
@@ -78,7 +80,12 @@ impl Soc<'_> {
 impl Driver {
     /// What decides about kernels at a level.
     pub(crate) fn soc(&self, determinism: Determinism) -> Soc<'_> {
-        Soc { product: self.product(), operators: &self.libraries.operators, determinism }
+        Soc {
+            product: self.product(),
+            operators: &self.libraries.operators,
+            determinism,
+            half_products: self.half_products,
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! An opened driver: its libraries, its devices, and one context for each device that is used.
 
 use crate::error;
+use crate::options::CannOptions;
 use crate::product::Product;
 use portolan_cann_sys::bindings::{ACL_OPT_DETERMINISTIC, aclrtContext, aclrtEvent};
 use portolan_cann_sys::{CallFailed, Libraries};
@@ -9,7 +10,6 @@ use portolan_core::sync::atomic::AtomicUsize;
 use portolan_core::sync::{Mutex, lock};
 use portolan_ops::{OpError, Result};
 use std::ffi::CStr;
-use std::path::Path;
 use std::sync::OnceLock;
 
 /// `aclInit` was called before, by whoever else uses the driver in this process.
@@ -21,6 +21,8 @@ pub(crate) struct Driver {
     product: Product,
     name: String,
     devices: Vec<PerDevice>,
+    /// Whether products of f32 may be rounded to f16 where there are no others.
+    pub(crate) half_products: bool,
 }
 
 /// What is kept of a device.
@@ -82,10 +84,10 @@ macro_rules! try_call {
 pub(crate) use try_call;
 
 impl Driver {
-    /// Opens the driver in `folder`, or where the environment says.
-    pub(crate) fn open(folder: Option<&Path>) -> Result<Self> {
+    /// Opens the driver in the folder of the options, or where the environment says.
+    pub(crate) fn open(options: &CannOptions) -> Result<Self> {
         let unavailable = |what: String| OpError::Unavailable { backend: "cann".into(), what };
-        let libraries = Libraries::open(folder).map_err(error::unavailable)?;
+        let libraries = Libraries::open(options.folder.as_deref()).map_err(error::unavailable)?;
         let init = libraries.runtime.aclInit().map_err(error::unavailable)?;
         // SAFETY: NULL means no configuration file.
         let code = unsafe { init(core::ptr::null()) };
@@ -112,7 +114,7 @@ impl Driver {
         let simulated = libraries.runtime.address("portolan_sim_control").is_some();
         let name = if simulated { format!("{chip} SIMULATED") } else { chip };
         let devices = (0..count).map(|_| PerDevice::default()).collect();
-        Ok(Self { libraries, product, name, devices })
+        Ok(Self { libraries, product, name, devices, half_products: options.half_products })
     }
 
     pub(crate) fn product(&self) -> Product {

@@ -52,7 +52,7 @@ impl CannBackend {
 
     /// The opened driver.
     fn driver(&self) -> Result<&Arc<Driver>> {
-        let driver = self.driver.get_or_init(|| Driver::open(self.options.folder.as_deref()).map(Arc::new));
+        let driver = self.driver.get_or_init(|| Driver::open(&self.options).map(Arc::new));
         driver.as_ref().map_err(Clone::clone)
     }
 

@@ -33,7 +33,7 @@ fn devices_are_named_after_their_chip_and_say_that_they_are_simulated() {
 
 #[test]
 fn without_a_driver_the_backend_is_unavailable_and_says_what_is_missing() {
-    let backend = CannBackend::new(CannOptions { folder: Some("/nowhere".into()) });
+    let backend = CannBackend::new(CannOptions { folder: Some("/nowhere".into()), ..CannOptions::default() });
     let registry = Registry::new().with(backend);
     let unavailable = registry.unavailable();
     assert_eq!(unavailable.len(), 1);

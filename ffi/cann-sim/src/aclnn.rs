@@ -24,17 +24,19 @@
 //! Everything else of the protocol is here, once: NULL outputs, the executor that runs exactly once, the workspace's
 //! address, size and alignment, the alignment of tensors, descriptors destroyed too early, the call log, planned faults.
 
-use crate::call::{Show, enter};
+use crate::call::{Call, Show, begin};
 use crate::collective::{Place, Share};
 use crate::error::{Fail, Result, code};
 use crate::executor::Executor;
 use crate::memory::{ALIGNMENT, POISON};
+use crate::mistake::Plain;
 use crate::op::Parcel;
+use crate::order::Touch;
 use crate::profile::Profile;
 use crate::stream::Work;
 use crate::tensor::{Descriptor, Scalar, Tensor, lookup, register, unregister};
 use crate::tolerance::Rule;
-use crate::world::{World, world};
+use crate::world::{State, World, world};
 use std::ffi::{CStr, c_char, c_void};
 use std::sync::Arc;
 
@@ -165,7 +167,7 @@ impl Run {
 /// How an argument's kind reads what C hands over.
 pub(crate) trait Kind {
     /// As it stands in the C signature.
-    type C: Copy;
+    type C: Plain;
     /// Kept for the duration of the call.
     type Held;
 
@@ -304,10 +306,11 @@ impl<K: Kind<C = *const P>, P> Kind for Opt<K> {
     }
 }
 
-/// Exports an operator's two symbols: the arguments of the first with their kinds, then closures to the arguments for
-/// the log and, in the context, to the plan. Arguments have names of their own, since the vendor calls some `self`.
+/// Exports an operator's two symbols: the arguments of the first with the vendor's names and their kinds, then closures
+/// to the arguments for the log and, in the context, to the plan. Arguments have names of their own too, since the vendor
+/// calls some `self`.
 macro_rules! symbols {
-    ($name:ident ( $( $arg:ident : $kind:ty ),* $(,)? ) $arguments:expr, $plan:expr) => {
+    ($name:ident ( $( $arg:ident $parameter:ident : $kind:ty ),* $(,)? ) $arguments:expr, $plan:expr) => {
         const _: () = {
             const NAME: &str = concat!("aclnn", stringify!($name));
 
@@ -319,9 +322,11 @@ macro_rules! symbols {
                 executor: *mut *mut core::ffi::c_void,
             ) -> i32 {
                 const PLANNING: &str = concat!("aclnn", stringify!($name), "GetWorkspaceSize");
+                let call = $crate::call::begin(PLANNING);
+                $( let $arg = call.argument(stringify!($parameter), $arg); )*
                 let (arguments, plan) = ($arguments, $plan);
                 // SAFETY: the last two arguments are the caller's places for the results.
-                unsafe { $crate::aclnn::phase_one(NAME, PLANNING, arguments, plan, workspace_size, executor) }
+                unsafe { $crate::aclnn::phase_one(call, NAME, arguments, plan, workspace_size, executor) }
             }
 
             #[unsafe(export_name = concat!("aclnn", stringify!($name)))]
@@ -343,14 +348,14 @@ pub(crate) use symbols;
 /// # Safety
 /// `workspace_size` and `executor` are NULL or may be written.
 pub(crate) unsafe fn phase_one(
+    call: Call,
     name: &'static str,
-    symbol: &'static str,
     arguments: impl FnOnce() -> Vec<(&'static str, serde_json::Value)>,
     plan: impl FnOnce(&Context) -> Result<Plan>,
     workspace_size: *mut u64,
     executor: *mut *mut c_void,
 ) -> i32 {
-    enter(symbol, arguments, || {
+    call.run(arguments, || {
         if workspace_size.is_null() {
             return Err(Fail::null("workspaceSize"));
         }
@@ -381,6 +386,10 @@ pub(crate) fn phase_two(
     executor: *mut c_void,
     stream: *mut c_void,
 ) -> i32 {
+    let call = begin(name);
+    let (workspace, workspace_size) =
+        (call.argument("workspace", workspace), call.argument("workspaceSize", workspace_size));
+    let (executor, stream) = (call.argument("executor", executor), call.argument("stream", stream));
     let arguments = || {
         vec![
             ("workspace", workspace.show()),
@@ -389,7 +398,7 @@ pub(crate) fn phase_two(
             ("stream", stream.show()),
         ]
     };
-    enter(name, arguments, || {
+    call.run(arguments, || {
         if executor.is_null() {
             return Err(Fail::null("executor"));
         }
@@ -427,8 +436,9 @@ fn enqueue(planned: &Arc<Executor>, workspace: usize, size: u64, stream: *mut c_
             .map_err(|fail| Fail::invalid(format!("workspace: {}", fail.text)))?;
     }
     let addresses = planned.launch()?;
-    let mut poisoned = needed;
-    for ((tensor, _), &address) in planned.plan.operands.iter().zip(&addresses) {
+    let (mut poisoned, mut touches) = (needed, Vec::new());
+    touches.extend((needed > 0).then(|| Touch::bytes(workspace, needed, true)));
+    for ((tensor, access), &address) in planned.plan.operands.iter().zip(&addresses) {
         // Nothing is at the address of a tensor without elements.
         if tensor.numel() == 0 {
             continue;
@@ -455,7 +465,9 @@ fn enqueue(planned: &Arc<Executor>, workspace: usize, size: u64, stream: *mut c_
             }
             poisoned = 0;
         }
+        touches.extend(Touch::view(tensor, address, bytes, *access != Access::Read));
     }
+    check_padding(&mut state, planned, &addresses, (workspace, needed));
     let planned = planned.clone();
     let prepare = {
         let planned = planned.clone();
@@ -500,7 +512,34 @@ fn enqueue(planned: &Arc<Executor>, workspace: usize, size: u64, stream: *mut c_
         });
     }
     let action = move |world: &'static World| (planned.plan.body)(&prepare(world)?);
-    world().submit(state, id, name, Work::Kernel(Arc::new(action))).map(drop)
+    world().submit_touching(state, id, name, Work::Kernel(Arc::new(action)), touches).map(drop)
+}
+
+/// Books what lies within the padding that an allocation ends with, where an operator's tensors are allocations: pools
+/// that hand out pieces of one have to keep it between them.
+fn check_padding(state: &mut State, planned: &Executor, addresses: &[usize], workspace: (usize, usize)) {
+    let padding = state.profile.padding();
+    if padding == 0 {
+        return;
+    }
+    let operands = planned.plan.operands.iter().zip(addresses).map(|((tensor, _), &at)| (tensor, at));
+    let operands = operands.filter(|(tensor, _)| tensor.numel() > 0);
+    for (tensor, address) in operands.clone() {
+        let Ok(bytes) = tensor.span_bytes() else { continue };
+        let tail = address + bytes..address + bytes.next_multiple_of(TENSOR_ALIGNMENT) + padding;
+        let in_tail = |at: &usize| tail.contains(at);
+        let other = operands.clone().find(|(_, at)| in_tail(at)).map(|(other, at)| (other.to_string(), at));
+        let used = Some(workspace.0).filter(|at| workspace.1 > 0 && in_tail(at));
+        let Some((other, at)) = other.or(used.map(|at| ("the workspace".into(), at))) else { continue };
+        let text = format!(
+            "{other} at {at:#x} is within the padding of {tensor}, which ends at {:#x}: vector units may read to {:#x}",
+            tail.start, tail.end
+        );
+        if !state.tolerates(Rule::TailPadding, planned.name, &text) {
+            state.violate(text);
+        }
+        return;
+    }
 }
 
 /// What addresses of tensors are multiples of.

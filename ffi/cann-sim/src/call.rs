@@ -1,7 +1,9 @@
 //! The frame around every exported function: log, planned faults, error message, and no panic beyond the ABI.
 
 use crate::error::{Fail, Result, code};
-use crate::world::world;
+use crate::fault::Fate;
+use crate::mistake::Plain;
+use crate::world::{State, world};
 use serde_json::Value;
 use std::cell::{Cell, RefCell};
 use std::ffi::{CString, c_char};
@@ -29,43 +31,72 @@ pub(crate) fn thread() -> u64 {
     })
 }
 
-/// Runs one exported function.
+/// An exported function that was called: counted, and not yet run.
+pub(crate) struct Call {
+    name: &'static str,
+    fate: Fate,
+}
+
+/// Counts a call of an exported function.
+pub(crate) fn begin(name: &'static str) -> Call {
+    let mut state = world().state();
+    let State { faults, log, .. } = &mut *state;
+    Call { name, fate: faults.at_call(name, log) }
+}
+
+impl Call {
+    /// An argument of the call: what the program gave, unless a mistake is planned.
+    #[inline(never)]
+    pub(crate) fn argument<A: Plain>(&self, name: &str, given: A) -> A {
+        let instead = self.fate.instead.iter().find(|(which, _)| which == name);
+        instead.map_or(given, |(_, bits)| given.replaced(*bits))
+    }
+
+    /// Runs the function.
+    pub(crate) fn run(
+        self,
+        arguments: impl FnOnce() -> Vec<(&'static str, Value)>,
+        body: impl FnOnce() -> Result,
+    ) -> i32 {
+        let Self { name, fate } = self;
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            let (thread, arguments) = (thread(), arguments());
+            let call = world().state().log.begin(thread, name, arguments);
+            let outcome = match fate.fail {
+                Some(fail) => Err(fail),
+                None => body(),
+            };
+            let (code, text) = match &outcome {
+                Ok(()) => (0, ""),
+                Err(fail) => (fail.code, fail.text.as_str()),
+            };
+            world().state().log.end(call, code, text);
+            outcome
+        }));
+        let outcome = outcome.unwrap_or_else(|panic| {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+            Err(Fail::new(code::INTERNAL, format!("the simulator panicked: {text}")))
+        });
+        match outcome {
+            Ok(()) => 0,
+            Err(fail) => {
+                let text = format!("{name}: {} [{} {}]", fail.text, fail.code, crate::error::name(fail.code));
+                MESSAGE.set(CString::new(text.replace('\0', " ")).ok());
+                LAST.set(fail.code);
+                fail.code
+            }
+        }
+    }
+}
+
+/// Runs one exported function whose arguments cannot be mistaken.
 pub(crate) fn enter(
     name: &'static str,
     arguments: impl FnOnce() -> Vec<(&'static str, Value)>,
     body: impl FnOnce() -> Result,
 ) -> i32 {
-    let outcome = catch_unwind(AssertUnwindSafe(|| {
-        let (thread, arguments) = (thread(), arguments());
-        let (call, planned) = {
-            let mut state = world().state();
-            (state.log.begin(thread, name, arguments), state.faults.at_call(name))
-        };
-        let outcome = match planned {
-            Some(fail) => Err(fail),
-            None => body(),
-        };
-        let (code, text) = match &outcome {
-            Ok(()) => (0, ""),
-            Err(fail) => (fail.code, fail.text.as_str()),
-        };
-        world().state().log.end(call, code, text);
-        outcome
-    }));
-    let outcome = outcome.unwrap_or_else(|panic| {
-        let text = panic.downcast_ref::<String>().map(String::as_str);
-        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
-        Err(Fail::new(code::INTERNAL, format!("the simulator panicked: {text}")))
-    });
-    match outcome {
-        Ok(()) => 0,
-        Err(fail) => {
-            let text = format!("{name}: {} [{} {}]", fail.text, fail.code, crate::error::name(fail.code));
-            MESSAGE.set(CString::new(text.replace('\0', " ")).ok());
-            LAST.set(fail.code);
-            fail.code
-        }
-    }
+    begin(name).run(arguments, body)
 }
 
 /// The latest message of this thread, once.
@@ -99,7 +130,7 @@ impl<P> Show for *const P {
     fn show(&self) -> Value {
         match self.is_null() {
             true => Value::Null,
-            false => format!("{self:p}").into(),
+            false => format!("{:p}", *self).into(),
         }
     }
 }
@@ -138,8 +169,10 @@ macro_rules! driver {
         #[unsafe(no_mangle)]
         #[allow(non_snake_case, clippy::too_many_arguments)]
         unsafe extern "C" fn $name($( $arg: $ty ),*) -> i32 {
+            let call = $crate::call::begin(stringify!($name));
+            $( let $arg = call.argument(stringify!($arg), $arg); )*
             let arguments = || vec![$( (stringify!($arg), $crate::call::Show::show(&$arg)) ),*];
-            $crate::call::enter(stringify!($name), arguments, || $body)
+            call.run(arguments, || $body)
         }
     )*};
 }

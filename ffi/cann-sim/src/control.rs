@@ -6,7 +6,7 @@
 //! | --- | --- | --- |
 //! | `configure` | `soc`, `devices`, `memory_bytes`, `alignment`, `adversary`, `seed`, `graph_tasks`, `connection_timeout_ms`, `execution_timeout_ms`, `tolerated`, `faults`; before any other call | `{}` |
 //! | `schedule` | `adversary`, `seed` | `{}` |
-//! | `faults` | `faults`: a list; counting starts anew | `{}` |
+//! | `faults` | `faults`: a list (see `fault.rs`, and `mistake.rs` for arguments); counting starts anew | `{}` |
 //! | `log` | `after`: a call's number | `calls` |
 //! | `clear_log` | | `{}` |
 //! | `report` | | `memory`, `streams`, `events`, `graphs`, `captures`, `communicators`, `contexts`, `descriptors`, `damage`, `violations`, `tolerated` |
@@ -66,7 +66,10 @@ fn answer(request: &Value) -> Result<Value, String> {
             let Schedule { adversary: a, seed: s, .. } = &mut state.schedule;
             (*a, *s) = (adversary, seed);
         }
-        Some("faults") => world().state().faults = Faults::parse(&request["faults"])?,
+        Some("faults") => {
+            let mut state = world().state();
+            state.faults = Faults::parse(&request["faults"], state.log.last())?;
+        }
         Some("log") => {
             let after = request["after"].as_u64().unwrap_or(0);
             return Ok(json!({ "calls": world().state().log.since(after) }));

@@ -1,6 +1,8 @@
 //! Faults that happen because a plan says so: data, and replayed exactly.
 
 use crate::error::{Fail, code};
+use crate::log::Log;
+use crate::mistake::Mistake;
 use serde_json::Value;
 use std::collections::HashMap;
 use std::time::Duration;
@@ -21,6 +23,16 @@ enum Planned {
     Link { at: u64, code: i32 },
     /// From the n-th call on, whatever reaches the device fails.
     Lost { at: u64, code: i32 },
+    /// A call is given another argument.
+    Mistaken(Mistake),
+}
+
+/// What was planned for one call.
+#[derive(Default)]
+pub(crate) struct Fate {
+    pub(crate) fail: Option<Fail>,
+    /// Arguments by name, and what they are instead.
+    pub(crate) instead: Vec<(String, i64)>,
 }
 
 /// What happens to a kernel.
@@ -33,6 +45,8 @@ pub(crate) enum KernelFault {
 #[derive(Default)]
 pub(crate) struct Faults {
     plan: Vec<Planned>,
+    /// The last call before the plan was made.
+    planned_at: u64,
     calls: HashMap<&'static str, u64>,
     total: u64,
     kernels: u64,
@@ -43,15 +57,18 @@ pub(crate) struct Faults {
 }
 
 impl Faults {
-    /// The plan that a list of objects describes; counting starts anew.
-    pub(crate) fn parse(list: &Value) -> Result<Self, String> {
+    /// The plan that a list of objects describes; counting starts anew behind a call.
+    pub(crate) fn parse(list: &Value, planned_at: u64) -> Result<Self, String> {
         let rows = list.as_array().ok_or("`faults` is a list")?;
         let plan = rows.iter().map(|row| {
             let number = |key: &str| row[key].as_u64();
             let rank = number("rank").and_then(|rank| u32::try_from(rank).ok());
             let code_or =
                 |default: i32| number("code").and_then(|code| i32::try_from(code).ok()).unwrap_or(default);
-            if let (Some(name), Some(at)) = (row["call"].as_str(), number("at")) {
+            if !row["argument"].is_null() {
+                let mistake = Mistake::parse(row).map(Planned::Mistaken);
+                mistake.ok_or_else(|| format!("`{row}`: give call, at, argument, and number or earlier"))
+            } else if let (Some(name), Some(at)) = (row["call"].as_str(), number("at")) {
                 Ok(Planned::Call { name: name.into(), at, code: code_or(code::INTERNAL) })
             } else if let Some(at) = number("kernel") {
                 Ok(Planned::Kernel { at, code: code_or(code::RT_AICORE_EXCEPTION) })
@@ -66,31 +83,42 @@ impl Faults {
             } else if let Some(at) = number("lost") {
                 Ok(Planned::Lost { at, code: code_or(code::DRV_INTERNAL) })
             } else {
-                Err(format!("`{row}` is no fault: give call and at, kernel, hang, lost, link, or rank with dead_at or slow_ms"))
+                Err(format!("`{row}` is no fault: give call and at, with argument or without, kernel, hang, lost, link, or rank with dead_at or slow_ms"))
             }
         });
-        Ok(Self { plan: plan.collect::<Result<_, _>>()?, ..Self::default() })
+        Ok(Self { plan: plan.collect::<Result<_, _>>()?, planned_at, ..Self::default() })
     }
 
-    /// Counts a call, and says whether it fails.
-    pub(crate) fn at_call(&mut self, name: &'static str) -> Option<Fail> {
+    /// Counts a call, and says what becomes of it.
+    pub(crate) fn at_call(&mut self, name: &'static str, log: &Log) -> Fate {
         self.total += 1;
         let count = self.calls.entry(name).or_insert(0);
         *count += 1;
         let (count, total) = (*count, self.total);
+        let mut fate = Fate::default();
         for planned in &self.plan {
             match planned {
                 Planned::Call { name: wanted, at, code } if wanted == "*" && *at == total => {
-                    return Some(Fail::new(*code, format!("planned: call {total} fails")));
+                    let fail = || Fail::new(*code, format!("planned: call {total} fails"));
+                    fate.fail.get_or_insert_with(fail);
                 }
                 Planned::Call { name: wanted, at, code } if wanted == name && *at == count => {
-                    return Some(Fail::new(*code, format!("planned: call {count} of {name} fails")));
+                    let fail = || Fail::new(*code, format!("planned: call {count} of {name} fails"));
+                    fate.fail.get_or_insert_with(fail);
                 }
                 Planned::Lost { at, code } if *at == total => self.lost = Some(*code),
+                Planned::Mistaken(mistake) if mistake.call == name && mistake.at == count => {
+                    match mistake.replacement(log, self.planned_at) {
+                        Ok(instead) => fate.instead.push(instead),
+                        Err(why) => {
+                            fate.fail.get_or_insert_with(|| Fail::new(code::INTERNAL, why));
+                        }
+                    }
+                }
                 _ => {}
             }
         }
-        None
+        fate
     }
 
     /// The code of every call that needs the device, once it is lost.

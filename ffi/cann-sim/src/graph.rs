@@ -116,7 +116,7 @@ impl State {
         for (lane, &number) in graph.lanes.iter().zip(&numbers) {
             let waits = before.iter().map(|&point| {
                 let work = Work::Wait { event: 0, point: Some(point), patience: None };
-                Task { call: self.log.last(), name: "aclmdlRIExecuteAsync", work }
+                Task { call: self.log.last(), name: "aclmdlRIExecuteAsync", work, touches: Vec::new() }
             });
             let mut stream = Stream::new(context, device);
             (stream.is_lane, stream.stop_on_error) = (true, stop_on_error);
@@ -125,7 +125,7 @@ impl State {
                 let seq = stream.queue.len() as u64 + 1;
                 let here = Point { stream: number, seq };
                 let work = self.instance(node, here, &numbers, before.len());
-                stream.queue.push_back(Task { call: node.call, name: node.name, work });
+                stream.queue.push_back(Task { call: node.call, name: node.name, work, touches: Vec::new() });
             }
             stream.submitted = stream.queue.len() as u64;
             self.streams.insert(number, stream);

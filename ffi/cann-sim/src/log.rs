@@ -55,6 +55,14 @@ impl Log {
         self.cleared + self.entries.len() as u64
     }
 
+    /// An argument of the `at`-th call of a function after number `after`.
+    pub(crate) fn argument(&self, after: u64, name: &str, at: u64, argument: &str) -> Option<&Value> {
+        let numbered = self.entries.iter().zip(self.cleared + 1..).filter(|(_, n)| *n > after);
+        let mut calls = numbered.map(|(entry, _)| entry).filter(|entry| entry.name == name);
+        let entry = calls.nth(usize::try_from(at.checked_sub(1)?).ok()?)?;
+        entry.arguments.iter().find(|(have, _)| *have == argument).map(|(_, value)| value)
+    }
+
     /// The name of a call that is still remembered.
     pub(crate) fn name(&self, call: u64) -> Option<&'static str> {
         let index = usize::try_from(call.checked_sub(self.cleared + 1)?).ok()?;

@@ -11,6 +11,7 @@
 use crate::collective::{Key, Share, carry_out};
 use crate::error::{Fail, Result, code};
 use crate::fault::KernelFault;
+use crate::order::Touch;
 use crate::stream::{Point, Task, Work};
 use crate::world::{State, World};
 use std::cell::Cell;
@@ -250,10 +251,22 @@ impl World {
     /// it instead.
     pub(crate) fn submit(
         &'static self,
+        state: MutexGuard<'static, State>,
+        id: u64,
+        name: &'static str,
+        work: Work,
+    ) -> Result<Point> {
+        self.submit_touching(state, id, name, work, Vec::new())
+    }
+
+    /// As `submit`, work that reads or writes such memory.
+    pub(crate) fn submit_touching(
+        &'static self,
         mut state: MutexGuard<'static, State>,
         id: u64,
         name: &'static str,
         work: Work,
+        touches: Vec<Touch>,
     ) -> Result<Point> {
         refuse_on_scheduler()?;
         let stream = state.streams.get(&id).ok_or_else(|| Fail::parameter("the stream is gone"))?;
@@ -263,14 +276,17 @@ impl World {
             return Ok(Point { stream: id, seq: 0 });
         }
         let next = Point { stream: id, seq: stream.submitted + 1 };
+        // What takes the place of a graph's task touches nothing before the graph runs.
+        let touches = if stream.update.is_some() { Vec::new() } else { touches };
         let work = match work {
             work if stream.update.is_some() => state.renew(id, name, work)?,
             Work::Meet { comm, shares, .. } => state.book(comm, &shares, next)?,
             work => work,
         };
         let call = state.log.last();
+        state.check_order(id, &touches);
         let stream = state.streams.get_mut(&id).ok_or_else(|| Fail::parameter("the stream is gone"))?;
-        stream.queue.push_back(Task { call, name, work });
+        stream.queue.push_back(Task { call, name, work, touches });
         stream.submitted += 1;
         stream.polls = 0;
         let point = Point { stream: id, seq: stream.submitted };

@@ -3,6 +3,7 @@
 use crate::capture::Mark;
 use crate::collective::{Key, Place, Share};
 use crate::error::{Fail, Result, code};
+use crate::order::Touch;
 use crate::task_group::Update;
 use crate::world::{State, World};
 use std::collections::VecDeque;
@@ -69,6 +70,8 @@ pub(crate) struct Task {
     /// What messages call it.
     pub(crate) name: &'static str,
     pub(crate) work: Work,
+    /// Device memory that it reads or writes, as far as that is known.
+    pub(crate) touches: Vec<Touch>,
 }
 
 /// An in-order queue.
@@ -141,6 +144,13 @@ impl Stream {
         self.hung = false;
         self.fail(Fail::new(code::RT_STREAM_ABORTED, "the stream was aborted"));
         lanes
+    }
+
+    /// What the stream has yet to do, with its place in the stream's order.
+    pub(crate) fn numbered(&self) -> impl DoubleEndedIterator<Item = (u64, &Task)> {
+        // From the last one: while the head is being run it is out of the queue, and not done.
+        let first = self.submitted + 1 - (self.queue.len() as u64).min(self.submitted);
+        self.queue.iter().enumerate().map(move |(at, task)| (first + at as u64, task))
     }
 
     /// Lanes of the runs that the stream has yet to end.

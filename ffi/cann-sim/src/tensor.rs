@@ -3,9 +3,9 @@
 //! A handle is a number that no process maps and that is never given out twice, so using a destroyed descriptor is
 //! always seen and named.
 
-use crate::error::{Fail, Result};
+use crate::error::{Fail, Result, code};
 use crate::view::Dtype;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -258,7 +258,12 @@ impl Descriptor {
 struct Table {
     alive: HashMap<usize, Descriptor>,
     made: usize,
+    /// The latest executors whose one launch used them up, and what they were planned for.
+    spent: BTreeMap<usize, &'static str>,
 }
+
+/// How many spent executors are remembered.
+const REMEMBERED: usize = 4096;
 
 static TABLE: Mutex<Option<Table>> = Mutex::new(None);
 
@@ -289,6 +294,13 @@ pub(crate) fn lookup<T>(handle: *const T) -> Result<Descriptor> {
 
 impl Table {
     fn explain(&self, handle: usize) -> Fail {
+        if let Some(name) = self.spent.get(&handle) {
+            let text = format!("executor {handle:#x} of {name} has been launched, and is good for once");
+            return Fail::new(
+                code::ACLNN_EXECUTOR_NOT_HANDED_OVER,
+                format!("{text}; plan anew for every launch"),
+            );
+        }
         let made = handle.checked_sub(FIRST_HANDLE).filter(|n| n % 16 == 0 && n / 16 < self.made);
         Fail::invalid(match made {
             Some(n) => format!("descriptor {handle:#x} (number {}) was destroyed before this call", n / 16),
@@ -299,8 +311,18 @@ impl Table {
 
 /// Takes a descriptor out of the table.
 pub(crate) fn unregister<T>(handle: *const T) -> Result<Descriptor> {
-    let gone =
-        with_table(|table| table.alive.remove(&handle.addr()).ok_or_else(|| table.explain(handle.addr())))?;
+    let gone = with_table(|table| {
+        let gone = table.alive.remove(&handle.addr()).ok_or_else(|| table.explain(handle.addr()))?;
+        if let Descriptor::Executor(executor) = &gone
+            && !executor.is_repeatable()
+        {
+            table.spent.insert(handle.addr(), executor.name);
+            if table.spent.len() > REMEMBERED {
+                table.spent.pop_first();
+            }
+        }
+        Ok(gone)
+    })?;
     if let Descriptor::Tensor(tensor) = &gone {
         tensor.0.destroyed.store(true, Ordering::Relaxed);
     }

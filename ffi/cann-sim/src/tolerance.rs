@@ -14,14 +14,17 @@ pub(crate) enum Rule {
     AllocationBounds,
     /// An operator's workspace is apart from its tensors. Tolerated, it is not poisoned where it is not.
     WorkspaceApart,
+    /// Behind a tensor there is the padding that vector units may read, and no other tensor of the operator's.
+    TailPadding,
     /// The statistics of a norm have the rank of its input, with dimensions of 1. Tolerated, those may be missing.
     StatisticsShape,
 }
 
-const NAMES: [(Rule, &str); 4] = [
+const NAMES: [(Rule, &str); 5] = [
     (Rule::TensorAlignment, "tensor_alignment"),
     (Rule::AllocationBounds, "allocation_bounds"),
     (Rule::WorkspaceApart, "workspace_apart"),
+    (Rule::TailPadding, "tail_padding"),
     (Rule::StatisticsShape, "statistics_shape"),
 ];
 

@@ -179,38 +179,49 @@ impl Tensor {
         view
     }
 
-    /// Gives every element's index, in units of elements from `address`, in row-major order of the view.
-    fn each(&self, mut visit: impl FnMut(usize)) {
+    /// Gives every element's index, in units of elements from `address`, in row-major order of the view: as runs of the
+    /// first one's, the distance to the next one's, and how many there are.
+    fn each(&self, mut visit: impl FnMut(usize, usize, usize)) {
         if self.format == Format::FractalNz {
-            return self.each_of_blocks(visit);
+            return self.each_of_blocks(|index| visit(index, 0, 1));
         }
         if self.numel() == 0 {
             return;
         }
-        let (inner, step) = match (self.shape.last(), self.strides.last()) {
-            (Some(&size), Some(&stride)) => (size, stride),
-            _ => (1, 0),
-        };
-        let outer = self.rank().saturating_sub(1);
-        let mut index = vec![0; outer];
+        let mut dims = self.merged();
+        let (inner, step) = dims.pop().unwrap_or((1, 0));
+        let mut index = vec![0; dims.len()];
         let mut base = self.offset;
         loop {
-            (0..inner).for_each(|i| visit(base + i * step));
-            let mut axis = outer;
+            visit(base, step, inner);
+            let mut axis = dims.len();
             loop {
                 if axis == 0 {
                     return;
                 }
                 axis -= 1;
+                let (size, stride) = dims[axis];
                 index[axis] += 1;
-                base += self.strides[axis];
-                if index[axis] < self.shape[axis] {
+                base += stride;
+                if index[axis] < size {
                     break;
                 }
-                base -= index[axis] * self.strides[axis];
+                base -= size * stride;
                 index[axis] = 0;
             }
         }
+    }
+
+    /// Sizes and strides, where neighbouring dimensions that are one in memory are one.
+    fn merged(&self) -> Vec<(usize, usize)> {
+        let mut dims: Vec<(usize, usize)> = Vec::with_capacity(self.rank());
+        for (&size, &stride) in self.shape.iter().zip(&self.strides).filter(|&(&size, _)| size != 1) {
+            match dims.last_mut() {
+                Some(outer) if outer.1 == size * stride => *outer = (outer.0 * size, stride),
+                _ => dims.push((size, stride)),
+            }
+        }
+        dims
     }
 
     /// Blocks are of the matrix in memory: a view whose last stride is not 1 is its transpose.
@@ -302,26 +313,72 @@ impl Tensor {
 
     /// Every element as an integer.
     pub(crate) fn read_i64(&self, memory: &dyn Memory) -> Result<Vec<i64>, Fault> {
-        let dtype = self.dtype;
-        self.read_with(memory, |bits| dtype.decode_int(bits))
+        match self.dtype {
+            Dtype::I32 => self.read_with(memory, |bits| i64::from(bits as i32)),
+            Dtype::I64 => self.read_with(memory, |bits| bits as i64),
+            Dtype::U8 => self.read_with(memory, |bits| i64::from(bits as u8)),
+            dtype => self.read_with(memory, |bits| dtype.decode_int(bits)),
+        }
     }
 
     fn read_with<T>(&self, memory: &dyn Memory, decode: impl Fn(u64) -> T) -> Result<Vec<T>, Fault> {
         let Some(base) = self.base(memory)? else { return Ok(Vec::new()) };
-        let mut row = Vec::with_capacity(self.numel());
-        // SAFETY: `base` made sure of every element that `each` can name; `memory` promises that nothing
-        // writes there meanwhile. Loads are unaligned ones.
-        let load = |index: usize| unsafe {
+        // SAFETY: `base` made sure of every element that `each` can name; `memory` promises that nothing writes there
+        // meanwhile.
+        unsafe {
             match self.dtype.bits() {
-                64 => base.add(index * 8).cast::<u64>().read_unaligned(),
-                32 => u64::from(base.add(index * 4).cast::<u32>().read_unaligned()),
-                16 => u64::from(base.add(index * 2).cast::<u16>().read_unaligned()),
-                8 => u64::from(base.add(index).read()),
-                _ => u64::from(base.add(index / 2).read() >> (index % 2 * 4) & 15),
+                64 => Ok(self.read_words::<u64, T>(base, decode)),
+                32 => Ok(self.read_words::<u32, T>(base, decode)),
+                16 => Ok(self.read_words::<u16, T>(base, decode)),
+                8 => Ok(self.read_words::<u8, T>(base, decode)),
+                _ => {
+                    let mut row = Vec::with_capacity(self.numel());
+                    self.each(|first, step, count| {
+                        row.extend((0..count).map(|i| first + i * step).map(|index| {
+                            decode(u64::from(base.add(index / 2).read() >> (index % 2 * 4) & 15))
+                        }));
+                    });
+                    Ok(row)
+                }
             }
-        };
-        self.each(|index| row.push(decode(load(index))));
-        Ok(row)
+        }
+    }
+
+    /// Every element, of a word each.
+    ///
+    /// # Safety
+    /// Elements that `each` names lie behind `base`, and nothing writes there meanwhile.
+    unsafe fn read_words<W: Copy + Into<u64>, T>(
+        &self,
+        base: *const u8,
+        decode: impl Fn(u64) -> T,
+    ) -> Vec<T> {
+        // SAFETY: as the caller says. Loads are unaligned ones.
+        let load = |index: usize| unsafe { decode(base.cast::<W>().add(index).read_unaligned().into()) };
+        let mut row = Vec::with_capacity(self.numel());
+        if let &[(rows, 1), (columns, stride)] = self.merged().as_slice()
+            && self.format == Format::Nd
+            && stride > 1
+        {
+            // The transpose of rows in memory: a few of them at a time, so that what the cache got is used.
+            let place = row.spare_capacity_mut();
+            for first in (0..columns).step_by(TURNED_AT_ONCE) {
+                for i in 0..rows {
+                    for j in first..columns.min(first + TURNED_AT_ONCE) {
+                        place[i * columns + j].write(load(self.offset + i + j * stride));
+                    }
+                }
+            }
+            // SAFETY: all of the view's elements were written.
+            unsafe { row.set_len(rows * columns) };
+            return row;
+        }
+        self.each(|first, step, count| match step {
+            // Apart, so that the compiler knows where the next one is.
+            1 => row.extend((first..first + count).map(load)),
+            _ => row.extend((0..count).map(|i| load(first + i * step))),
+        });
+        row
     }
 
     /// Stores bits, one element each, in row-major order of the view.
@@ -331,20 +388,26 @@ impl Tensor {
 
     /// Rounds and stores.
     pub(crate) fn write_f64(&self, memory: &dyn Memory, values: &[f64]) -> Result<(), Fault> {
-        let dtype = self.dtype;
-        self.write_with(memory, values, |x| dtype.encode(x))
+        match self.dtype {
+            Dtype::F32 => self.write_with(memory, values, |x| u64::from((x as f32).to_bits())),
+            dtype => self.write_with(memory, values, |x| dtype.encode(x)),
+        }
     }
 
     /// Rounds and stores.
     pub(crate) fn write_f32(&self, memory: &dyn Memory, values: &[f32]) -> Result<(), Fault> {
-        let dtype = self.dtype;
-        self.write_with(memory, values, |x| dtype.encode(f64::from(x)))
+        match self.dtype {
+            Dtype::F32 => self.write_with(memory, values, |x| u64::from(x.to_bits())),
+            dtype => self.write_with(memory, values, |x| dtype.encode(f64::from(x))),
+        }
     }
 
     /// Wraps and stores.
     pub(crate) fn write_i64(&self, memory: &dyn Memory, values: &[i64]) -> Result<(), Fault> {
-        let dtype = self.dtype;
-        self.write_with(memory, values, |x| dtype.encode_int(x))
+        match self.dtype {
+            Dtype::I32 | Dtype::I64 => self.write_with(memory, values, |x| x as u64),
+            dtype => self.write_with(memory, values, |x| dtype.encode_int(x)),
+        }
     }
 
     fn write_with<T: Copy>(
@@ -358,27 +421,47 @@ impl Tensor {
             return Err(Fault::exception(format!("{have} results for a view of {want} elements")));
         }
         let Some(base) = self.base(memory)? else { return Ok(()) };
-        let mut values = values.iter();
-        self.each(|index| {
-            let Some(&value) = values.next() else { return };
-            let bits = encode(value);
-            // SAFETY: as in `read_with`; operators hold no reference into device memory.
-            unsafe {
-                match self.dtype.bits() {
-                    64 => base.add(index * 8).cast::<u64>().write_unaligned(bits),
-                    32 => base.add(index * 4).cast::<u32>().write_unaligned(bits as u32),
-                    16 => base.add(index * 2).cast::<u16>().write_unaligned(bits as u16),
-                    8 => base.add(index).write(bits as u8),
-                    _ => {
-                        let (byte, shift) = (base.add(index / 2), index % 2 * 4);
-                        byte.write(byte.read() & !(15 << shift) | (bits as u8 & 15) << shift);
-                    }
+        // SAFETY: as in `read_with`; operators hold no reference into device memory.
+        unsafe {
+            match self.dtype.bits() {
+                64 => self.write_words(base, values, encode),
+                32 => self.write_words(base, values, |x| encode(x) as u32),
+                16 => self.write_words(base, values, |x| encode(x) as u16),
+                8 => self.write_words(base, values, |x| encode(x) as u8),
+                _ => {
+                    let mut values = values.iter();
+                    self.each(|first, step, count| {
+                        for (i, &value) in values.by_ref().take(count).enumerate() {
+                            let index = first + i * step;
+                            let (byte, shift) = (base.add(index / 2), index % 2 * 4);
+                            byte.write(byte.read() & !(15 << shift) | (encode(value) as u8 & 15) << shift);
+                        }
+                    });
                 }
             }
-        });
+        }
         Ok(())
     }
+
+    /// Stores every element, of a word each.
+    ///
+    /// # Safety
+    /// Elements that `each` names lie behind `base`, and nothing else touches them meanwhile.
+    unsafe fn write_words<W, T: Copy>(&self, base: *mut u8, values: &[T], word: impl Fn(T) -> W) {
+        let mut rest = values;
+        self.each(|first, step, count| {
+            let (run, others) = rest.split_at(count);
+            rest = others;
+            for (i, &value) in run.iter().enumerate() {
+                // SAFETY: as the caller says. Stores are unaligned ones.
+                unsafe { base.cast::<W>().add(first + i * step).write_unaligned(word(value)) };
+            }
+        });
+    }
 }
+
+/// Rows that are read at once where their transpose is asked for.
+const TURNED_AT_ONCE: usize = 16;
 
 #[cfg(test)]
 pub(crate) mod testing {

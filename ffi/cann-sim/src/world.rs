@@ -107,7 +107,7 @@ impl Options {
                 .push(rule.ok_or_else(|| format!("`tolerated` names {name}, which is no rule"))?);
         }
         if !config["faults"].is_null() {
-            options.faults = Faults::parse(&config["faults"])?;
+            options.faults = Faults::parse(&config["faults"], 0)?;
         }
         Ok(options)
     }
@@ -148,6 +148,8 @@ pub(crate) struct State {
     pub(crate) initialized: u64,
     /// What the program did that hardware would not have told it.
     pub(crate) violations: Vec<String>,
+    /// Pairs of streams whose work was found without an order.
+    pub(crate) disordered: BTreeSet<(u64, u64)>,
     /// Rules that may be broken, and how often each function did.
     pub(crate) tolerated: BTreeMap<Rule, BTreeMap<String, u64>>,
     pub(crate) reports: bool,
@@ -271,6 +273,7 @@ impl World {
             peers: BTreeSet::new(),
             initialized: 0,
             violations: Vec::new(),
+            disordered: BTreeSet::new(),
             tolerated: options.tolerated.into_iter().map(|rule| (rule, BTreeMap::new())).collect(),
             reports,
             broken,

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use portolan_cann_sys::bindings::*;
-use portolan_cann_sys::sim::{Adversary, PlannedFault, SimError, SimOptions, SimWorld};
+use portolan_cann_sys::sim::{Adversary, Instead, PlannedFault, SimError, SimOptions, SimWorld};
 use std::ffi::c_void;
 use std::ptr::{null, null_mut};
 use std::time::{Duration, Instant};
@@ -185,6 +185,66 @@ fn a_missing_wait_gives_a_wrong_answer_every_time() {
         assert_eq!(call!(world, aclrtSynchronizeStream(b)), 0);
         assert_eq!(read(&world, y, 1), [0xff], "seed {seed}");
     }
+}
+
+#[test]
+fn work_of_two_streams_that_nothing_orders_is_reported_once() {
+    let world = world(Adversary::Late);
+    let (a, b, c) = (stream(&world), stream(&world), stream(&world));
+    let (first, second) = (event(&world), event(&world));
+    let (x, y) = (device_memory(&world, 4), device_memory(&world, 4));
+    let one = pinned(&world, &[1; 4]);
+    let reported = || {
+        let lines = world.report().unwrap().lines().to_vec();
+        lines.into_iter().filter(|line| line.contains("nothing orders the two")).collect::<Vec<_>>()
+    };
+    // Other bytes of one allocation, and then all of it behind two events.
+    assert_eq!(upload(&world, x, one, 2, a), 0);
+    assert_eq!(upload(&world, x.wrapping_byte_add(2), one, 2, b), 0);
+    assert_eq!(call!(world, aclrtRecordEvent(first, a)), 0);
+    assert_eq!(call!(world, aclrtStreamWaitEvent(c, first)), 0);
+    assert_eq!(call!(world, aclrtRecordEvent(second, c)), 0);
+    assert_eq!(call!(world, aclrtStreamWaitEvent(b, second)), 0);
+    assert_eq!(copy(&world, y, x, 4, b), 0);
+    // What the host has waited for.
+    assert_eq!(call!(world, aclrtSynchronizeStream(b)), 0);
+    assert_eq!(upload(&world, x, one, 4, a), 0);
+    assert_eq!(reported(), [""; 0]);
+    // Behind the event there is more.
+    assert_eq!(call!(world, aclrtStreamWaitEvent(b, first)), 0);
+    for _ in 0..2 {
+        assert_eq!(copy(&world, y, x, 4, b), 0);
+    }
+    let [line] = reported().try_into().unwrap();
+    assert!(line.starts_with("aclrtMemcpyAsync (call "), "{line}");
+    assert!(line.contains("reads what aclrtMemcpyAsync (call "), "{line}");
+}
+
+#[test]
+fn a_planned_mistake_is_another_argument() {
+    let world = world(Adversary::Late);
+    let mistake = |at, argument: &str, instead| {
+        let (call, argument) = ("aclrtMemsetAsync".to_owned(), argument.to_owned());
+        PlannedFault::Argument { call, at, argument, instead }
+    };
+    let earlier = |argument: &str, plus| {
+        let (call, argument) = ("aclrtMemsetAsync".to_owned(), argument.to_owned());
+        Instead::Earlier { call, at: 1, argument, plus }
+    };
+    let (s, x) = (stream(&world), device_memory(&world, 4));
+    let set = |value, bytes| call!(world, aclrtMemsetAsync(x, 4, value, bytes, s));
+    world
+        .plan(&[
+            mistake(2, "bytes", Instead::Number(9)),
+            mistake(3, "address", earlier("address", 1)),
+            mistake(3, "value", Instead::Number(6)),
+            mistake(4, "bytes", earlier("nothing", 0)),
+        ])
+        .unwrap();
+    assert_eq!((set(5, 2), set(5, 2), set(5, 1), set(5, 1)), (0, 107000, 0, 500000));
+    assert!(message(&world).contains("call 1 of aclrtMemsetAsync has no number nothing"));
+    assert_eq!(call!(world, aclrtSynchronizeStream(s)), 0);
+    assert_eq!(read(&world, x, 4), [5, 6, 0xff, 0xff]);
 }
 
 #[test]
@@ -413,6 +473,7 @@ fn the_log_has_every_call_with_arguments_and_result() {
     let names: Vec<&str> = calls.iter().map(|call| call.name.as_str()).collect();
     assert_eq!(names, ["aclInit", "aclrtSetDevice", "aclrtMalloc", "aclrtFree", "aclrtFree"]);
     assert_eq!(calls[2].arguments["size"], 640);
+    assert_eq!(calls[3].arguments["address"], format!("{address:p}"));
     assert_eq!((calls[3].code, calls[4].code), (Some(0), Some(107000)));
     assert!(calls[4].message.contains("freed by call 4"), "{}", calls[4].message);
     assert_eq!(world.calls(4).unwrap().len(), 1);

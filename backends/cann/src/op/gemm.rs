@@ -9,13 +9,15 @@ use portolan_ops::{DType, Result, TensorSpec, Unsupported};
 
 /// `cubeMathType`: factors are multiplied in the type they have.
 const KEEP_DTYPE: i8 = 0;
+/// `cubeMathType`: on inference cards, f32 becomes fp16.
+const ALLOW_FP32_DOWN_PRECISION: i8 = 1;
 
 /// Whether the cube unit multiplies such factors as the contract wants.
 pub(super) fn plan_product<'s>(soc: &Soc<'_>, specs: impl IntoIterator<Item = &'s TensorSpec>) -> Plan {
     soc.promises_rows()?;
     specs.into_iter().try_for_each(|spec| match spec.dtype() {
         // It would round f32 to fp16.
-        DType::F32 if soc.product == Product::P310 => Err(Unsupported::Precision),
+        DType::F32 if soc.product == Product::P310 && !soc.half_products => Err(Unsupported::Precision),
         DType::F32 | DType::F16 | DType::BF16 => soc.computes(spec.dtype()),
         dtype => Err(Unsupported::DType(dtype)),
     })
@@ -96,8 +98,9 @@ pub(super) fn multiply(
         && k > 0
     {
         let (one, other) = (run.scalar(out.dtype(), 1.0)?, run.scalar(out.dtype(), 1.0)?);
+        let mode = mode(run, [a, b]);
         let [bias, a, b, out] = [run.tensor(bias)?, run.tensor(a)?, run.tensor(b)?, run.tensor(out)?];
-        return aclnn!(run, aclnnAddmmGetWorkspaceSize, aclnnAddmm, bias, a, b, one, other, out, KEEP_DTYPE);
+        return aclnn!(run, aclnnAddmmGetWorkspaceSize, aclnnAddmm, bias, a, b, one, other, out, mode);
     }
     let sums = run.scratch(DType::F32, out.dims())?;
     product(run, a, b, k, &sums)?;
@@ -126,11 +129,18 @@ pub(super) fn finish(run: &Run<'_, '_>, sums: &Tensor, epilogue: &Epilogue, out:
     }
 }
 
+/// What the cube unit multiplies in.
+fn mode(run: &Run<'_, '_>, factors: [&Tensor; 2]) -> i8 {
+    let single = factors.iter().any(|x| x.dtype() == DType::F32);
+    if single && run.soc().product == Product::P310 { ALLOW_FP32_DOWN_PRECISION } else { KEEP_DTYPE }
+}
+
 /// `out = a · b`, out contiguous.
 fn product(run: &Run<'_, '_>, a: &Tensor, b: &Tensor, k: usize, out: &Tensor) -> Result<()> {
     if k == 0 {
         return run.zero(out);
     }
+    let mode = mode(run, [a, b]);
     let [a, b, out] = [run.tensor(a)?, run.tensor(b)?, run.tensor(out)?];
-    aclnn!(run, aclnnMatmulGetWorkspaceSize, aclnnMatmul, a, b, out, KEEP_DTYPE)
+    aclnn!(run, aclnnMatmulGetWorkspaceSize, aclnnMatmul, a, b, out, mode)
 }

@@ -1,5 +1,8 @@
 //! Mistakes that the backend could make, planted between it and the driver: calls that are answered *well* and not
-//! carried out, as if the backend had not made them. Each is caught by what it is, and the sound backend by nothing.
+//! carried out, as if the backend had not made them, and calls with another argument. Each is caught by what it is, and
+//! the sound backend by nothing.
+
+mod arguments;
 
 use crate::rig::{backend_in, f32s, shape, world};
 use portolan_cann_sys::sim::{Adversary, Call, PlannedFault, SimWorld};
@@ -40,12 +43,18 @@ fn calls(world: &SimWorld) -> Vec<Call> {
     world.calls(0).unwrap()
 }
 
-/// What speaks against the backend after the program.
-fn evidence(mutant: &[PlannedFault]) -> Vec<String> {
+/// What the program gives.
+const WANT: [f32; 3] = [-1.0, -2.0, 3.0];
+
+/// A program, and what it gives.
+type Program = (fn(&SimWorld) -> Result<Vec<f32>, OpError>, &'static [f32]);
+
+/// What speaks against the backend after a program.
+fn evidence((program, want): Program, mutant: &[PlannedFault]) -> Vec<String> {
     let world = world("A3", Adversary::Late, 0);
     world.plan(mutant).unwrap();
-    let mut evidence = match run(&world) {
-        Ok(all) if all == [-1.0, -2.0, 3.0] => Vec::new(),
+    let mut evidence = match program(&world) {
+        Ok(all) if all == want => Vec::new(),
         Ok(all) => vec![format!("a wrong answer: {all:?}")],
         Err(error) => vec![error.to_string()],
     };
@@ -56,20 +65,28 @@ fn evidence(mutant: &[PlannedFault]) -> Vec<String> {
 }
 
 fn expect_caught(name: &str, mutant: &[PlannedFault], by: &str) {
-    let evidence = evidence(mutant);
+    expect_caught_in((run, &WANT), name, mutant, by);
+}
+
+fn expect_caught_in(program: Program, name: &str, mutant: &[PlannedFault], by: &str) {
+    let evidence = evidence(program, mutant);
     println!("{name}: {evidence:#?}");
     assert!(evidence.iter().any(|line| line.contains(by)), "{name} is not caught by `{by}`: {evidence:?}");
 }
 
 #[test]
 fn nothing_speaks_against_the_backend_as_it_is() {
-    assert_eq!(evidence(&[]), [""; 0]);
+    assert_eq!(evidence((run, &WANT), &[]), [""; 0]);
 }
 
 #[test]
 fn a_missing_event_wait_is_caught() {
     // The kernel on one stream does not wait for the upload on the other, and reads what nobody wrote.
-    expect_caught("missing event wait", &[omitted("aclrtStreamWaitEvent", 1)], "a wrong answer");
+    let mutant = [omitted("aclrtStreamWaitEvent", 1)];
+    let evidence = evidence((run, &WANT), &mutant);
+    let by_name = "reads what aclrtMemcpyAsync";
+    assert!(evidence.iter().any(|line| line.starts_with("a wrong answer")), "{evidence:?}");
+    assert!(evidence.iter().any(|line| line.contains(by_name)), "{evidence:?}");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub(crate) fn backend_in(world: &SimWorld) -> Arc<CannBackend> {
-    CannBackend::new(CannOptions { folder: Some(world.folder().to_owned()) })
+    CannBackend::new(CannOptions { folder: Some(world.folder().to_owned()), ..CannOptions::default() })
 }
 
 /// A world of a product, small enough for tests.

@@ -2,6 +2,7 @@
 
 use crate::call::driver;
 use crate::error::{Fail, Result, code};
+use crate::order::Touch;
 use crate::stream::Work;
 use crate::world::{State, World, world};
 use std::ffi::c_void;
@@ -168,7 +169,12 @@ impl Copy2d {
             self.run(&mapped);
             Ok(())
         };
-        let point = world().submit(state, id, name, Work::Copy(Arc::new(action)))?;
+        let touches = [(self.to, true), (self.from, false)].into_iter();
+        let touches = touches
+            .filter(|(side, _)| state.memory.is_device(side.address))
+            .map(|(side, writes)| Touch::rows(side.address, self.width, (self.height, side.pitch), writes));
+        let touches = touches.collect();
+        let point = world().submit_touching(state, id, name, Work::Copy(Arc::new(action)), touches)?;
         if pageable || kind == HOST_TO_BUF_TO_DEVICE {
             // Nobody holds such memory until later, so the copy is over before the call returns.
             drop(world().reach(world().state(), &[point], None)?);
@@ -269,6 +275,7 @@ driver! {
             unsafe { pointer.write_bytes(value, bytes) };
             Ok(())
         };
-        world().submit(state, id, "aclrtMemsetAsync", Work::Copy(Arc::new(action))).map(drop)
+        let (work, touches) = (Work::Copy(Arc::new(action)), vec![Touch::bytes(address, bytes, true)]);
+        world().submit_touching(state, id, "aclrtMemsetAsync", work, touches).map(drop)
     }
 }

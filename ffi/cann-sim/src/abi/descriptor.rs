@@ -1,6 +1,6 @@
 //! Descriptors and executors.
 
-use crate::call::{driver, enter, give};
+use crate::call::{Call, Show, begin, driver, give};
 use crate::error::{Fail, Result};
 use crate::executor::Side;
 use crate::tensor::{Descriptor, Scalar, Tensor, lookup, register, replace, unregister};
@@ -57,12 +57,12 @@ unsafe fn tensor(
 
 /// Runs a constructor: the handle, or NULL with a message.
 fn construct(
-    name: &'static str,
+    call: Call,
     arguments: impl FnOnce() -> Vec<(&'static str, Value)>,
     make: impl FnOnce() -> Result<Descriptor>,
 ) -> *mut c_void {
     let made = Cell::new(core::ptr::null_mut());
-    enter(name, arguments, || {
+    call.run(arguments, || {
         made.set(register(make()?));
         Ok(())
     });
@@ -82,19 +82,24 @@ unsafe extern "C" fn aclCreateTensor(
     storage_count: u64,
     data: *mut c_void,
 ) -> *mut c_void {
+    let call = begin("aclCreateTensor");
+    let (dtype, offset) = (call.argument("dataType", dtype), call.argument("offset", offset));
+    let (format, data) = (call.argument("format", format), call.argument("deviceData", data));
     // SAFETY: the caller's arrays.
     let made =
         unsafe { tensor(view, view_count, dtype, strides, offset, format, storage, storage_count, data) };
     let shown = made.as_ref().map_or_else(|fail| fail.text.clone(), ToString::to_string);
-    let arguments = || vec![("tensor", shown.into()), ("deviceData", format!("{data:p}").into())];
-    construct("aclCreateTensor", arguments, || made.map(Descriptor::Tensor))
+    let arguments = || vec![("tensor", shown.into()), ("deviceData", data.show())];
+    construct(call, arguments, || made.map(Descriptor::Tensor))
 }
 
 #[unsafe(no_mangle)]
 #[allow(non_snake_case)]
 unsafe extern "C" fn aclCreateScalar(value: *mut c_void, dtype: i32) -> *mut c_void {
+    let call = begin("aclCreateScalar");
+    let dtype = call.argument("dataType", dtype);
     construct(
-        "aclCreateScalar",
+        call,
         || vec![("dataType", dtype.into())],
         || {
             if value.is_null() {
@@ -114,7 +119,7 @@ macro_rules! arrays {
         #[unsafe(no_mangle)]
         #[allow(non_snake_case)]
         unsafe extern "C" fn $create(values: *const $ty, count: u64) -> *mut c_void {
-            construct(stringify!($create), || vec![("size", count.into())], || {
+            construct(begin(stringify!($create)), || vec![("size", count.into())], || {
                 // SAFETY: the caller's array.
                 let values = unsafe { array(values, count, "value") }?;
                 let convert: fn(Vec<$ty>) -> Result<Descriptor> = $convert;

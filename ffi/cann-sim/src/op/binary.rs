@@ -164,18 +164,23 @@ impl Pair {
 
     fn rows(self, a: Row, b: Row) -> Row {
         match (a, b) {
-            (Row::Float(mut a), Row::Float(b)) => {
-                a.iter_mut().zip(&b).for_each(|(a, &b)| *a = self.floats(*a, b));
-                Row::Float(a)
-            }
-            (Row::Int(mut a), Row::Int(b)) => {
-                a.iter_mut().zip(&b).for_each(|(a, &b)| *a = self.ints(*a, b));
-                Row::Int(a)
-            }
+            (Row::Float(a), Row::Float(b)) => Row::Float(match self {
+                // The commonest two in loops of their own.
+                Pair::Mul => pairwise(a, &b, |a, b| a * b),
+                Pair::Add(alpha) => pairwise(a, &b, |a, b| a + alpha.float * b),
+                _ => pairwise(a, &b, |a, b| self.floats(a, b)),
+            }),
+            (Row::Int(a), Row::Int(b)) => Row::Int(pairwise(a, &b, |a, b| self.ints(a, b))),
             // Both rows were read in one domain.
             (a, _) => a,
         }
     }
+}
+
+/// A function of each pair.
+fn pairwise<N: Copy>(mut a: Vec<N>, b: &[N], f: impl Fn(N, N) -> N) -> Vec<N> {
+    a.iter_mut().zip(b).for_each(|(a, &b)| *a = f(*a, b));
+    a
 }
 
 /// The first operand and the result: one tensor in place, two otherwise.

@@ -295,7 +295,7 @@ macro_rules! export {
     };
     (@ $table:ident $name:ident [$(($arg:ident $parameter:ident $kind:ident))*] [] [$($more:ident)*]) => {
         crate::aclnn::symbols! {
-            $name($($arg: <crate::op::enrol::kind::$kind as crate::op::enrol::Parameter>::Via,)*)
+            $name($($arg $parameter: <crate::op::enrol::kind::$kind as crate::op::enrol::Parameter>::Via,)*)
             || {
                 use crate::op::enrol::{Parameter, kind};
                 vec![$((

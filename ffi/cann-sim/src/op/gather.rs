@@ -62,10 +62,12 @@ fn take_along(args: &Args, from: &Tensor, index: (&str, &Tensor), axis: usize) -
         let (size, inner) = (from.shape[axis], volume(&from.shape[axis + 1..]));
         let places = indices(operator, &index, size, memory)?;
         let bits = from.read_bits(memory)?;
-        let mut row = Vec::with_capacity(to.numel());
-        for outer in 0..volume(&from.shape[..axis]) {
-            for place in &places {
-                row.extend_from_slice(&bits[(outer * size + place) * inner..][..inner]);
+        let mut row = vec![0; to.numel()];
+        let slabs = bits.chunks((size * inner).max(1));
+        for (slab, to) in slabs.zip(row.chunks_mut((places.len() * inner).max(1))) {
+            for (place, to) in places.iter().zip(to.chunks_mut(inner.max(1))) {
+                // Element by element: a call for a few of them takes longer.
+                to.iter_mut().zip(&slab[place * inner..][..inner]).for_each(|(to, bits)| *to = *bits);
             }
         }
         to.write_bits(memory, &row)

@@ -90,12 +90,20 @@ pub(super) fn multiply<F: Copy + Mul<Output = F> + AddAssign>(
     (m, k, n): (usize, usize, usize),
     out: &mut [F],
 ) {
-    for (a, out) in a.chunks(k.max(1)).zip(out.chunks_mut(n.max(1))).take(m) {
-        for (&x, b) in a.iter().zip(b.chunks(n.max(1))) {
-            out.iter_mut().zip(b).for_each(|(sum, &y)| *sum += x * y);
+    // A few columns at a time: what of b all rows go through again stays in the cache.
+    for first in (0..n).step_by(COLUMNS_AT_ONCE) {
+        let columns = first..n.min(first + COLUMNS_AT_ONCE);
+        for (a, out) in a.chunks(k.max(1)).zip(out.chunks_mut(n)).take(m) {
+            let out = &mut out[columns.clone()];
+            for (&x, b) in a.iter().zip(b.chunks(n)) {
+                out.iter_mut().zip(&b[columns.clone()]).for_each(|(sum, &y)| *sum += x * y);
+            }
         }
     }
 }
+
+/// Columns of a product that are summed at once.
+const COLUMNS_AT_ONCE: usize = 512;
 
 /// Factors and result as batches of matrices of one shape.
 struct Product {

@@ -54,6 +54,17 @@ pub enum PlannedFault {
         /// What it returns.
         code: i32,
     },
+    /// The `at`-th call of a function is carried out with another argument: a mistake of the program's.
+    Argument {
+        /// The function.
+        call: String,
+        /// Which of its calls.
+        at: u64,
+        /// The parameter, by the name that the log uses.
+        argument: String,
+        /// What it is given.
+        instead: Instead,
+    },
     /// The `at`-th kernel that is run fails with `code`.
     Kernel {
         /// Which kernel.
@@ -96,10 +107,43 @@ pub enum PlannedFault {
     },
 }
 
+/// What an argument is replaced by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Instead {
+    /// A number; bits of an address, for a pointer.
+    Number(i64),
+    /// What an argument was in an earlier call, moved by so much.
+    Earlier {
+        /// The function.
+        call: String,
+        /// Which of its calls since the plan was made.
+        at: u64,
+        /// The parameter.
+        argument: String,
+        /// What is added.
+        plus: i64,
+    },
+}
+
+impl Instead {
+    fn json(&self) -> (&'static str, Value) {
+        match self {
+            Self::Number(number) => ("number", (*number).into()),
+            Self::Earlier { call, at, argument, plus } => {
+                ("earlier", json!({ "call": call, "at": at, "argument": argument, "plus": plus }))
+            }
+        }
+    }
+}
+
 impl PlannedFault {
     fn json(&self) -> Value {
         match self {
             Self::Call { call, at, code } => json!({ "call": call, "at": at, "code": code }),
+            Self::Argument { call, at, argument, instead } => {
+                let (key, value) = instead.json();
+                json!({ "call": call, "at": at, "argument": argument, key: value })
+            }
             Self::Kernel { at, code } => json!({ "kernel": at, "code": code }),
             Self::Hang { at } => json!({ "hang": at }),
             Self::DeadRank { rank, at } => json!({ "rank": rank, "dead_at": at }),
