@@ -175,6 +175,11 @@ impl<'a, 'l> Run<'a, 'l> {
         self.viewed(View::typed(tensor.spec()), tensor)
     }
 
+    /// The tensor, its last two dimensions exchanged.
+    pub(crate) fn turned(&self, tensor: &Tensor) -> Result<AclTensor<'_>> {
+        self.viewed(View::turned(tensor.spec()), tensor)
+    }
+
     /// The tensor, its elements as bits to be moved.
     pub(crate) fn bits(&self, tensor: &Tensor) -> Result<AclTensor<'_>> {
         self.viewed(View::bits(tensor.spec(), self.driver.product()), tensor)
@@ -187,7 +192,11 @@ impl<'a, 'l> Run<'a, 'l> {
 
     /// Several tensors.
     pub(crate) fn tensors(&self, tensors: &[&Tensor]) -> Result<AclTensors<'_>> {
-        let members = tensors.iter().map(|tensor| self.tensor(tensor)).collect::<Result<_>>()?;
+        self.list(tensors.iter().map(|tensor| self.tensor(tensor)).collect::<Result<_>>()?)
+    }
+
+    /// Several descriptors as one.
+    pub(crate) fn list(&self, members: Vec<AclTensor<'_>>) -> Result<AclTensors<'_>> {
         self.made(self.driver.tensors(members))
     }
 
