@@ -211,7 +211,7 @@ pub(crate) fn expect_weight_dtype(op: &'static str, x: &TensorSpec, weight: &Wei
 }
 
 /// The unit roundoff of the type that a device may round a weight to before it multiplies it by x: 0 where it may not.
-pub(crate) fn expansion_roundoff(x: DType, weight: &WeightSpec, act_quant: ActQuant) -> f64 {
+fn expansion_roundoff(x: DType, weight: &WeightSpec, act_quant: ActQuant) -> f64 {
     let may = weight.scheme().is_some() && act_quant == ActQuant::None && x.bits() == 16;
     if may { x.unit_roundoff() } else { 0.0 }
 }
@@ -272,7 +272,7 @@ impl Contract for LinearSpec {
     /// Where a weight may be rounded to x's type, of unit roundoff u, each is off by at most `3·u` and the result by
     /// `u·Σ|x·ŵ| ≤ 3·k·u`. The roundings know nothing of x, which is of either sign: k of them make about
     /// `3·u·√k/3` (root mean squares 1/√3 of x and of a rounding), and far less with the cases' weights, of which few
-    /// are near 3. We allow `3·√k·u`: the bound itself for k = 1, a fifth of it for k = 32.
+    /// are near 3. We allow `3·√k·u`: the bound itself for k = 1, a sixth of it for k = 32.
     fn tolerance(&self) -> Vec<Tolerance> {
         vec![product_tolerance(self.x.dtype(), &self.weight, self.act_quant, self.out.dtype())]
     }

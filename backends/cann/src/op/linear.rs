@@ -3,8 +3,8 @@
 //! there are 8-bit floats, of those in the blocks that DeepSeek-V3 stores its weights in.
 //!
 //! With 16-bit activations as they are it is the vendor's product that expands codes to the activations' type on the way,
-//! where scales are of that type too: the vendor takes no others, and a scale that is rounded is another scale. Else codes
-//! of 8 bits with one scale for a row are multiplied as the whole numbers they are, which 16 bits hold, and scaled after.
+//! where scales are of that type too: one that is rounded to it would be another scale. Else codes of 8 bits with one scale
+//! for a row are multiplied as the whole numbers they are, which 16 bits hold, and scaled after.
 
 use super::Native;
 use super::dynamic_quantize::{tokens, wide_tokens};
@@ -283,7 +283,7 @@ fn expanded_product(
     let x = contiguous(run, x)?;
     let dense = out.spec().is_contiguous();
     let result = if dense { out.clone() } else { run.scratch(out.dtype(), out.dims())? };
-    // Beside bf16 the vendor adds f32, which every bf16 is.
+    // f32 holds every bf16.
     let bias = bias.map(|bias| match x.dtype() {
         DType::BF16 => run.typed(&contiguous(run, bias)?, DType::F32),
         _ => contiguous(run, bias),
