@@ -199,6 +199,11 @@ impl<'a, 'l> Run<'a, 'l> {
         self.viewed(View::typed(tensor.spec()), tensor)
     }
 
+    /// The tensor, its last two dimensions exchanged.
+    pub(crate) fn turned(&self, tensor: &Tensor) -> Result<AclTensor<'_>> {
+        self.viewed(View::turned(tensor.spec()), tensor)
+    }
+
     /// The tensor, its elements as bits to be moved.
     pub(crate) fn bits(&self, tensor: &Tensor) -> Result<AclTensor<'_>> {
         self.viewed(View::bits(tensor.spec(), self.driver.product()), tensor)
@@ -212,7 +217,12 @@ impl<'a, 'l> Run<'a, 'l> {
     /// Several tensors.
     pub(crate) fn tensors(&self, tensors: &[&Tensor]) -> Result<AclTensors<'_>> {
         let members = tensors.iter().map(|tensor| self.tensor(tensor)).collect::<Result<_>>()?;
-        Ok(self.driver.tensors(members))
+        Ok(self.list(members))
+    }
+
+    /// Several descriptors as one.
+    pub(crate) fn list<'b>(&'b self, members: Vec<AclTensor<'b>>) -> AclTensors<'b> {
+        self.driver.tensors(members)
     }
 
     /// A number for elements of `dtype`: f32 for floats, whole otherwise.

@@ -58,6 +58,17 @@ impl View {
         Ok(Self::of(spec, dtype))
     }
 
+    /// Elements of their own type, the last two dimensions exchanged: also of pairs of elements in a byte, which are no
+    /// tensor then.
+    pub(crate) fn turned(spec: &TensorSpec) -> Result<Self, Unsupported> {
+        let mut view = Self::typed(spec)?;
+        if let Some(last) = view.dims.len().checked_sub(1).filter(|last| *last > 0) {
+            view.dims.swap(last - 1, last);
+            view.strides.swap(last - 1, last);
+        }
+        Ok(view)
+    }
+
     /// Elements as bits to be moved, in a type that the product moves: what it has no numbers of becomes integers, and
     /// two elements that share a byte become that byte.
     pub(crate) fn bits(spec: &TensorSpec, product: Product) -> Result<Self, Unsupported> {
@@ -572,6 +583,14 @@ mod tests {
         assert_eq!(begun(1, 0), (24, 32, 4096));
         let empty = spec(DType::F32, &[8, 0]).narrow(0, 8, 0).unwrap();
         assert_eq!(View::typed(&empty).unwrap_or_else(|why| panic!("{why}")).begun(64).1, 64);
+    }
+
+    #[test]
+    fn pairs_of_small_elements_can_be_turned() {
+        let view = View::turned(&spec(DType::I4, &[3, 6, 64])).unwrap_or_else(|why| panic!("{why}"));
+        assert_eq!((view.dims.as_slice(), view.strides.as_slice()), (&[3, 64, 6][..], &[384, 1, 64][..]));
+        let flat = View::turned(&spec(DType::I4, &[8])).unwrap_or_else(|why| panic!("{why}"));
+        assert_eq!(flat.dims.as_slice(), &[8]);
     }
 
     #[test]

@@ -39,6 +39,8 @@ versions! {
     GroupedMatmul { V5 = "V5", V4 = "V4", V3 = "V3" }
     /// Products of codes. The fourth version gives no plain sums, and has no blocks.
     QuantMatmul { V5 = "V5", V4 = "V4" }
+    /// Products of activations with codes expanded to their type; the third version may be told how precisely.
+    WeightQuantBatchMatmul { V3 = "V3", V2 = "V2" }
     /// Experts by softmax. The first version does not renormalise.
     MoeGatingTopKSoftmax { V2 = "V2", V1 = "" }
     /// Experts in groups; the second version may choose by tables.
@@ -140,6 +142,7 @@ mod tests {
             .chain(chosen_among::<SparseFlashAttention>())
             .chain(chosen_among::<GroupedMatmul>())
             .chain(chosen_among::<QuantMatmul>())
+            .chain(chosen_among::<WeightQuantBatchMatmul>())
             .chain(chosen_among::<MoeGatingTopKSoftmax>())
             .chain(chosen_among::<MoeGatingTopK>())
             .chain(chosen_among::<MoeInitRouting>())

@@ -7,10 +7,13 @@ use portolan_cann_sys::sim::{Adversary, Call, PlannedFault, SimOptions, SimWorld
 use portolan_core::call::{
     AddRmsNorm, Attention, Binary, Cast, Fill, KvCacheWrite, Linear, RmsNorm, Rope, Swiglu,
 };
-use portolan_core::{Fallback, Lens, OpQuery, SpecRef, Stream, StreamOptions, Support, Tensor, Weight};
+use portolan_core::{
+    Fallback, Lens, Op, OpQuery, QuantTensor, SpecRef, Stream, StreamOptions, Support, Tensor, Weight,
+};
 use portolan_ops::attention::{AttentionSpec, LensSpec};
 use portolan_ops::kernel::BinaryKind;
 use portolan_ops::norm::RmsNormSpec;
+use portolan_ops::quant::{Offset, QuantScheme, QuantSpec, ScaleKind};
 use portolan_ops::rope::RopeStyle;
 use portolan_ops::{DType, Determinism, TensorSpec, Unsupported};
 use rig::{assert_empties, open, options, world};
@@ -296,6 +299,76 @@ fn without_the_fused_symbol_the_operator_is_composed_and_says_why() {
     assert_eq!(s.report().compositions.len(), 1);
     drop((x, out, s, device));
     assert_empties(&world);
+}
+
+/// What a device of a world says of a layer `[1, 64]` to `[1, 8]` over codes, and by which product it runs.
+fn expanding(world: &SimWorld, scheme: QuantScheme, [x, out]: [DType; 2]) -> (Support, Vec<String>) {
+    let device = open(world);
+    let s = rig::stream(&device);
+    let of = |spec: &TensorSpec| s.empty(spec).unwrap();
+    let parts = QuantSpec::of(scheme, 8, 64).unwrap();
+    let weight = Weight::Quant(
+        QuantTensor::new(
+            scheme,
+            of(parts.codes()),
+            of(parts.scale()),
+            parts.offset().map(of),
+            parts.outer().map(of),
+            parts.outer_offset().map(of),
+        )
+        .unwrap(),
+    );
+    let row = |dtype, n| s.empty(&TensorSpec::of(dtype, &[1, n]).unwrap()).unwrap();
+    let layer = Linear::new(&row(x, 64), &weight, &mut row(out, 8)).unwrap();
+    let said = device.support(&layer.query(Determinism::RunToRun));
+    let before = last(world);
+    s.run(layer).unwrap();
+    s.synchronize().unwrap();
+    let calls = world.calls(before).unwrap();
+    let products = launches(&calls).into_iter().filter(|name| name.contains("WeightQuant"));
+    (said, products.map(str::to_owned).collect())
+}
+
+#[test]
+fn codes_are_expanded_where_nothing_is_rounded_but_the_weight() {
+    const V2: &str = "aclnnWeightQuantBatchMatmulV2";
+    let symbol = |version: &str| format!("aclnnWeightQuantBatchMatmul{version}GetWorkspaceSize");
+    let without = |hidden: &[&str]| {
+        let hidden = hidden.iter().map(|version| symbol(version)).collect();
+        let options = SimOptions { hidden, ..options("A3", Adversary::Late, 0) };
+        SimWorld::new(&options).unwrap()
+    };
+    let (half, brain, wide) = (DType::F16, DType::BF16, DType::F32);
+    let group =
+        |columns| QuantScheme::new(DType::I8, [1, columns], ScaleKind::F16, Offset::ZeroPoint).unwrap();
+    let whole = without(&[]);
+    for (scheme, types, why) in [
+        (QuantScheme::Q4_0, [half, half], None),
+        (group(32), [half, half], None),
+        // A scale, a minimum, a result or a sum of other types would be rounded on the way.
+        (QuantScheme::Q4_0, [brain, brain], Some(Unsupported::Precision)),
+        (QuantScheme::Q4_0, [half, wide], Some(Unsupported::Precision)),
+        (QuantScheme::Q4_1, [half, half], Some(Unsupported::Precision)),
+        (QuantScheme::Q4_K, [half, half], Some(Unsupported::Precision)),
+        (QuantScheme::MXFP4, [brain, brain], Some(Unsupported::DType(DType::F4E2M1))),
+        (group(24), [half, half], Some(Unsupported::Shape("whole groups of a multiple of 32 columns"))),
+    ] {
+        let (said, products) = expanding(&whole, scheme, types);
+        assert_eq!(said, why.clone().map_or(Support::Native, Support::Composed), "{scheme:?}");
+        let want = if why.is_some() { vec![] } else { vec!["aclnnWeightQuantBatchMatmulV3"] };
+        assert_eq!(products, want, "{scheme:?}");
+    }
+    let older = without(&["V3"]);
+    assert_eq!(expanding(&older, QuantScheme::Q4_0, [half; 2]), (Support::Native, vec![V2.to_owned()]));
+    let none = without(&["V2", "V3"]);
+    let missing = Unsupported::Symbol("aclnnWeightQuantBatchMatmulV2GetWorkspaceSize");
+    assert_eq!(
+        expanding(&none, QuantScheme::Q4_0, [half; 2]),
+        (Support::Composed(missing), Vec::<String>::new())
+    );
+    for world in [whole, older, none] {
+        assert_empties(&world);
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@
 
 use super::experts::{ExpertNames, ExpertsSpec};
 use crate::quant::linear::{
-    case_schemes, expect_act_quant, expect_weight_dtype, precisions, product_tolerance,
+    case_schemes, expanded_schemes, expect_act_quant, expect_weight_dtype, precisions, product_tolerance,
 };
 use crate::quant::{ActQuant, LinearSpec};
 use crate::{
@@ -36,7 +36,8 @@ enum Grouping {
 ///
 /// # DTypes
 /// As in linear: x f32, f16 or bf16; out of x's type or f32; bias of out's type or f32; a dense weight of x's type,
-/// or f16 or bf16 with x f32. offsets and counts i32. Sums are f32.
+/// or f16 or bf16 with x f32. offsets and counts i32. Sums are f32; quantized weights may be rounded to x's type
+/// before, where linear's may.
 ///
 /// # Layout
 /// Any strides for x, bias, out and dense weights; experts of any form may lie apart.
@@ -305,7 +306,7 @@ impl Contract for GroupedGemmSpec {
 
     /// As in linear: an expert's rows are a layer.
     fn tolerance(&self) -> Vec<Tolerance> {
-        vec![product_tolerance(self.weight.k(), self.act_quant, self.out.dtype())]
+        vec![product_tolerance(self.x.dtype(), self.weight.one(), self.act_quant, self.out.dtype())]
     }
 }
 
@@ -436,6 +437,18 @@ impl Cases for GroupedGemmSpec {
                 for LaidOut { layout, spec, numbers } in layouts(&weight, [x, x], rows, &share)? {
                     let name = format!("grouped_gemm/{layout}/i8_row_{x}/int8_row/{edge}/{share_name}");
                     cases.push(filled(name, spec.with_act_quant(ActQuant::INT8_ROW)?, numbers));
+                }
+            }
+        }
+        // 16 bits around weights that a device may expand to them.
+        for x in [DType::F16, DType::BF16] {
+            let [rows, experts, n, k] = [17, 3, 20, 192];
+            for (index, (scheme_name, scheme)) in expanded_schemes(x, k)?.into_iter().enumerate() {
+                let weight = ExpertsSpec::of(scheme, experts, n, k)?;
+                let (share_name, share) = shares(rows, experts).swap_remove(index % 2);
+                for LaidOut { layout, spec, numbers } in layouts(&weight, [x, x], rows, &share)? {
+                    let name = format!("grouped_gemm/{layout}/{scheme_name}_{x}/none/expanded/{share_name}");
+                    cases.push(filled(name, spec, numbers));
                 }
             }
         }

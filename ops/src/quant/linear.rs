@@ -28,6 +28,10 @@ const OP: &str = "linear";
 /// x f32, f16 or bf16; out of x's type or f32; bias of out's type or f32. A dense weight (or what a packed
 /// one was made from) is of x's type, or f16 or bf16 with x f32. Sums are f32.
 ///
+/// Over a quantized weight ŵ and with x as it comes, x of 16 bits, a device may round ŵ to x's type before it
+/// multiplies, as units for mixed precision do: out may then be off by up to `u·Σ_k |x[.., k]·ŵ[n, k]|` besides, u
+/// being the unit roundoff of x's type, which has to hold ŵ. With x in f32, ŵ is never rounded.
+///
 /// # Layout
 /// Any strides for x, a dense weight, bias and out; rows of a quantized weight's tensors are contiguous.
 ///
@@ -206,13 +210,20 @@ pub(crate) fn expect_weight_dtype(op: &'static str, x: &TensorSpec, weight: &Wei
     Ok(())
 }
 
-/// What sums of products with a weight err by, for activations in [−1, 1] and weights as [`QuantSpec::fills`] has
+/// The unit roundoff of the type that a device may round a weight to before it multiplies it by x: 0 where it may not.
+fn expansion_roundoff(x: DType, weight: &WeightSpec, act_quant: ActQuant) -> f64 {
+    let may = weight.scheme().is_some() && act_quant == ActQuant::None && x.bits() == 16;
+    if may { x.unit_roundoff() } else { 0.0 }
+}
+
+/// What sums of products of x with a weight err by, for activations in [−1, 1] and weights as [`QuantSpec::fills`] has
 /// them; derived at [`LinearSpec`]'s tolerance.
-pub(crate) fn product_tolerance(k: usize, act_quant: ActQuant, out: DType) -> Tolerance {
-    let u = DType::F32.unit_roundoff();
+pub(crate) fn product_tolerance(x: DType, weight: &WeightSpec, act_quant: ActQuant, out: DType) -> Tolerance {
+    let (u, k) = (DType::F32.unit_roundoff(), weight.k() as f64);
     let steps = if act_quant == ActQuant::None { 2.0 } else { 4.0 };
-    let accumulated = steps * 3.0 * (k as f64 + 8.0) * u * 1.13;
-    Tolerance::rounded_to(out, accumulated).plus(Tolerance { abs: 0.0, rel: 4.0 * u })
+    let accumulated = steps * 3.0 * (k + 8.0) * u;
+    let expanded = 3.0 * k.sqrt() * expansion_roundoff(x, weight, act_quant);
+    Tolerance::rounded_to(out, (accumulated + expanded) * 1.13).plus(Tolerance { abs: 0.0, rel: 4.0 * u })
 }
 
 impl Contract for LinearSpec {
@@ -257,8 +268,13 @@ impl Contract for LinearSpec {
     /// allow `2·3·(k + 8)·u` (8 for the epilogue), and twice that for rounded activations, whose groups meet scale,
     /// minimum and activation scale in an order of the backend's choosing; then one rounding to the result's type.
     /// The codes of the activations are exact in the contract and carry no error. Slopes are at most 1.13.
+    ///
+    /// Where a weight may be rounded to x's type, of unit roundoff u, each is off by at most `3·u` and the result by
+    /// `u·Σ|x·ŵ| ≤ 3·k·u`. The roundings know nothing of x, which is of either sign: k of them make about
+    /// `3·u·√k/3` (root mean squares 1/√3 of x and of a rounding), and far less with the cases' weights, of which few
+    /// are near 3. We allow `3·√k·u`: the bound itself for k = 1, a sixth of it for k = 32.
     fn tolerance(&self) -> Vec<Tolerance> {
-        vec![product_tolerance(self.k(), self.act_quant, self.out.dtype())]
+        vec![product_tolerance(self.x.dtype(), &self.weight, self.act_quant, self.out.dtype())]
     }
 }
 
@@ -397,6 +413,7 @@ impl Cases for LinearSpec {
                 }
             }
         }
+        cases.extend(expanded()?);
         // Every epilogue and type of result, three-dimensional x, and rows with gaps on every side.
         for (name, scheme) in [("q4_1", QuantScheme::Q4_1), ("q6_k", QuantScheme::Q6_K)] {
             let weight = WeightSpec::from(QuantSpec::of(scheme, 21, 288)?);
@@ -443,6 +460,52 @@ impl Cases for LinearSpec {
         }
         Ok(cases)
     }
+}
+
+/// Schemes whose scales are of a type of activations: what a device may expand to that type.
+pub(crate) fn expanded_schemes(x: DType, k: usize) -> Result<Vec<(&'static str, QuantScheme)>> {
+    let scale = if x == DType::F16 { ScaleKind::F16 } else { ScaleKind::BF16 };
+    let group = |code, columns: usize, offset| QuantScheme::new(code, [1, columns.max(1)], scale, offset);
+    Ok(vec![
+        ("i4_g32", group(DType::I4, 32, Offset::None)?),
+        ("i4_g64_zero", group(DType::I4, 64, Offset::ZeroPoint)?),
+        ("i4_channel", group(DType::I4, k, Offset::None)?),
+        ("i8_g32_zero", group(DType::I8, 32, Offset::ZeroPoint)?),
+        ("i8_g64", group(DType::I8, 64, Offset::None)?),
+        ("i8_channel_zero", group(DType::I8, k, Offset::ZeroPoint)?),
+        ("f8_channel", group(DType::F8E4M3, k, Offset::None)?),
+        ("f8_g64", group(DType::F8E4M3, 64, Offset::None)?),
+        ("mxfp4", QuantScheme::MXFP4),
+    ])
+}
+
+/// 16 bits around weights that a device may expand to them: every scheme in one shape, then biases, rows that lie apart,
+/// and groups that do not fill a row.
+fn expanded() -> Result<Vec<Case<LinearSpec>>> {
+    let mut cases = Vec::new();
+    for x in [DType::F16, DType::BF16] {
+        for (m, n, k) in [(1, 33, 256), (17, 36, 320)] {
+            for (name, scheme) in expanded_schemes(x, k)? {
+                let weight = WeightSpec::from(QuantSpec::of(scheme, n, k)?);
+                cases.push(filled(format!("linear/{name}_{x}/none/expanded_{m}"), plain(&weight, x, x, m)?));
+            }
+        }
+        for (name, scheme) in expanded_schemes(x, 100)?.into_iter().step_by(3) {
+            let weight = WeightSpec::from(QuantSpec::of(scheme, 9, 100)?);
+            cases.push(filled(format!("linear/{name}_{x}/none/expanded_ragged"), plain(&weight, x, x, 3)?));
+        }
+        let (name, scheme) = expanded_schemes(x, 96)?.swap_remove(0);
+        let weight = WeightSpec::from(QuantSpec::of(scheme, 21, 96)?);
+        for bias in [x, DType::F32] {
+            let spec = plain(&weight, x, x, 5)?.with_bias(&TensorSpec::of(bias, &[21])?)?;
+            cases.push(filled(format!("linear/{name}_{x}/none/expanded_bias_{bias}"), spec));
+        }
+        let rows = TensorSpec::of(x, &[4, 3, 100])?.transpose(0, 1)?.narrow(2, 2, 96)?;
+        let out = TensorSpec::of(x, &[3, 4, 24])?.narrow(2, 1, 21)?;
+        let apart = LinearSpec::new(&rows, &weight, &out)?;
+        cases.push(filled(format!("linear/{name}_{x}/none/expanded_strided"), apart));
+    }
+    Ok(cases)
 }
 
 fn plain(weight: &WeightSpec, x: DType, out: DType, m: usize) -> Result<LinearSpec> {
@@ -511,6 +574,56 @@ mod tests {
         assert_eq!(cost.flops, 2 * 3 * 64 * 96);
         assert_eq!(cost.bytes_read, 3 * 96 * 4 + 64 * 3 * 20);
         assert_eq!(cost.bytes_written, 3 * 64 * 4);
+    }
+
+    #[test]
+    fn weights_rounded_to_the_activations_type_are_within_the_tolerance_and_one_wrong_scale_is_not() {
+        let (m, n, k) = (4, 24, 320);
+        for x_type in [DType::F16, DType::BF16] {
+            let rounded = |values: Vec<f64>| -> Vec<f64> {
+                values.into_iter().map(|x| crate::host::rounded(x_type, x)).collect()
+            };
+            for (name, scheme) in expanded_schemes(x_type, k).unwrap() {
+                let weight = QuantSpec::of(scheme, n, k).unwrap();
+                let spec = plain(&weight.clone().into(), x_type, x_type, m).unwrap();
+                let x = Fill::Unit.draw(spec.x(), 3);
+                let parts = [Some(weight.codes()), Some(weight.scale()), weight.offset()];
+                let fills = weight.fills().into_iter().zip(parts.into_iter().flatten());
+                let drawn: Vec<Vec<f64>> = fills.map(|((_, fill), part)| fill.draw(part, 7)).collect();
+                let product = |parts: &[Vec<f64>]| -> Vec<f64> {
+                    let parts: Vec<&[f64]> = parts.iter().map(Vec::as_slice).collect();
+                    let w = rounded(weight.dequantize_f64(&parts));
+                    let at = |i: usize| (0..k).map(|j| x[i / n * k + j] * w[i % n * k + j]).sum();
+                    rounded((0..m * n).map(at).collect())
+                };
+                let inputs: Vec<&[f64]> = core::iter::once(&x).chain(&drawn).map(Vec::as_slice).collect();
+                let (want, tolerance) = (spec.reference(&inputs).swap_remove(0), spec.tolerance()[0]);
+                let worst = |got: &[f64]| {
+                    got.iter().zip(&want).map(|(&g, &w)| tolerance.excess(g, w)).fold(0.0, f64::max)
+                };
+                let expanded = worst(&product(&drawn));
+                assert!(expanded < 0.7, "{name} with {x_type}: {expanded} of the tolerance");
+                let mut wrong = drawn.clone();
+                let largest = wrong[1].iter_mut().max_by(|a, b| a.total_cmp(b)).unwrap();
+                *largest /= 2.0;
+                let found = worst(&product(&wrong));
+                assert!(found > 2.0, "{name} with {x_type}: a wrong scale is {found} of the tolerance");
+            }
+        }
+    }
+
+    #[test]
+    fn only_quantized_weights_under_sixteen_bits_have_room_for_expansion() {
+        let int4 = quant(QuantScheme::Q4_0, 4, 64);
+        let dense = |x| WeightSpec::dense(&TensorSpec::of(x, &[4, 64]).unwrap()).unwrap();
+        let room = |weight: &WeightSpec, x, act_quant| {
+            plain(weight, x, DType::F32, 2).unwrap().with_act_quant(act_quant).unwrap().tolerance()[0].abs
+        };
+        let exact = room(&int4, DType::F32, ActQuant::None);
+        assert_eq!(room(&dense(DType::F16), DType::F16, ActQuant::None), exact);
+        assert_eq!(room(&int4, DType::F16, ActQuant::INT8), 2.0 * exact);
+        let [half, brain] = [DType::F16, DType::BF16].map(|x| room(&int4, x, ActQuant::None) - exact);
+        assert!((half - 1.13 * 24.0 / 2048.0).abs() < 1e-12 && (brain - 8.0 * half).abs() < 1e-12);
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod copy;
 mod dequantize;
 mod dynamic_quantize;
 mod embedding;
+mod expert_ffn;
 mod fill;
 mod gather;
 mod geglu;
@@ -81,7 +82,6 @@ composed! {
     portolan_ops::quant::PrepackSpec,
     portolan_ops::quant::UnpackSpec,
     portolan_ops::quant::QuantizeSpec,
-    portolan_ops::moe::ExpertFfnSpec,
     portolan_ops::attention::IndexLogitsSpec,
     portolan_ops::ssm::CausalConv1dSpec,
     portolan_ops::ssm::SelectiveScanSpec,

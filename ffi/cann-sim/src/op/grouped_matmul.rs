@@ -123,15 +123,18 @@ fn grouped(args: &Args) -> Result<Run, Refusal> {
         };
         let factors = match part("antiquantScale", anti_scale)? {
             Some(scale) => {
-                args.one_of(
-                    "weight",
-                    &weight,
-                    &[Dtype::I8, Dtype::I4, Dtype::F8E4M3, Dtype::F8E5M2, Dtype::F4E2M1],
-                )?;
-                args.one_of("antiquantScale", &scale, &[first.dtype, Dtype::E8M0])?;
-                let rows = if scale.rank() == 2 { scale.shape[0] } else { 0 };
-                let group = if rows > 1 { weight.shape[0].div_ceil(rows) } else { 0 };
+                args.one_of("weight", &weight, &[Dtype::I8, Dtype::I4, Dtype::F8E4M3, Dtype::F8E5M2])?;
+                args.one_of("antiquantScale", &scale, &[first.dtype])?;
+                let rows = if scale.rank() == 2 { scale.shape[0].max(1) } else { 1 };
+                if !weight.shape[0].is_multiple_of(rows) {
+                    let what = format!("has {rows} groups for {} rows", weight.shape[0]);
+                    return Err(args.invalid("antiquantScale", what));
+                }
+                let group = if rows > 1 { weight.shape[0] / rows } else { 0 };
                 let offset = part("antiquantOffset", anti_offset)?;
+                if let Some(offset) = &offset {
+                    args.one_of("antiquantOffset", offset, &[scale.dtype])?;
+                }
                 let names = ["weight", "antiquantScale", "antiquantOffset"];
                 Factors::Expanded(Weight::new(args, names, weight.clone(), &scale, offset.as_ref(), group)?)
             }

@@ -1,7 +1,7 @@
 //! Products of 16-bit activations with quantised weights, which are expanded first.
 
 use super::matmul::multiply;
-use super::{Args, Refusal, Run, Soc, run};
+use super::{Args, Refusal, Run, run};
 use crate::view::{Dtype, Fault, Format, Memory, Tensor};
 
 operators! {
@@ -104,16 +104,13 @@ fn product(args: &Args) -> Result<Run, Refusal> {
     let (k, n) = (codes.shape[0], codes.shape[1]);
     let scale = args.tensor("antiquantScale")?;
     let group = args.int("antiquantGroupSize")?;
-    let mx = scale.dtype == Dtype::E8M0;
-    if mx {
+    if scale.dtype == Dtype::E8M0 {
+        args.one_of("weight", &codes, &narrow)?;
         if group != 32 {
             return Err(args.invalid("antiquantGroupSize", format!("= {group}; scales of 8 bits go with 32")));
         }
     } else {
-        args.one_of("antiquantScale", scale, &[x.dtype, Dtype::F32])?;
-        if args.soc == Soc::Ascend310P && scale.dtype == Dtype::F32 {
-            return Err(args.invalid("antiquantScale", "is FLOAT, which Ascend310P does not take"));
-        }
+        args.one_of("antiquantScale", scale, &[x.dtype])?;
     }
     let last = k.saturating_sub(1) as i64;
     if group != 0 && !(group % 32 == 0 && (32..=last).contains(&group)) {
@@ -159,8 +156,8 @@ fn product(args: &Args) -> Result<Run, Refusal> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Value;
     use super::super::testing::{Case, close, noise_of};
+    use super::super::{Soc, Value};
     use super::*;
 
     fn codes(count: usize, seed: u64, size: f64) -> Vec<f64> {
@@ -241,5 +238,23 @@ mod tests {
         assert!(case(64).contains("antiquantGroupSize = 64"));
         assert!(case(40).contains("antiquantGroupSize = 40"));
         assert!(case(0).contains("antiquantScale"));
+    }
+
+    #[test]
+    fn scales_of_other_types_than_the_activations_are_refused() {
+        let case = |weight, scale: Dtype| {
+            let case = Case::new(Soc::Ascend950, "WeightQuantBatchMatmulV3").input(
+                "x",
+                Dtype::Bf16,
+                &[1, 64],
+                &[0.0; 64],
+            );
+            let case = case.input("weight", weight, &[64, 2], &[0.0; 128]).int("antiquantGroupSize", 32);
+            let case = case.input("antiquantScale", scale, &[2, 2], &[1.0; 4]).int("innerPrecise", 0);
+            case.output("y", Dtype::Bf16, &[1, 2]).refused().message
+        };
+        assert!(case(Dtype::I8, Dtype::F16).contains("antiquantScale"));
+        assert!(case(Dtype::I4, Dtype::F32).contains("antiquantScale"));
+        assert!(case(Dtype::I8, Dtype::E8M0).contains("weight"));
     }
 }

@@ -4,7 +4,8 @@
 //! smaller, a few inputs far larger. Sums of k roundings err by about `u·√k·s`, where s is the size of partial sums (Higham
 //! and Mary 2019): that of the result, or `√k·r·w` where terms cancel, for rows of root mean square r and weights up to w.
 //! So the size of a product is `m = max(r·w, s/√k)`, and the contracts' `2·(k + 8)·u` for products of size 1 becomes
-//! `2·(k + 8)·u·m`: neither a large number among many small ones nor a small weight makes the comparison coarse.
+//! `2·(k + 8)·u·m`: neither a large number among many small ones nor a small weight makes the comparison coarse. What linear
+//! allows besides for a weight that is rounded to 16 bits, `√k·u·r·w` with u of those bits, is in the same proportion.
 //!
 //! Other functions than the plain ones keep no proportions, and the smallest numbers of f16 are not small against its
 //! results: for those there is only the contract's tolerance.

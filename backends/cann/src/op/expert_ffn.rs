@@ -1,0 +1,93 @@
+//! The network of a mixture of experts as the vendor's operators for its parts, one behind the other: routing, two grouped
+//! products with the gated unit between, the weighted sum back. The contract has f32 between the parts; grouped products of
+//! 16 bits give 16 bits, so that these are composed.
+
+use super::Native;
+use crate::aclnn::{Plan, Run, Soc};
+use portolan_core::{Bind, Call, Tensor};
+use portolan_ops::activation::SwigluSpec;
+use portolan_ops::moe::{ExpertFfnSpec, ExpertsSpec, GroupedGemmSpec, MoePermuteSpec, MoeUnpermuteSpec};
+use portolan_ops::quant::WeightSpec;
+use portolan_ops::{DType, Result, TensorSpec, Unsupported};
+
+impl Native for ExpertFfnSpec {
+    fn plan(&self, soc: &Soc<'_>) -> Plan {
+        for experts in [self.gate_up(), self.down()] {
+            match experts.one() {
+                WeightSpec::Dense(weight) if weight.dtype() == DType::F32 => {}
+                WeightSpec::Dense(_) => return Err(Unsupported::Precision),
+                _ => return Err(Unsupported::NotImplemented),
+            }
+        }
+        let parts = Parts::of(self).map_err(|_| Unsupported::NotImplemented)?;
+        parts.permute.plan(soc)?;
+        parts.gate_up.plan(soc)?;
+        parts.unit.plan(soc)?;
+        parts.down.plan(soc)?;
+        parts.unpermute.plan(soc)
+    }
+
+    fn launch(run: &Run<'_, '_>, op: &Call<Self>) -> Result<()> {
+        let parts = Parts::of(op.spec())?;
+        let made = |spec: &TensorSpec| run.launch().scratch(spec);
+        let [routed, row_map, offsets] = [made(&parts.routed)?, made(&parts.row_map)?, made(&parts.offsets)?];
+        let [both, hidden, y] =
+            [made(parts.gate_up.out())?, made(parts.unit.out())?, made(parts.down.out())?];
+        let get = |name| op.require(name);
+        let (x, ids, weights, out) = (get("x")?, get("expert_ids")?, get("weights")?, get("out")?);
+        let (gate_up, down) = (get("gate_up")?, get("down")?);
+        part(run, parts.permute, &[&x, &ids, &routed, &row_map, &offsets])?;
+        part(run, parts.gate_up, &[&routed, &gate_up, &offsets, &both])?;
+        part(run, parts.unit, &[&both, &hidden])?;
+        part(run, parts.down, &[&hidden, &down, &offsets, &y])?;
+        part(run, parts.unpermute, &[&y, &row_map, &weights, &out])
+    }
+}
+
+/// Launches a part as if it had been called, of which it books nothing.
+fn part<C: Native + Bind>(run: &Run<'_, '_>, spec: C, operands: &[&Tensor]) -> Result<()> {
+    C::launch(run, &Call::bind(spec, operands)?)
+}
+
+/// The operators that the network is made of, and what passes between them.
+struct Parts {
+    routed: TensorSpec,
+    row_map: TensorSpec,
+    offsets: TensorSpec,
+    permute: MoePermuteSpec,
+    gate_up: GroupedGemmSpec,
+    unit: SwigluSpec,
+    down: GroupedGemmSpec,
+    unpermute: MoeUnpermuteSpec,
+}
+
+impl Parts {
+    fn of(spec: &ExpertFfnSpec) -> Result<Self> {
+        let rows = spec.tokens().saturating_mul(spec.top_k());
+        let routed = TensorSpec::of(spec.x().dtype(), &[rows, spec.gate_up().k()])?;
+        let row_map = TensorSpec::of(DType::I32, &[spec.tokens(), spec.top_k()])?;
+        let offsets = TensorSpec::of(DType::I32, &[spec.gate_up().count().saturating_add(1)])?;
+        let product = |x: &TensorSpec, experts: &ExpertsSpec, bias: Option<&TensorSpec>| {
+            let out = TensorSpec::of(DType::F32, &[rows, experts.n()])?;
+            let product = GroupedGemmSpec::contiguous(x, experts, &offsets, &out)?;
+            let product = product.with_act_quant(spec.act_quant())?;
+            match bias {
+                Some(bias) => product.with_bias(bias),
+                None => Ok(product),
+            }
+        };
+        let (gate_up, unit) = (product(&routed, spec.gate_up(), spec.gate_up_bias())?, spec.unit(rows)?);
+        let down = product(unit.out(), spec.down(), spec.down_bias())?;
+        let unpermute = MoeUnpermuteSpec::new(down.out(), &row_map, spec.out())?;
+        Ok(Self {
+            permute: MoePermuteSpec::contiguous(spec.x(), spec.expert_ids(), &routed, &row_map, &offsets)?,
+            gate_up,
+            unit,
+            down,
+            unpermute: unpermute.with_weights(spec.weights())?,
+            routed,
+            row_map,
+            offsets,
+        })
+    }
+}
