@@ -32,7 +32,9 @@ fi
 
 mkdir -p "$1/lib64"
 folder=$(cd "$1/lib64" && pwd)
-cp -f "$library" "$folder/libascendcl.so"
+# Renamed into its place: programs that run go on with the file that they have.
+cp -f "$library" "$folder/libascendcl.so.new"
+mv -f "$folder/libascendcl.so.new" "$folder/libascendcl.so"
 for name in acl_rt nnopbase acl_op_compiler opapi opapi_math opapi_nn opapi_cv opapi_transformer hccl hcomm; do
     "$cc" -shared -x c /dev/null -o "$folder/lib$name.so" -Wl,-soname,"lib$name.so" -Wl,--no-as-needed \
         -L "$folder" -lascendcl -Wl,-rpath,'$ORIGIN'

@@ -2,6 +2,7 @@
 //!
 //! Scores are f64 sums of the products of 16-bit elements, the softmax is exact, the result is rounded once.
 
+use super::matmul::multiply;
 use super::{Args, Refusal, Run, run};
 use crate::view::{Dtype, Fault, Memory, Tensor};
 
@@ -463,22 +464,28 @@ impl Plan {
                     if packed && matches!(self.key, Store::Rows(_)) { 0 } else { sequence },
                     head / self.group,
                 );
-                let scores = self.scores(part, kv, [sequence, head, queries, k_start, keys], memory)?;
+                let mut scores = self.scores(part, kv, [sequence, head, queries, k_start, keys], memory)?;
                 let v = self.value.read(kv, k_start, keys, memory)?;
                 let sink = match &self.sink {
                     Some(sink) => Some(sink.narrow(0, head, 1, 1).read_f64(memory)?[0]),
                     None => None,
                 };
                 let width = self.value.width();
-                let (mut rows, mut sums) = (Vec::with_capacity(queries * width), Vec::with_capacity(queries));
-                for scores in scores.chunks(keys.max(1)).take(queries) {
-                    let (row, lse) =
-                        weighted(if keys == 0 { &[] } else { scores }, &v, width, sink, self.corrects);
-                    rows.extend(row);
-                    sums.push(lse);
+                // Queries without a key keep what stands here.
+                let (mut divisors, mut sums) = (vec![None; queries], vec![f64::INFINITY; queries]);
+                for (i, scores) in scores.chunks_mut(keys.max(1)).enumerate() {
+                    if let Some((sum, logarithm)) = exponentials(scores, sink, self.corrects) {
+                        (divisors[i], sums[i]) = (Some(sum), logarithm);
+                    }
                 }
-                rows.resize(queries * width, 0.0);
-                sums.resize(queries, f64::INFINITY);
+                let mut rows = vec![0.0; queries * width];
+                multiply(&scores, &v, (queries, keys, width), &mut rows);
+                for (row, divisor) in rows.chunks_mut(width.max(1)).zip(divisors) {
+                    match divisor {
+                        Some(sum) => row.iter_mut().for_each(|x| *x /= sum),
+                        None => row.fill(0.0),
+                    }
+                }
                 part(&self.out).write_f64(memory, &rows)?;
                 if let Some(lse) = &self.lse {
                     part(lse).write_f64(memory, &sums)?;
@@ -501,10 +508,9 @@ impl Plan {
         for (query, key) in [(&self.query, &self.key)].into_iter().chain(ropes) {
             let d = key.width();
             let (q, k) = (part(query).read_f64(memory)?, key.read(kv, k_start, keys, memory)?);
-            for (i, score) in scores.iter_mut().enumerate() {
-                let (q, k) = (&q[i / keys * d..][..d], &k[i % keys * d..][..d]);
-                *score += q.iter().zip(k).map(|(q, k)| q * k).sum::<f64>();
-            }
+            // With a position's elements in a column, a query's scores are sums of rows.
+            let columns: Vec<f64> = (0..d).flat_map(|p| k.iter().skip(p).step_by(d).copied()).collect();
+            multiply(&q, &columns, (queries, d, keys), &mut scores);
         }
         let window = |view: &Tensor, head: usize| {
             let view = view.narrow(0, sequence, 1, 1).narrow(1, head, 1, 1);
@@ -512,45 +518,50 @@ impl Plan {
         };
         let pse = self.pse.as_ref().map(|pse| window(pse, head)).transpose()?;
         let mask = self.mask.as_ref().map(|mask| window(mask, 0)).transpose()?;
-        for (i, score) in scores.iter_mut().enumerate() {
-            *score = *score * self.scale + pse.as_ref().map_or(0.0, |pse| pse[i]);
-            let hidden = match self.window {
-                Window::Given => false,
-                Window::Band { pre, next, from_right } => {
-                    let shift = if from_right { keys as i64 - queries as i64 } else { 0 };
-                    let (at, key) = ((i / keys) as i64 + shift, (i % keys) as i64);
-                    key < at.saturating_sub(pre) || key > at.saturating_add(next)
+        let shift = match self.window {
+            Window::Band { from_right: true, .. } => keys as i64 - queries as i64,
+            _ => 0,
+        };
+        for at in 0..queries {
+            for (key, score) in scores[at * keys..][..keys].iter_mut().enumerate() {
+                let i = at * keys + key;
+                *score = *score * self.scale + pse.as_ref().map_or(0.0, |pse| pse[i]);
+                let hidden = match self.window {
+                    Window::Given => false,
+                    Window::Band { pre, next, .. } => {
+                        let (at, key) = (at as i64 + shift, key as i64);
+                        key < at.saturating_sub(pre) || key > at.saturating_add(next)
+                    }
+                };
+                if hidden || mask.as_ref().is_some_and(|mask| mask[i] != 0.0) {
+                    *score = f64::NEG_INFINITY;
                 }
-            };
-            if hidden || mask.as_ref().is_some_and(|mask| mask[i] != 0.0) {
-                *score = f64::NEG_INFINITY;
             }
         }
         Ok(scores)
     }
 }
 
-/// The values weighted by the softmax of the scores, and the logarithm of the sum of exponentials.
+/// Makes a query's scores exponentials over the largest; their sum, and the logarithm of the sum before that. `None`
+/// where no key counts.
 ///
 /// The kernels mask with a large finite number: a row without a visible key is the mean of all values, unless the mode
 /// corrects it to zeros.
-fn weighted(scores: &[f64], v: &[f64], width: usize, sink: Option<f64>, corrects: bool) -> (Vec<f64>, f64) {
+fn exponentials(scores: &mut [f64], sink: Option<f64>, corrects: bool) -> Option<(f64, f64)> {
     let visible = scores.iter().any(|score| *score != f64::NEG_INFINITY);
-    let mut row = vec![0.0; width];
     if scores.is_empty() || !visible && corrects {
-        return (row, f64::INFINITY);
+        return None;
     }
-    let even = vec![0.0; scores.len()];
-    let scores = if visible { scores } else { &even };
+    if !visible {
+        scores.fill(0.0);
+    }
     let largest = scores.iter().copied().chain(sink).fold(f64::NEG_INFINITY, f64::max);
     let mut sum = sink.map_or(0.0, |sink| (sink - largest).exp());
-    for (score, v) in scores.iter().zip(v.chunks(width)) {
-        let weight = (score - largest).exp();
-        sum += weight;
-        row.iter_mut().zip(v).for_each(|(x, v)| *x += weight * v);
+    for score in scores {
+        *score = (*score - largest).exp();
+        sum += *score;
     }
-    row.iter_mut().for_each(|x| *x /= sum);
-    (row, largest + sum.ln())
+    Some((sum, largest + sum.ln()))
 }
 
 #[cfg(test)]

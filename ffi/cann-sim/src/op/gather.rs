@@ -1,7 +1,7 @@
 //! Elements chosen by tensors of indices.
 
 use super::{Args, INDICES, Refusal, Run, run};
-use crate::view::{Dtype, Fault, Memory, Tensor, broadcast_shape, volume};
+use crate::view::{Dtype, Fault, Format, Memory, Tensor, broadcast_shape, volume};
 
 operators! {
     GatherV2(self: T, dim: I64, index: T, out: O) = take;
@@ -61,13 +61,20 @@ fn take_along(args: &Args, from: &Tensor, index: (&str, &Tensor), axis: usize) -
     run(move |memory| {
         let (size, inner) = (from.shape[axis], volume(&from.shape[axis + 1..]));
         let places = indices(operator, &index, size, memory)?;
+        let mut row = Vec::with_capacity(to.numel());
+        if from.format == Format::Nd {
+            // Of a large table few rows may be asked for, and no others are read.
+            let slices = places.iter().map(|&place| from.narrow(axis, place, 1, 1).read_bits(memory));
+            let slices = slices.collect::<Result<Vec<_>, _>>()?;
+            for outer in 0..volume(&from.shape[..axis]) {
+                slices.iter().for_each(|slice| row.extend_from_slice(&slice[outer * inner..][..inner]));
+            }
+            return to.write_bits(memory, &row);
+        }
         let bits = from.read_bits(memory)?;
-        let mut row = vec![0; to.numel()];
-        let slabs = bits.chunks((size * inner).max(1));
-        for (slab, to) in slabs.zip(row.chunks_mut((places.len() * inner).max(1))) {
-            for (place, to) in places.iter().zip(to.chunks_mut(inner.max(1))) {
-                // Element by element: a call for a few of them takes longer.
-                to.iter_mut().zip(&slab[place * inner..][..inner]).for_each(|(to, bits)| *to = *bits);
+        for outer in 0..volume(&from.shape[..axis]) {
+            for place in &places {
+                row.extend_from_slice(&bits[(outer * size + place) * inner..][..inner]);
             }
         }
         to.write_bits(memory, &row)

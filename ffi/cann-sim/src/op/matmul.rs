@@ -83,6 +83,9 @@ impl Cube {
     }
 }
 
+/// Rows and columns of `b` that stay in the inner caches while all rows of `a` pass by.
+const BLOCK: (usize, usize) = (32, 512);
+
 /// `out[m][n] += a[m][k] · b[k][n]`, summed in the numbers' own type in order of k.
 pub(super) fn multiply<F: Copy + Mul<Output = F> + AddAssign>(
     a: &[F],
@@ -90,20 +93,35 @@ pub(super) fn multiply<F: Copy + Mul<Output = F> + AddAssign>(
     (m, k, n): (usize, usize, usize),
     out: &mut [F],
 ) {
-    // A few columns at a time: what of b all rows go through again stays in the cache.
-    for first in (0..n).step_by(COLUMNS_AT_ONCE) {
-        let columns = first..n.min(first + COLUMNS_AT_ONCE);
-        for (a, out) in a.chunks(k.max(1)).zip(out.chunks_mut(n)).take(m) {
-            let out = &mut out[columns.clone()];
-            for (&x, b) in a.iter().zip(b.chunks(n)) {
-                out.iter_mut().zip(&b[columns.clone()]).for_each(|(sum, &y)| *sum += x * y);
+    let blocks =
+        (0..n).step_by(BLOCK.1).flat_map(|column| (0..k).step_by(BLOCK.0).map(move |row| (row, column)));
+    for (row, column) in blocks {
+        let (rows, columns) = (BLOCK.0.min(k - row), BLOCK.1.min(n - column));
+        for (a, out) in a.chunks(k).zip(out.chunks_mut(n)).take(m) {
+            let sums = &mut out[column..][..columns];
+            let of = |p: usize| &b[p * n + column..][..columns];
+            let mut p = row;
+            // Four terms for each time that a sum is loaded and stored.
+            for x in a[row..][..rows].chunks(4) {
+                match *x {
+                    [x0, x1, x2, x3] => {
+                        let terms = of(p).iter().zip(of(p + 1)).zip(of(p + 2)).zip(of(p + 3));
+                        for (sum, (((&y0, &y1), &y2), &y3)) in sums.iter_mut().zip(terms) {
+                            *sum += x0 * y0;
+                            *sum += x1 * y1;
+                            *sum += x2 * y2;
+                            *sum += x3 * y3;
+                        }
+                    }
+                    _ => x.iter().enumerate().for_each(|(i, &x)| {
+                        sums.iter_mut().zip(of(p + i)).for_each(|(sum, &y)| *sum += x * y);
+                    }),
+                }
+                p += x.len();
             }
         }
     }
 }
-
-/// Columns of a product that are summed at once.
-const COLUMNS_AT_ONCE: usize = 512;
 
 /// Factors and result as batches of matrices of one shape.
 struct Product {
@@ -249,6 +267,17 @@ mod tests {
                 let got = case.output("out", dtype, &[2, m, n]).done().read("out");
                 close(&got, &direct(&a, &b, 2, (m, k, n)), tolerance);
             }
+        }
+    }
+
+    #[test]
+    fn blocks_add_up_in_the_order_of_k() {
+        for (m, k, n) in [(1, 1, 1), (2, 5, BLOCK.1 + 3), (3, 2 * BLOCK.0 + 7, 2 * BLOCK.1 + 1)] {
+            let (a, b) = (noise_of(Dtype::F32, m * k, 5), noise_of(Dtype::F32, k * n, 6));
+            let mut out = vec![0.5; m * n];
+            multiply(&a, &b, (m, k, n), &mut out);
+            let sum = |i: usize, j: usize| (0..k).fold(0.5, |sum, p| sum + a[i * k + p] * b[p * n + j]);
+            assert_eq!(out, (0..m * n).map(|at| sum(at / n, at % n)).collect::<Vec<f64>>(), "{m} {k} {n}");
         }
     }
 

@@ -51,7 +51,10 @@ fn arguments(args: &Args, dims: &str, keep: &str) -> Result<(Plan, Tensor, Dtype
     let (a, out) = (args.tensor("self")?, args.tensor("out")?);
     let axes = args.axes(dims, args.ints(dims)?, a.rank())?;
     let plan = plan(a, &axes, args.flag(keep)?);
-    args.shaped("out", out, &plan.results)?;
+    // Nothing documented decides between no dimension and one of 1 for what is left of all of them.
+    if !(plan.results.is_empty() && out.shape == [1]) {
+        args.shaped("out", out, &plan.results)?;
+    }
     Ok((plan, out.clone(), a.dtype))
 }
 
@@ -302,7 +305,11 @@ mod tests {
             close(&case.read("out"), &want, 1e-6);
             let all = base("ReduceSum", layout, &x).ints("dims", &[]).output("out", Dtype::F32, &[]).done();
             close(&all.read("out"), &[x.iter().sum()], 1e-6);
+            let one = base("ReduceSum", layout, &x).ints("dims", &[]).output("out", Dtype::F32, &[1]).done();
+            assert_eq!(one.read("out"), all.read("out"));
         }
+        let kept = base("ReduceSum", LAYOUTS[0], &x).ints("dims", &[0]).output("out", Dtype::F32, &[1]);
+        assert!(kept.refused().message.contains("wanted: [3, 4]"));
         let none = Case::new(Soc::A2, "ReduceSum").input("self", Dtype::F32, &[2, 0], &[]).ints("dims", &[1]);
         assert_eq!(none.output("out", Dtype::F32, &[2]).done().read("out"), [0.0, 0.0]);
         let bools = Case::new(Soc::A2, "ReduceSum").input("self", Dtype::Bool, &[3], &[1.0, 0.0, 1.0]);

@@ -194,10 +194,17 @@ fn nearest(x: f64, exponent_bits: i32, mantissa_bits: i32) -> u64 {
         return sign | infinity;
     }
     let lowest = 2 - (1 << (exponent_bits - 1));
-    let exponent = ((magnitude.to_bits() >> 52) as i32 - 1023).max(lowest);
-    // Units of the last place; the scaling is exact, so this rounds once. A carry walks into the exponent.
-    let units = (magnitude * 2f64.powi(mantissa_bits - exponent)).round_ties_even() as u64;
-    let code = (((exponent - lowest) as u64) << mantissa_bits) + units;
+    let bits = magnitude.to_bits();
+    let code = if (bits >> 52) as i32 - 1023 >= lowest {
+        // Half a unit of what is kept, less the last bit where that leaves a tie to an even one; a carry walks into the
+        // exponent.
+        let lost = 52 - mantissa_bits;
+        let rounded = bits + (1 << (lost - 1)) - 1 + (bits >> lost & 1);
+        (rounded >> lost) - (((1022 + lowest) as u64) << mantissa_bits)
+    } else {
+        // Units of the last place; the scaling is exact, so this rounds once.
+        (magnitude * 2f64.powi(mantissa_bits - lowest)).round_ties_even() as u64
+    };
     sign | code.min(infinity)
 }
 
