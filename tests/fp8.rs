@@ -176,7 +176,8 @@ fn with_scale_off(folder: &Path, tensor: &str, place: fn(usize) -> usize) -> tem
 
 #[test]
 fn a_scale_that_is_off_is_noticed() {
-    let (first, last): (fn(usize) -> usize, fn(usize) -> usize) = (|_| 0, |count| count - 1);
+    let first: fn(usize) -> usize = |_| 0;
+    let last: fn(usize) -> usize = |count| count - 1;
     for name in LIBRARY {
         let scales = "model.layers.1.mlp.experts.3.up_proj.weight_scale_inv";
         let changed = with_scale_off(&rig::folder(name), scales, last);
