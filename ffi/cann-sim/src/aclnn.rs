@@ -436,6 +436,7 @@ fn enqueue(planned: &Arc<Executor>, workspace: usize, size: u64, stream: *mut c_
             .map_err(|fail| Fail::invalid(format!("workspace: {}", fail.text)))?;
     }
     let addresses = planned.launch()?;
+    check_padding(&mut state, planned, &addresses, (workspace, needed));
     let (mut poisoned, mut touches) = (needed, Vec::new());
     touches.extend((needed > 0).then(|| Touch::bytes(workspace, needed, true)));
     for ((tensor, access), &address) in planned.plan.operands.iter().zip(&addresses) {
@@ -467,7 +468,6 @@ fn enqueue(planned: &Arc<Executor>, workspace: usize, size: u64, stream: *mut c_
         }
         touches.extend(Touch::view(tensor, address, bytes, *access != Access::Read));
     }
-    check_padding(&mut state, planned, &addresses, (workspace, needed));
     let planned = planned.clone();
     let prepare = {
         let planned = planned.clone();
@@ -515,25 +515,23 @@ fn enqueue(planned: &Arc<Executor>, workspace: usize, size: u64, stream: *mut c_
     world().submit_touching(state, id, name, Work::Kernel(Arc::new(action)), touches).map(drop)
 }
 
-/// Books what lies within the padding that an allocation ends with, where an operator's tensors are allocations: pools
-/// that hand out pieces of one have to keep it between them.
+/// Books a workspace within the padding that an operand ends with: pools that hand out pieces of an allocation have to keep
+/// it between them. Operands may be parts of one piece, side by side; a workspace is a piece of its own.
 fn check_padding(state: &mut State, planned: &Executor, addresses: &[usize], workspace: (usize, usize)) {
     let padding = state.profile.padding();
-    if padding == 0 {
+    if padding == 0 || workspace.1 == 0 {
         return;
     }
     let operands = planned.plan.operands.iter().zip(addresses).map(|((tensor, _), &at)| (tensor, at));
-    let operands = operands.filter(|(tensor, _)| tensor.numel() > 0);
-    for (tensor, address) in operands.clone() {
+    for (tensor, address) in operands.filter(|(tensor, _)| tensor.numel() > 0) {
         let Ok(bytes) = tensor.span_bytes() else { continue };
         let tail = address + bytes..address + bytes.next_multiple_of(TENSOR_ALIGNMENT) + padding;
-        let in_tail = |at: &usize| tail.contains(at);
-        let other = operands.clone().find(|(_, at)| in_tail(at)).map(|(other, at)| (other.to_string(), at));
-        let used = Some(workspace.0).filter(|at| workspace.1 > 0 && in_tail(at));
-        let Some((other, at)) = other.or(used.map(|at| ("the workspace".into(), at))) else { continue };
+        if !tail.contains(&workspace.0) {
+            continue;
+        }
         let text = format!(
-            "{other} at {at:#x} is within the padding of {tensor}, which ends at {:#x}: vector units may read to {:#x}",
-            tail.start, tail.end
+            "the workspace at {:#x} is within the padding of {tensor}, which ends at {:#x}: vector units may read to {:#x}",
+            workspace.0, tail.start, tail.end
         );
         if !state.tolerates(Rule::TailPadding, planned.name, &text) {
             state.violate(text);
