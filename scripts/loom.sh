@@ -8,4 +8,4 @@ export LOOM_MAX_PREEMPTIONS=${LOOM_MAX_PREEMPTIONS:-2}
 export LOOM_MAX_BRANCHES=${LOOM_MAX_BRANCHES:-10000}
 export RUSTFLAGS='--cfg loom'
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-../target/loom}
-cargo test --release --lib -- "$@"
+cargo test --release --locked --lib -- "$@"
