@@ -62,7 +62,7 @@ fn take_along(args: &Args, from: &Tensor, index: (&str, &Tensor), axis: usize) -
         let (size, inner) = (from.shape[axis], volume(&from.shape[axis + 1..]));
         let places = indices(operator, &index, size, memory)?;
         let mut row = Vec::with_capacity(to.numel());
-        if from.format == Format::Nd {
+        if from.format == Format::Nd && places.len() < size {
             // Of a large table few rows may be asked for, and no others are read.
             let slices = places.iter().map(|&place| from.narrow(axis, place, 1, 1).read_bits(memory));
             let slices = slices.collect::<Result<Vec<_>, _>>()?;
