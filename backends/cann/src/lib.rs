@@ -6,8 +6,8 @@
 //! `context.rs` makes a device current for each call, `memory.rs` and `queue/` are the contract's memory, streams and
 //! events, `error.rs` and `catalogue.rs` turn the vendor's codes into errors that say what to do. `aclnn.rs` is the vendor's
 //! two-phase protocol, `descriptor.rs` what it takes and `version.rs` which version of an operator is called, `repeat.rs` the
-//! executors that are kept; `op/` has a file
-//! for each operator, `comm/` those over ranks. `rehearsal.rs` finds out what a launch would do.
+//! executors that are kept; `op/` has a file for each operator, `comm/` those over ranks. `rehearsal.rs` finds out what a
+//! launch would do.
 
 mod aclnn;
 mod catalogue;

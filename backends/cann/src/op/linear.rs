@@ -302,36 +302,32 @@ fn expanded_product(
     let (codes, scale, offset) = weight.descriptors(run)?;
     let (from, to, added) = (run.tensor(&x)?, run.tensor(&result)?, bias.as_ref().map(|b| run.tensor(b)));
     let (added, group, precise) = (added.transpose()?, weight.group as i32, 0i32);
+    macro_rules! product {
+        ($plan:ident, $enqueue:ident, [$($precise:expr)?]) => {
+            aclnn!(
+                run,
+                $plan,
+                $enqueue,
+                from,
+                codes,
+                scale,
+                offset,
+                NONE, // scale and offset of y
+                NONE,
+                added,
+                group,
+                $($precise,)?
+                to
+            )
+        };
+    }
     match run.newest(any)? {
-        WeightQuantBatchMatmul::V3 => aclnn!(
-            run,
-            aclnnWeightQuantBatchMatmulV3GetWorkspaceSize,
-            aclnnWeightQuantBatchMatmulV3,
-            from,
-            codes,
-            scale,
-            offset,
-            NONE, // scale and offset of y
-            NONE,
-            added,
-            group,
-            precise,
-            to
-        ),
-        WeightQuantBatchMatmul::V2 => aclnn!(
-            run,
-            aclnnWeightQuantBatchMatmulV2GetWorkspaceSize,
-            aclnnWeightQuantBatchMatmulV2,
-            from,
-            codes,
-            scale,
-            offset,
-            NONE, // scale and offset of y
-            NONE,
-            added,
-            group,
-            to
-        ),
+        WeightQuantBatchMatmul::V3 => {
+            product!(aclnnWeightQuantBatchMatmulV3GetWorkspaceSize, aclnnWeightQuantBatchMatmulV3, [precise])
+        }
+        WeightQuantBatchMatmul::V2 => {
+            product!(aclnnWeightQuantBatchMatmulV2GetWorkspaceSize, aclnnWeightQuantBatchMatmulV2, [])
+        }
     }?;
     if dense { Ok(()) } else { run.copy(&result, out) }
 }

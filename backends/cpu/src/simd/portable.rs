@@ -142,9 +142,10 @@ impl Lanes for Plain8 {
     }
     #[inline(always)]
     unsafe fn load_fours(rows: *const *mut u8, at: usize) -> Self {
-        // SAFETY: the caller's promise.
-        let [a, b] = [0, 4]
-            .map(|row| unsafe { (*rows.add(row)).wrapping_add(at).cast::<[f32; 4]>().read_unaligned() });
+        let [a, b] = [0, 4].map(|row| {
+            // SAFETY: the caller's promise.
+            unsafe { (*rows.add(row)).wrapping_add(at).cast::<[f32; 4]>().read_unaligned() }
+        });
         Plain8(make(|i| if i < 4 { a[i] } else { b[i - 4] }))
     }
     #[inline(always)]
