@@ -1,9 +1,11 @@
 //! f8 and f4 codes as f32 in registers, with AVX-512 and AVX2: panels for tiles. A single row is in
 //! `small_float_row.rs`.
 //!
-//! An f8 code is shifted to where an f32 has its fields and multiplied by the power of two that their biases differ
-//! by, which is exact for subnormal ones too; an f4 code is an index into its 16 numbers. The scalar twin is
-//! `StripLayout::number`. With AVX-512 a panel holds the numbers alone, see `float::scales_apart`.
+//! An f8 code is shifted to where an f32 has its fields, and the difference of the biases is added to its exponent. A
+//! subnormal code gets the one in front that it lacks and loses it again by a subtraction: read as an f32 as it stands,
+//! it would be subnormal too, and Intel's processors take some forty nanoseconds for a multiplication by such. An f4
+//! code is an index into its 16 numbers. The scalar twin is `StripLayout::number`. With AVX-512 a panel holds the
+//! numbers alone, see `float::scales_apart`.
 
 use super::int8::StripRef;
 use super::strip::{BLOCK, ROWS, StripLayout};
@@ -32,19 +34,29 @@ const fn down(format: u8) -> u32 {
     if format == E4M3 { 4 } else { 3 }
 }
 
-/// The fields of an f32 that come from a code: sign, exponent, mantissa.
+/// The fields of an f32 that come from a code, sign apart: exponent and mantissa.
 pub(super) const fn fields(format: u8) -> i32 {
-    (if format == E4M3 { 0x87f0_0000u32 } else { 0x8fe0_0000 }) as i32
+    if format == E4M3 { 0x07f0_0000 } else { 0x0fe0_0000 }
+}
+
+/// Those of the exponent.
+pub(super) const fn exponent(format: u8) -> i32 {
+    fields(format) & 0x7f80_0000
+}
+
+/// What an exponent is short of.
+pub(super) const fn rebias(format: u8) -> i32 {
+    (if format == E4M3 { 120 } else { 112 }) << 23
+}
+
+/// The smallest normal number, whose exponent is that of the subnormal ones.
+const fn least(format: u8) -> i32 {
+    rebias(format) + (1 << 23)
 }
 
 /// The fields from which on a code is no finite number, sign apart.
 const fn special(format: u8) -> i32 {
     if format == E4M3 { 0x07f0_0000 } else { 0x0f80_0000 }
-}
-
-/// `2^(127 − bias)`.
-pub(super) const fn rebias(format: u8) -> f32 {
-    f32::from_bits(if format == E4M3 { (127 + 120) << 23 } else { (127 + 112) << 23 })
 }
 
 /// Codes a vector of 64 bytes holds for each of 16 rows.
@@ -79,20 +91,24 @@ pub(super) fn numbers_512<const FORMAT: u8, const SPECIAL: bool>(
     }
     let top = _mm512_sllv_epi32(codes, _mm512_set1_epi32(24 - 8 * i));
     let moved = if FORMAT == E4M3 {
-        _mm512_srai_epi32::<{ down(E4M3) }>(top)
+        _mm512_srli_epi32::<{ down(E4M3) }>(top)
     } else {
-        _mm512_srai_epi32::<{ down(E5M2) }>(top)
+        _mm512_srli_epi32::<{ down(E5M2) }>(top)
     };
     let bits = _mm512_and_si512(moved, _mm512_set1_epi32(fields(FORMAT)));
-    let number = _mm512_mul_ps(_mm512_castsi512_ps(bits), _mm512_set1_ps(rebias(FORMAT)));
-    if !SPECIAL {
-        return number;
+    let least = _mm512_set1_epi32(least(FORMAT));
+    let subnormal = _mm512_testn_epi32_mask(bits, _mm512_set1_epi32(exponent(FORMAT)));
+    let normal = _mm512_add_epi32(bits, _mm512_set1_epi32(rebias(FORMAT)));
+    let whole = _mm512_castsi512_ps(_mm512_mask_add_epi32(normal, subnormal, bits, least));
+    let mut number =
+        _mm512_castps_si512(_mm512_mask_sub_ps(whole, subnormal, whole, _mm512_castsi512_ps(least)));
+    if SPECIAL {
+        // All exponent bits set make infinity or NaN of it.
+        let beyond = _mm512_cmpge_epi32_mask(bits, _mm512_set1_epi32(special(FORMAT)));
+        number = _mm512_mask_or_epi32(number, beyond, bits, _mm512_set1_epi32(0x7f80_0000));
     }
-    // All exponent bits set make infinity or NaN of it.
-    let magnitude = _mm512_and_si512(bits, _mm512_set1_epi32(0x7fff_ffff));
-    let beyond = _mm512_cmpge_epi32_mask(magnitude, _mm512_set1_epi32(special(FORMAT)));
-    let ends = _mm512_or_si512(bits, _mm512_set1_epi32(0x7f80_0000));
-    _mm512_mask_blend_ps(beyond, number, _mm512_castsi512_ps(ends))
+    const OR_AND: i32 = 0xf8;
+    _mm512_castsi512_ps(_mm512_ternarylogic_epi32::<OR_AND>(number, top, _mm512_set1_epi32(i32::MIN)))
 }
 
 /// As [`super::float::panel`], without scales.
@@ -160,17 +176,23 @@ fn numbers_256<const FORMAT: u8>(codes: __m256i, i: i32, half_bytes: __m256) -> 
     }
     let top = _mm256_sllv_epi32(codes, _mm256_set1_epi32(24 - 8 * i));
     let moved = if FORMAT == E4M3 {
-        _mm256_srai_epi32::<{ down(E4M3) as i32 }>(top)
+        _mm256_srli_epi32::<{ down(E4M3) as i32 }>(top)
     } else {
-        _mm256_srai_epi32::<{ down(E5M2) as i32 }>(top)
+        _mm256_srli_epi32::<{ down(E5M2) as i32 }>(top)
     };
     let bits = _mm256_and_si256(moved, _mm256_set1_epi32(fields(FORMAT)));
-    let number = _mm256_mul_ps(_mm256_castsi256_ps(bits), _mm256_set1_ps(rebias(FORMAT)));
+    let subnormal = _mm256_cmpgt_epi32(_mm256_set1_epi32(1 << 23), bits);
+    // One more in the exponent, which the subtraction takes away again.
+    let one = _mm256_and_si256(subnormal, _mm256_set1_epi32(1 << 23));
+    let lead = _mm256_and_si256(subnormal, _mm256_set1_epi32(least(FORMAT)));
+    let whole = _mm256_add_epi32(_mm256_add_epi32(bits, one), _mm256_set1_epi32(rebias(FORMAT)));
+    let number = _mm256_sub_ps(_mm256_castsi256_ps(whole), _mm256_castsi256_ps(lead));
     // All exponent bits set make infinity or NaN of what is no finite number.
-    let magnitude = _mm256_and_si256(bits, _mm256_set1_epi32(0x7fff_ffff));
-    let beyond = _mm256_cmpgt_epi32(magnitude, _mm256_set1_epi32(special(FORMAT) - 1));
+    let beyond = _mm256_cmpgt_epi32(bits, _mm256_set1_epi32(special(FORMAT) - 1));
     let ends = _mm256_or_si256(bits, _mm256_set1_epi32(0x7f80_0000));
-    _mm256_blendv_ps(number, _mm256_castsi256_ps(ends), _mm256_castsi256_ps(beyond))
+    let sign = _mm256_and_si256(top, _mm256_set1_epi32(i32::MIN));
+    let number = _mm256_blendv_ps(number, _mm256_castsi256_ps(ends), _mm256_castsi256_ps(beyond));
+    _mm256_or_ps(number, _mm256_castsi256_ps(sign))
 }
 
 /// As [`super::float::panel`].
