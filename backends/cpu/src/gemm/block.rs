@@ -5,7 +5,7 @@
 
 use super::epilogue::Epilogue;
 use super::few::{self, Few};
-use super::kernel::{Kernel, TileFn};
+use super::kernel::{Kernel, Panel, TileFn};
 use super::pack::Strip;
 use super::{BatchDim, Factor, GemmTask, Mat};
 use crate::Isa;
@@ -254,10 +254,19 @@ impl<'a> Plan<'a> {
                     for column in 0..column_panels {
                         let from = column / group * group;
                         let mut b_panel = b.add((column - from) * panel * kernel.elem).cast_const();
+                        let (mut ahead, mut stride) = (b_panel, 0);
                         if k > 0 {
                             if let Some((packed, size)) = b_in_place {
-                                let first = (j0 + column * kernel.nr) * self.task.k + k0 * kernel.nr;
-                                b_panel = packed.add(first * size);
+                                let place =
+                                    |column, k| (j0 + column * kernel.nr) * self.task.k + k * kernel.nr;
+                                b_panel = packed.add(place(column, k0) * size);
+                                // Tiles share the work of asking for the panel that comes next.
+                                stride = kernel.nr * size / row_panels;
+                                ahead = if column + 1 < column_panels {
+                                    packed.wrapping_add(place(column + 1, k0) * size)
+                                } else {
+                                    packed.wrapping_add(place(0, k0 + k) * size)
+                                };
                             } else if column == from {
                                 let lanes = (columns - from * kernel.nr).min(group * kernel.nr);
                                 self.pack_b(at.b, j0 + from * kernel.nr, lanes, k0, k, panel, b);
@@ -270,6 +279,8 @@ impl<'a> Plan<'a> {
                             let tile = sums.add(tile * tile_bytes);
                             if k > 0 {
                                 let a_panel = a.add(r0 * steps * kernel.elem);
+                                let ahead = ahead.wrapping_add(row * steps * stride);
+                                let b_panel = Panel { at: b_panel, ahead, stride };
                                 compute(tile_rows, steps, a_panel, b_panel, tile, k0 > 0);
                             }
                             if last {

@@ -14,7 +14,17 @@ pub(super) type PackFn = unsafe fn(&Strip, *mut u8);
 ///
 /// `a` is `[steps, rows]`, `b` its header and `[steps, nr]`, `acc` contiguous. Each element of the tile is
 /// summed in the order of the steps from zero, then added to what `acc` holds: the same for any `rows`.
-pub(super) type TileFn = unsafe fn(usize, usize, *const u8, *const u8, *mut u8, bool);
+pub(super) type TileFn = unsafe fn(usize, usize, *const u8, Panel, *mut u8, bool);
+
+/// A panel of the second factor, and what tiles ask memory for while they go through it.
+#[derive(Clone, Copy)]
+pub(super) struct Panel {
+    pub(super) at: *const u8,
+    /// Asked for, not read: it may point anywhere.
+    pub(super) ahead: *const u8,
+    /// Bytes asked for at each step.
+    pub(super) stride: usize,
+}
 
 /// A microkernel and the shape of what it reads.
 #[derive(Clone, Copy)]
@@ -117,7 +127,7 @@ unsafe fn tile_rows<E: Copy + Default, const N: usize>(
     rows: usize,
     steps: usize,
     a: *const u8,
-    b: *const u8,
+    b: Panel,
     acc: *mut u8,
     accumulate: bool,
     fma: impl Fn(E, E, E) -> E + Copy,
@@ -126,7 +136,7 @@ unsafe fn tile_rows<E: Copy + Default, const N: usize>(
     // SAFETY: promised by the caller; packed buffers are aligned for their element.
     unsafe {
         let a = std::slice::from_raw_parts(a.cast::<E>(), steps * rows);
-        let b = std::slice::from_raw_parts(b.cast::<[E; N]>(), steps);
+        let b = std::slice::from_raw_parts(b.at.cast::<[E; N]>(), steps);
         let acc = std::slice::from_raw_parts_mut(acc.cast::<[E; N]>(), rows);
         match rows {
             1 => tile::<E, 1, N>(a, b, acc, accumulate, fma, add),

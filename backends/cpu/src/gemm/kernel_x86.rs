@@ -2,7 +2,7 @@
 //!
 //! The portable twins, and the contract of a tile, are in `kernel`; `pack_x86` packs what they read.
 
-use super::kernel::{Kernel, TileFn};
+use super::kernel::{Kernel, Panel, TileFn};
 use super::pack;
 use super::pack_x86::{self as x86, BF16, F16, F32};
 use portolan_ops::DType;
@@ -17,15 +17,20 @@ macro_rules! tile {
      [$($rows:literal)+], $zero:path, $load:path, $store:path, $set:path, $add:path, $fma:path) => {
         #[target_feature(enable = $features)]
         unsafe fn $body<const R: usize>(
-            steps: usize, a: *const $elem, b: *const $b, acc: *mut $elem, accumulate: bool,
+            steps: usize, a: *const $elem, panel: Panel, acc: *mut $elem, accumulate: bool,
         ) {
             const N: usize = 2 * $lanes;
             // SAFETY: a holds `steps·R` elements, b `header + steps·N`, acc `R·N`, as the caller promises.
             unsafe {
+                let b = panel.at.cast::<$b>();
+                let mut ahead = panel.ahead.cast::<i8>();
                 let start = if $header { [$load_b(b), $load_b(b.add($lanes))] } else { [$zero(), $zero()] };
                 let (mut a, mut b) = (a, if $header { b.add(N) } else { b });
                 let mut sums = [start; R];
                 for _ in 0..steps {
+                    _mm_prefetch::<_MM_HINT_T1>(ahead);
+                    _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(64));
+                    ahead = ahead.wrapping_add(panel.stride);
                     let (b0, b1) = ($load_b(b), $load_b(b.add($lanes)));
                     for r in 0..R {
                         let x = $set(*a.add(r));
@@ -48,8 +53,8 @@ macro_rules! tile {
         ///
         /// # Safety
         /// As `TileFn`, on a processor with the instruction set.
-        unsafe fn $name(rows: usize, steps: usize, a: *const u8, b: *const u8, acc: *mut u8, accumulate: bool) {
-            let (a, b, acc) = (a.cast::<$elem>(), b.cast::<$b>(), acc.cast::<$elem>());
+        unsafe fn $name(rows: usize, steps: usize, a: *const u8, b: Panel, acc: *mut u8, accumulate: bool) {
+            let (a, acc) = (a.cast::<$elem>(), acc.cast::<$elem>());
             // SAFETY: passed on.
             unsafe {
                 match rows {
