@@ -201,28 +201,23 @@ impl Copy<'_> {
         to: *mut u8,
         scale_to: *mut f32,
     ) {
-        let (task, dim) = (self.task, self.task.dim);
-        let (step, inner) = (task.x.step(2), task.cache.inner());
-        let piece = |first: usize| {
-            let n = PIECE.min(dim - first);
-            // SAFETY: the caller's promise: n elements from `first` on; the buffer holds a piece.
-            unsafe {
-                let from = from.wrapping_add(first * step);
-                read_row::<L>(task.x.dtype(), from, task.x.inner(), n, self.buffer);
-                core::slice::from_raw_parts_mut(self.buffer, n)
-            }
-        };
+        let (dim, inner) = (self.task.dim, self.task.cache.inner());
         let mut largest = 0f32;
         for first in (0..dim).step_by(PIECE) {
             // The bits of magnitudes are in their order, with NaN above infinity, so integers compare them.
-            let bits = piece(first).iter().fold(0, |top, x| u32::max(top, x.abs().to_bits()));
+            // SAFETY: the caller's promise; the buffer holds a piece.
+            let piece =
+                unsafe { core::slice::from_raw_parts(self.buffer, self.read_piece::<L>(from, first)) };
+            let bits = piece.iter().fold(0, |top, x| u32::max(top, x.abs().to_bits()));
             largest = f32::from_bits(u32::max(largest.to_bits(), bits));
         }
         let (scale, top) = (scheme.block_scale(largest), scheme.symmetric_top());
         // SAFETY: the caller's promise.
         unsafe { scale_to.write_unaligned(scale) };
         for first in (0..dim).step_by(PIECE) {
-            let x = piece(first);
+            // SAFETY: as above.
+            let x =
+                unsafe { core::slice::from_raw_parts_mut(self.buffer, self.read_piece::<L>(from, first)) };
             // Where there are no codes but 0, so that a quotient is a number.
             let usable = scale > 0.0;
             for x in x.iter_mut() {
@@ -232,6 +227,19 @@ impl Copy<'_> {
             // SAFETY: the caller's promise: a piece from `first` on.
             unsafe { self.encode::<L, C>(n, to.add(first * inner)) };
         }
+    }
+
+    /// Reads the elements from `first` on of the row that begins at `from` into the buffer: as many as it holds.
+    ///
+    /// # Safety
+    /// A row of x, `first` within it.
+    #[inline(always)]
+    unsafe fn read_piece<L: Lanes>(&self, from: *const u8, first: usize) -> usize {
+        let x = &self.task.x;
+        let n = PIECE.min(self.task.dim - first);
+        // SAFETY: the caller's promise; the buffer holds a piece.
+        unsafe { read_row::<L>(x.dtype(), from.wrapping_add(first * x.step(2)), x.inner(), n, self.buffer) };
+        n
     }
 
     /// Writes the first `n` numbers of the buffer as codes.

@@ -78,7 +78,8 @@ unsafe fn score_fours<L: Lanes, T: Short, const R: usize>(
         if rest != 0 {
             // SAFETY: as above; dim is a multiple of four.
             unsafe {
-                let words = last_words::<L>(rows, fours * FOUR);
+                let [a, b, c, d] = &last_words(rows, fours * FOUR, L::LEN);
+                let words = [L::from_array(a), L::from_array(b), L::from_array(c), L::from_array(d)];
                 add_products::<L, R>(query.add(8 * fours), dim, T::quad_of(&words, 0), &mut sums);
             }
         }
@@ -101,20 +102,20 @@ fn ask_ahead<L: Lanes>(rows: &[*mut u8], four: usize) {
     }
 }
 
-/// The last two words of LEN rows, `at` bytes into them, turned; two of 0 behind them.
+/// The last two words of `count` rows, `at` bytes into them, turned; two of 0 behind them.
 ///
 /// # Safety
-/// There are LEN addresses, and these words of each row are readable.
+/// There are `count` addresses, and these words of each row are readable.
 #[inline(never)]
-unsafe fn last_words<L: Lanes>(rows: *const *mut u8, at: usize) -> [L; 4] {
+unsafe fn last_words(rows: *const *mut u8, at: usize, count: usize) -> [[f32; 16]; 4] {
     let mut words = [[0f32; 16]; 4];
     let [first, second, ..] = &mut words;
-    for (row, (first, second)) in first.iter_mut().zip(second).enumerate().take(L::LEN) {
+    for (row, (first, second)) in first.iter_mut().zip(second).enumerate().take(count) {
         // SAFETY: the caller's promise; only bits are moved.
         let pair = unsafe { (*rows.add(row)).wrapping_add(at).cast::<[f32; 2]>().read_unaligned() };
         [*first, *second] = pair;
     }
-    words.map(|words| L::from_array(&words))
+    words
 }
 
 /// As [`Turned::score`], a line of each key after the other: keys of 128 f32 and 8 heads lie 4 KiB apart, where those

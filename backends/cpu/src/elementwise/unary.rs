@@ -69,19 +69,23 @@ fn each<V: Copy>(values: &mut [V], f: impl Fn(V) -> V) {
     }
 }
 
-/// Applies a function of lanes to all.
-#[inline(always)]
-fn lanes<L: Lanes>(values: &mut [f32], f: impl Fn(L) -> L) {
-    let mut i = 0;
-    while i < values.len() {
-        let n = L::LEN.min(values.len() - i);
-        // SAFETY: n values from i on are in the slice.
-        unsafe {
-            let at = values.as_mut_ptr().add(i);
-            f(L::load_partial(at, n)).store_partial(at, n);
+/// Applies a function of lanes to all. A macro, since a function that is passed on may stay a call, and its vectors then
+/// go through memory at every step.
+macro_rules! lanes {
+    ($lanes:ty, $values:expr, $x:ident => $y:expr) => {{
+        let values: &mut [f32] = $values;
+        let mut i = 0;
+        while i < values.len() {
+            let n = <$lanes>::LEN.min(values.len() - i);
+            // SAFETY: n values from i on are in the slice.
+            unsafe {
+                let at = values.as_mut_ptr().add(i);
+                let $x = <$lanes>::load_partial(at, n);
+                ($y).store_partial(at, n);
+            }
+            i += <$lanes>::LEN;
         }
-        i += L::LEN;
-    }
+    }};
 }
 
 impl Apply for f32 {
@@ -94,17 +98,17 @@ impl Apply for f32 {
             UnaryKind::Recip => each(values, |x| 1.0 / x),
             UnaryKind::Sqrt => each(values, f32::sqrt),
             UnaryKind::Rsqrt => each(values, |x| 1.0 / x.sqrt()),
-            UnaryKind::Exp => lanes::<L>(values, math::exp),
-            UnaryKind::Log => lanes::<L>(values, math::log),
-            UnaryKind::Sin => lanes::<L>(values, |x| math::sin_cos(x).0),
-            UnaryKind::Cos => lanes::<L>(values, |x| math::sin_cos(x).1),
-            UnaryKind::Tanh => lanes::<L>(values, math::tanh),
-            UnaryKind::Erf => lanes::<L>(values, math::erf),
-            UnaryKind::Sigmoid => lanes::<L>(values, math::sigmoid),
+            UnaryKind::Exp => lanes!(L, values, x => math::exp(x)),
+            UnaryKind::Log => lanes!(L, values, x => math::log(x)),
+            UnaryKind::Sin => lanes!(L, values, x => math::sin_cos(x).0),
+            UnaryKind::Cos => lanes!(L, values, x => math::sin_cos(x).1),
+            UnaryKind::Tanh => lanes!(L, values, x => math::tanh(x)),
+            UnaryKind::Erf => lanes!(L, values, x => math::erf(x)),
+            UnaryKind::Sigmoid => lanes!(L, values, x => math::sigmoid(x)),
             UnaryKind::Relu => each(values, |x| if x < 0.0 { 0.0 } else { x }),
-            UnaryKind::Silu => lanes::<L>(values, math::silu),
-            UnaryKind::Gelu => lanes::<L>(values, math::gelu),
-            UnaryKind::GeluTanh => lanes::<L>(values, math::gelu_tanh),
+            UnaryKind::Silu => lanes!(L, values, x => math::silu(x)),
+            UnaryKind::Gelu => lanes!(L, values, x => math::gelu(x)),
+            UnaryKind::GeluTanh => lanes!(L, values, x => math::gelu_tanh(x)),
             UnaryKind::Floor => each(values, f32::floor),
             UnaryKind::Ceil => each(values, f32::ceil),
             UnaryKind::Round => each(values, f32::round_ties_even),

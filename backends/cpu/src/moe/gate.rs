@@ -229,6 +229,17 @@ struct Scores<'a> {
     scores: &'a mut [f32],
 }
 
+/// Applies a function of lanes to all: a macro, since a function that is passed on may stay a call. Its accesses are within
+/// slices of one length.
+macro_rules! each {
+    ($lanes:ty, $from:expr, $to:expr, $x:ident => $y:expr) => {
+        for (from, to) in $from.chunks(<$lanes>::LEN).zip($to.chunks_mut(<$lanes>::LEN)) {
+            let $x = <$lanes>::load_partial(from.as_ptr(), from.len());
+            ($y).store_partial(to.as_mut_ptr(), to.len());
+        }
+    };
+}
+
 impl Kernel for Scores<'_> {
     type Output = ();
 
@@ -242,18 +253,10 @@ impl Kernel for Scores<'_> {
                     softmax_row::<L>(Row::of(self.line), Row::of_mut(self.scores), self.line.len(), 1.0);
                 }
                 GateScore::Softmax => {}
-                GateScore::Sigmoid => each::<L>(self.line, self.scores, math::sigmoid),
-                GateScore::SqrtSoftplus => each::<L>(self.line, self.scores, |a| softplus(a).sqrt()),
+                GateScore::Sigmoid => each!(L, self.line, self.scores, a => math::sigmoid(a)),
+                GateScore::SqrtSoftplus => each!(L, self.line, self.scores, a => softplus(a).sqrt()),
             }
         }
-    }
-}
-
-#[inline(always)]
-fn each<L: Lanes>(from: &[f32], to: &mut [f32], f: impl Fn(L) -> L) {
-    for (from, to) in from.chunks(L::LEN).zip(to.chunks_mut(L::LEN)) {
-        // SAFETY: both parts have so many elements.
-        unsafe { f(L::load_partial(from.as_ptr(), from.len())).store_partial(to.as_mut_ptr(), to.len()) };
     }
 }
 

@@ -12,17 +12,27 @@ pub(crate) trait Short: Stored {
 impl Short for bf16 {
     #[inline(always)]
     fn quad_of<L: Lanes>(words: &[L; 4], quad: usize) -> [L; 4] {
-        let [a, b] = [words[2 * quad], words[2 * quad + 1]].map(L::bits);
+        let (a, b) = (words[2 * quad].bits(), words[2 * quad + 1].bits());
         let high = L::splat_int(0xffff_0000u32.cast_signed());
-        [L::shl_int::<16>(a), L::and_int(a, high), L::shl_int::<16>(b), L::and_int(b, high)].map(L::from_bits)
+        [
+            L::from_bits(L::shl_int::<16>(a)),
+            L::from_bits(L::and_int(a, high)),
+            L::from_bits(L::shl_int::<16>(b)),
+            L::from_bits(L::and_int(b, high)),
+        ]
     }
 }
 
 impl Short for f16 {
     #[inline(always)]
     fn quad_of<L: Lanes>(words: &[L; 4], quad: usize) -> [L; 4] {
-        let [a, b] = [words[2 * quad], words[2 * quad + 1]].map(L::bits);
-        [a, L::shr_int::<16>(a), b, L::shr_int::<16>(b)].map(L::of_halves)
+        let (a, b) = (words[2 * quad].bits(), words[2 * quad + 1].bits());
+        [
+            L::of_halves(a),
+            L::of_halves(L::shr_int::<16>(a)),
+            L::of_halves(b),
+            L::of_halves(L::shr_int::<16>(b)),
+        ]
     }
 }
 
