@@ -22,7 +22,7 @@ run=(cargo test --locked --target x86_64-unknown-linux-gnu --config 'profile.dev
 [[ $# -gt 0 ]] || set -- core cpu load
 for part in "$@"; do
     case $part in
-        core) "${run[@]}" -p portolan-core --lib ;;
+        core) "${run[@]}" -p portolan-core --tests ;;
         # Kernels on memory of their own, then whole operators and the contract's areas. FILTER is a part of a
         # test's name, for a shorter run.
         cpu) "${run[@]}" -p portolan-cpu --lib --tests -- ${FILTER:+"$FILTER"} ;;

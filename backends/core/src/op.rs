@@ -337,28 +337,3 @@ fn boxes_intersect(a: &TensorSpec, b: &TensorSpec) -> Option<bool> {
     }
     Some(!(disjoint || a_left != b_left))
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use portolan_ops::DType;
-
-    #[test]
-    fn slices_of_one_projection_do_not_overlap() {
-        // q, k, v of a fused projection: equal strides, interleaved bytes.
-        let qkv = TensorSpec::of(DType::F32, &[4, 30]).unwrap();
-        let q = qkv.narrow(1, 0, 10).unwrap();
-        let k = qkv.narrow(1, 10, 10).unwrap();
-        let wide = qkv.narrow(1, 5, 10).unwrap();
-        assert!(!overlaps(&q, &k));
-        assert!(overlaps(&q, &wide) && overlaps(&wide, &k) && overlaps(&q, &q));
-        assert!(!overlaps(&qkv.narrow(0, 0, 2).unwrap(), &qkv.narrow(0, 2, 2).unwrap()));
-    }
-
-    #[test]
-    fn views_of_unequal_strides_are_judged_by_their_bytes() {
-        let x = TensorSpec::of(DType::F32, &[4, 6]).unwrap();
-        assert!(overlaps(&x, &x.transpose(0, 1).unwrap()));
-        assert!(!overlaps(&x.narrow(0, 0, 1).unwrap(), &x.narrow(0, 1, 3).unwrap().transpose(0, 1).unwrap()));
-    }
-}

@@ -54,7 +54,21 @@ fn slices_of_one_fused_projection_do_not_overlap() {
     assert!(
         got.chunks(10).enumerate().all(|(i, c)| c.iter().all(|&v| v == if i % 3 == 1 { 2.0 } else { 1.0 }))
     );
-    assert_aliasing(Copy::new(&qkv.narrow(1, 5, 10).unwrap(), &mut part(0)));
+    for (column, other) in [(5, 0), (5, 1), (0, 0)] {
+        assert_aliasing(Copy::new(&qkv.narrow(1, column, 10).unwrap(), &mut part(other)));
+    }
+}
+
+#[test]
+fn views_of_unequal_strides_are_judged_by_their_bytes() {
+    let s = stream(&queued());
+    let all = up(&s, &[1.0; 60]);
+    let turned = all.narrow(0, 0, 18).unwrap().reshape(&[3, 6]).unwrap().transpose(0, 1).unwrap();
+    let rows_from = |first: usize| all.narrow(0, first, 18).unwrap().reshape(&[6, 3]).unwrap();
+    s.run(Copy::new(&turned, &mut rows_from(18)).unwrap()).unwrap();
+    for first in [0, 1, 17] {
+        assert_aliasing(Copy::new(&turned, &mut rows_from(first)));
+    }
 }
 
 #[test]
