@@ -181,8 +181,8 @@ fn what_support_says_of_packed_weights_is_what_runs() {
     let world = world("A3", Adversary::Late, 0);
     let device = open(&world);
     let s = stream(&device);
-    let weight = Weight::Dense(s.empty(&TensorSpec::of(DType::BF16, &[40, 20]).unwrap()).unwrap());
-    let weight = s.prepack(&weight, OpKind::Linear).unwrap();
+    let dense = Weight::Dense(s.empty(&TensorSpec::of(DType::BF16, &[40, 20]).unwrap()).unwrap());
+    let weight = s.prepack(&dense, OpKind::Linear).unwrap();
     for x in [DType::BF16, DType::F32] {
         let x = s.empty(&TensorSpec::of(x, &[3, 20]).unwrap()).unwrap();
         let mut out = s.empty(&TensorSpec::of(x.dtype(), &[3, 40]).unwrap()).unwrap();
@@ -194,7 +194,7 @@ fn what_support_says_of_packed_weights_is_what_runs() {
         s.synchronize().unwrap();
     }
     assert_eq!(launched(&world, "MatmulWeightNz").len(), 1);
-    drop((weight, s, device));
+    drop((dense, weight, s, device));
     assert_empties(&world);
 }
 
