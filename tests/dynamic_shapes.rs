@@ -7,8 +7,8 @@ use portolan::models::{LanguageModel, Llama, OracleLlama, embedded};
 use portolan::nn::{Batch, Precision};
 use portolan::{Registry, Stream, StreamOptions, StreamReport};
 use portolan_core::{
-    Backend, Collectives, CustomOp, DeviceInfo, FusedOps, Kernels, Launch, Memory, MemoryInfo, MemoryTraits,
-    OpKind, OpQuery, Ordinal, Packing, Queue, RawCopy, RawStream, Segment, Support, call,
+    Backend, Collectives, Consumer, CustomOp, DeviceInfo, FusedOps, Kernels, Launch, Memory, MemoryInfo,
+    MemoryTraits, OpKind, OpQuery, Ordinal, Packing, Queue, RawCopy, RawStream, Segment, Support, call,
 };
 use portolan_ops::quant::WeightSpec;
 use portolan_ops::{Result, philox_block};
@@ -136,7 +136,7 @@ macro_rules! kernels {
                 self.specialise(launch, op);
                 self.cpu.$fmethod(launch, op)
             } )*
-            fn packing(&self, device: Ordinal, weight: &WeightSpec, consumer: OpKind) -> Option<Packing> {
+            fn packing(&self, device: Ordinal, weight: &WeightSpec, consumer: Consumer<'_>) -> Option<Packing> {
                 self.cpu.packing(device, weight, consumer)
             }
             fn custom(&self, launch: &Launch<'_>, op: &CustomOp) -> Result<()> {

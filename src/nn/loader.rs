@@ -8,7 +8,7 @@ use crate::load::{HostWeight, LoadError, Part, WeightForm, WeightSource};
 use crate::nn::Layout;
 use core::ops::Range;
 use portolan_core::{Experts, HostBuffer, OpKind, QuantTensor, Stream, Tensor, Weight, ops};
-use portolan_ops::{ActQuant, DType, HostTensor, OpError, Shape, TensorSpec};
+use portolan_ops::{ActQuant, DType, HostTensor, LinearSpec, OpError, Shape, TensorSpec};
 use std::sync::Arc;
 
 /// How products with quantized weights treat activations.
@@ -361,9 +361,12 @@ impl<'a> Loader<'a> {
         Ok(self.stream.prepack_experts(&experts, OpKind::ExpertFfn)?)
     }
 
-    /// The weight in the device's form for products.
+    /// The weight in the device's form for products with the activations that models have, in f32.
     pub fn pack(&self, weight: &Weight) -> Result<Weight, Error> {
-        Ok(self.stream.prepack(weight, OpKind::Linear)?)
+        let spec = weight.spec()?;
+        let row = |n| TensorSpec::of(DType::F32, &[1, n]);
+        let call = LinearSpec::new(&row(spec.k())?, &spec, &row(spec.n())?)?;
+        Ok(self.stream.prepack(weight, &call)?)
     }
 
     /// How a product with this weight treats activations.

@@ -7,7 +7,7 @@
 
 use crate::CannBackend;
 use crate::context::OnDevice;
-use crate::descriptor::{AclInts, AclScalar, AclTensor, AclTensors, Argument, NotMade, View};
+use crate::descriptor::{AclInts, AclScalar, AclTensor, AclTensors, Argument, Blocks, NotMade, View};
 use crate::driver::Driver;
 use crate::error;
 use crate::product::Product;
@@ -131,10 +131,17 @@ impl<'a, 'l> Run<'a, 'l> {
 
     /// Memory at an address as a tensor, its elements as numbers.
     pub(crate) fn memory(&self, spec: &TensorSpec, address: usize) -> Result<AclTensor<'_>> {
-        let view = View::typed(spec).map_err(|why| {
-            self.launch.unsupported(self.launch.op_name(), why, "cast to a type that the device has")
-        })?;
-        Ok(self.driver.tensor(view, address))
+        self.at(View::typed(spec), address)
+    }
+
+    /// Bytes that a matrix in blocks has, as that.
+    pub(crate) fn blocks(&self, bytes: &Tensor, blocks: Blocks) -> Result<AclTensor<'_>> {
+        self.at(View::blocks(blocks), bytes.buffer().address() + bytes.spec().byte_range().0)
+    }
+
+    /// Bytes that a matrix in blocks will have, as the rows that it is made from in its place.
+    pub(crate) fn to_be_blocks(&self, bytes: &Tensor, blocks: Blocks) -> Result<AclTensor<'_>> {
+        self.at(View::to_be_blocks(blocks), bytes.buffer().address() + bytes.spec().byte_range().0)
     }
 
     /// Copies bytes of the host into a tensor whose elements lie one behind the other.
@@ -183,15 +190,19 @@ impl<'a, 'l> Run<'a, 'l> {
         })
     }
 
+    fn at(&self, view: core::result::Result<View, Unsupported>, address: usize) -> Result<AclTensor<'_>> {
+        let view = view.map_err(|why| {
+            self.launch.unsupported(self.launch.op_name(), why, "cast to a type that the device has")
+        })?;
+        Ok(self.driver.tensor(view, address))
+    }
+
     fn viewed(
         &self,
         view: core::result::Result<View, Unsupported>,
         tensor: &Tensor,
     ) -> Result<AclTensor<'_>> {
-        let view = view.map_err(|why| {
-            self.launch.unsupported(self.launch.op_name(), why, "cast to a type that the device has")
-        })?;
-        Ok(self.driver.tensor(view, tensor.buffer().address()))
+        self.at(view, tensor.buffer().address())
     }
 
     /// The tensor, its elements as numbers.

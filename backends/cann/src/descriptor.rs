@@ -11,8 +11,8 @@ use core::cell::Cell;
 use portolan_cann_sys::LoadError;
 use portolan_cann_sys::bindings::{
     ACL_BF16, ACL_BOOL, ACL_DOUBLE, ACL_FLOAT, ACL_FLOAT4_E2M1, ACL_FLOAT8_E4M3FN, ACL_FLOAT8_E5M2,
-    ACL_FLOAT8_E8M0, ACL_FLOAT16, ACL_FORMAT_ND, ACL_INT4, ACL_INT8, ACL_INT16, ACL_INT32, ACL_INT64,
-    ACL_UINT8, aclDataType, aclIntArray, aclScalar, aclTensor, aclTensorList,
+    ACL_FLOAT8_E8M0, ACL_FLOAT16, ACL_FORMAT_FRACTAL_NZ, ACL_FORMAT_ND, ACL_INT4, ACL_INT8, ACL_INT16,
+    ACL_INT32, ACL_INT64, ACL_UINT8, aclDataType, aclIntArray, aclScalar, aclTensor, aclTensorList,
 };
 use portolan_ops::{DType, TensorSpec, Unsupported};
 use smallvec::SmallVec;
@@ -49,6 +49,33 @@ pub(crate) struct View {
     offset: i64,
     /// Elements from the first of the buffer to behind the last of the view.
     end: i64,
+    /// Extents of the memory of a matrix in blocks; `None` for elements that lie as the strides say.
+    blocks: Option<[i64; 4]>,
+}
+
+/// A matrix in the vendor's blocks, FRACTAL_NZ: of 16 rows by 32 bytes, column of blocks after column of blocks, filled up
+/// to whole ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Blocks {
+    pub(crate) dtype: DType,
+    pub(crate) rows: usize,
+    pub(crate) columns: usize,
+}
+
+impl Blocks {
+    /// Rows of a block.
+    pub(crate) const ROWS: usize = 16;
+
+    /// Columns of a block.
+    pub(crate) fn width(self) -> usize {
+        256 / self.dtype.bits() as usize
+    }
+
+    /// Extents of its memory: columns of blocks, blocks of one, rows and columns of a block.
+    pub(crate) fn storage(self) -> [usize; 4] {
+        let (rows, width) = (Self::ROWS, self.width());
+        [self.columns.div_ceil(width), self.rows.div_ceil(rows), rows, width]
+    }
 }
 
 impl View {
@@ -120,7 +147,22 @@ impl View {
             strides: signed(layout.strides()),
             offset: layout.offset() as i64,
             end,
+            blocks: None,
         }
+    }
+
+    /// A matrix in blocks.
+    pub(crate) fn blocks(blocks: Blocks) -> Result<Self, Unsupported> {
+        let storage = blocks.storage().map(|n| n as i64);
+        Ok(Self { blocks: Some(storage), ..Self::to_be_blocks(blocks)? })
+    }
+
+    /// The same matrix in rows, at the beginning of memory that its blocks have room in.
+    pub(crate) fn to_be_blocks(blocks: Blocks) -> Result<Self, Unsupported> {
+        const HUGE: Unsupported = Unsupported::Shape("more blocks than there are addresses");
+        let spec = TensorSpec::of(blocks.dtype, &[blocks.rows, blocks.columns]).map_err(|_| HUGE)?;
+        let end = blocks.storage().iter().try_fold(1i64, |all, &n| all.checked_mul(n as i64)).ok_or(HUGE)?;
+        Ok(Self { end, ..Self::typed(&spec)? })
     }
 
     /// The same view of the memory from its own first element on, where an address may be: views of one kind that begin at
@@ -298,8 +340,10 @@ pub(crate) trait Operand {
 
 impl AclTensor<'_> {
     fn describe_view(&self, question: &mut Question) {
-        let View { dtype, dims, strides, offset, end, .. } = &self.view;
-        question.add(u64::from(dtype.cast_unsigned()) << 32 | dims.len() as u64);
+        let View { dtype, dims, strides, offset, end, blocks, .. } = &self.view;
+        question.add(
+            u64::from(dtype.cast_unsigned()) << 32 | dims.len() as u64 | u64::from(blocks.is_some()) << 16,
+        );
         dims.iter().chain(strides).chain([offset, end]).for_each(|&n| question.add(n.cast_unsigned()));
         question.tensor(core::ptr::from_ref(self).addr(), self.address);
     }
@@ -313,12 +357,17 @@ impl Argument for AclTensor<'_> {
     fn make(&self) -> Result<(), NotMade> {
         self.made.make("aclCreateTensor", || {
             let create = self.made.driver.libraries.descriptors.aclCreateTensor()?;
-            let View { dtype, dims, strides, offset, end, .. } = &self.view;
+            let View { dtype, dims, strides, offset, end, blocks, .. } = &self.view;
             let rank = dims.len() as u64;
             let data = core::ptr::without_provenance_mut(self.address);
-            let (dims, strides, end) = (dims.as_ptr(), strides.as_ptr(), &raw const *end);
+            let (dims, strides) = (dims.as_ptr(), strides.as_ptr());
+            let (format, storage) = match blocks {
+                Some(blocks) => (ACL_FORMAT_FRACTAL_NZ, blocks.as_slice()),
+                None => (ACL_FORMAT_ND, core::slice::from_ref(end)),
+            };
+            let (memory, memory_rank) = (storage.as_ptr(), storage.len() as u64);
             // SAFETY: arrays as long as is said, which are copied; the device memory is not touched here.
-            Ok(unsafe { create(dims, rank, *dtype, strides, *offset, ACL_FORMAT_ND, end, 1, data) })
+            Ok(unsafe { create(dims, rank, *dtype, strides, *offset, format, memory, memory_rank, data) })
         })
     }
 

@@ -2,8 +2,9 @@
 
 use crate::aclnn::Run;
 use crate::{CannBackend, op};
-use portolan_core::{FusedOps, Launch, call, compose};
+use portolan_core::{Consumer, FusedOps, Launch, Ordinal, Packing, call, compose};
 use portolan_ops::Result;
+use portolan_ops::quant::WeightSpec;
 
 macro_rules! fused {
     (
@@ -16,6 +17,10 @@ macro_rules! fused {
                     op::fused(&Run::begin(self, launch)?, op, compose::$fmethod)
                 }
             )*
+
+            fn packing(&self, _device: Ordinal, weight: &WeightSpec, consumer: Consumer<'_>) -> Option<Packing> {
+                op::prepack::packing(self.driver().ok()?, weight, consumer)
+            }
         }
     };
 }

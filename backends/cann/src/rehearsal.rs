@@ -9,10 +9,11 @@ use crate::driver::Driver;
 use crate::op::{self, Native};
 use portolan_core::sync::atomic::{AtomicUsize, Ordering};
 use portolan_core::{
-    Backend, Call, Collectives, DeviceInfo, Fault, FusedOps, Kernels, Launch, Memory, MemoryInfo,
-    MemoryTraits, OpQuery, Ordinal, Queue, RawCopy, RawEvent, RawStream, Registry, Segment, SpecRef,
+    Backend, Call, Collectives, Consumer, DeviceInfo, Fault, FusedOps, Kernels, Launch, Memory, MemoryInfo,
+    MemoryTraits, OpQuery, Ordinal, Packing, Queue, RawCopy, RawEvent, RawStream, Registry, Segment, SpecRef,
     StreamOptions, Support, Tensor, call, compose,
 };
+use portolan_ops::quant::WeightSpec;
 use portolan_ops::{Determinism, DeviceId, OpError, Result, Unsupported};
 use std::any::Any;
 use std::sync::Arc;
@@ -68,6 +69,10 @@ macro_rules! rehearse {
                     op::fused(&Run::rehearse(&self.driver, launch), op, compose::$fmethod)
                 }
             )*
+
+            fn packing(&self, _device: Ordinal, weight: &WeightSpec, consumer: Consumer<'_>) -> Option<Packing> {
+                op::prepack::packing(&self.driver, weight, consumer)
+            }
         }
     };
 }

@@ -23,6 +23,7 @@ const PLANNED_ANEW: &[(&str, &str)] = &[
     ("aclnnFusedInferAttentionScoreV4", LENGTHS),
     ("aclnnFusedInferAttentionScoreV3", LENGTHS),
     ("aclnnFusedInferAttentionScoreV2", LENGTHS),
+    ("aclnnTransMatmulWeight", "it changes the format that its descriptor has"),
 ];
 
 /// Every step of a decoding would be a question of its own.

@@ -13,7 +13,7 @@ use portolan_core::{
 use portolan_ops::attention::{AttentionSpec, LensSpec};
 use portolan_ops::kernel::BinaryKind;
 use portolan_ops::norm::RmsNormSpec;
-use portolan_ops::quant::{Offset, QuantScheme, QuantSpec, ScaleKind};
+use portolan_ops::quant::{LinearSpec, Offset, QuantScheme, QuantSpec, ScaleKind};
 use portolan_ops::rope::RopeStyle;
 use portolan_ops::{DType, Determinism, TensorSpec, Unsupported};
 use rig::{assert_empties, open, options, world};
@@ -50,14 +50,20 @@ struct Layer {
 
 impl Layer {
     fn new(s: &Stream) -> Self {
-        let weight = |n, k| Weight::Dense(tensor(s, &[n, k]));
+        // Packed for what the layer does with it, results in f32 or not.
+        let weight = |n: usize, k: usize, out: DType| {
+            let row = |dtype, n| TensorSpec::of(dtype, &[1, n]).unwrap();
+            let weight = Weight::Dense(tensor(s, &[n, k]));
+            let call = LinearSpec::new(&row(DType::BF16, k), &weight.spec().unwrap(), &row(out, n)).unwrap();
+            s.prepack(&weight, &call).unwrap()
+        };
         let cache = || tensor(s, &[1, ROOM, KV_HEADS, HEAD_DIM]);
         Self {
             norms: [tensor(s, &[HIDDEN]), tensor(s, &[HIDDEN])],
-            qkv: weight((HEADS + 2 * KV_HEADS) * HEAD_DIM, HIDDEN),
-            o: weight(HIDDEN, HEADS * HEAD_DIM),
-            gate_up: weight(2 * WIDTH, HIDDEN),
-            down: weight(HIDDEN, WIDTH),
+            qkv: weight((HEADS + 2 * KV_HEADS) * HEAD_DIM, HIDDEN, DType::F32),
+            o: weight(HIDDEN, HEADS * HEAD_DIM, DType::BF16),
+            gate_up: weight(2 * WIDTH, HIDDEN, DType::BF16),
+            down: weight(HIDDEN, WIDTH, DType::BF16),
             keys: cache(),
             values: cache(),
         }
@@ -115,6 +121,11 @@ fn planned(calls: &[Call]) -> Vec<&str> {
     calls.iter().map(|call| call.name.as_str()).filter(first).collect()
 }
 
+/// Weights that were made into blocks.
+fn packed(calls: &[Call]) -> usize {
+    launches(calls).iter().filter(|name| **name == "aclnnNpuFormatCast").count()
+}
+
 fn last(world: &SimWorld) -> u64 {
     world.calls(0).unwrap().last().map_or(0, |call| call.number)
 }
@@ -152,6 +163,10 @@ fn a_step_of_decoding_runs_native_without_waiting() {
     assert_eq!(step(&second, &at), [15, 12, 12]);
     // All were planned in the first step, but those whose lengths are new.
     let calls = world.calls(before).unwrap();
+    let products = |name: &str| launches(&calls).iter().filter(|launched| **launched == name).count();
+    // Of a layer's products three are over weights in blocks, which were made once; one gives f32, and is not.
+    assert_eq!([products("aclnnMatmulWeightNz"), products("aclnnMatmul")], [9, 3]);
+    assert_eq!((s.report().prepacks, world.calls(0).map(|calls| packed(&calls)).unwrap()), (9, 9));
     assert_eq!(planned(&calls), ["aclnnFusedInferAttentionScoreV5GetWorkspaceSize"; 3]);
     assert!(calls.iter().any(|call| call.name == "aclSetTensorAddr"));
     drop((layers, x, residual, at, [q_lens, first, second], s, device));
@@ -243,7 +258,11 @@ fn a_captured_step_of_decoding_is_one_call_and_gives_the_same() {
     let lens = [Lens::upload(&s, &[1], 1).unwrap(), Lens::upload(&s, &[8], ROOM as u32).unwrap()];
     let before = s.report();
     let eager = layer.decode(&s, &x, &mut residual, &at, &lens);
-    let want = s.download_bytes(eager.buffer()).unwrap().wait().unwrap();
+    let bytes = |x: &Tensor| {
+        let memory = s.download_bytes(x.buffer()).unwrap().wait().unwrap();
+        memory[..x.spec().bytes()].to_vec()
+    };
+    let want = bytes(&eager);
     let one = s.report();
     s.run(portolan_core::call::Fill::new(&mut residual, 0.125).unwrap()).unwrap();
     let filled = s.report();
@@ -262,8 +281,7 @@ fn a_captured_step_of_decoding_is_one_call_and_gives_the_same() {
     let kernels = launches(&calls);
     assert!(kernels.is_empty(), "{kernels:?}");
     assert_eq!(calls.iter().filter(|call| call.name == "aclmdlRIExecuteAsync").count(), 1);
-    let got = s.download_bytes(out.unwrap().buffer()).unwrap().wait().unwrap();
-    assert_eq!(got, want);
+    assert_eq!(bytes(&out.unwrap()), want);
     // The account knows no difference, but that a replay is one launch.
     let replayed = s.report();
     let cost = |a: &portolan_core::StreamReport, b: &portolan_core::StreamReport| {

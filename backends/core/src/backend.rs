@@ -9,9 +9,9 @@ use crate::comm::{CommConfig, CommId, RawCommunicator};
 use crate::compose;
 use crate::device::DeviceInfo;
 use crate::launch::Launch;
-use crate::op::{CustomOp, Op, OpKind, OpQuery};
+use crate::op::{CustomOp, Op, OpQuery};
 use crate::stream::StreamOptions;
-use crate::weight::Packing;
+use crate::weight::{Consumer, Packing};
 use portolan_ops::quant::WeightSpec;
 use portolan_ops::{Determinism, OpError, OpName, Result, Unsupported};
 use std::any::Any;
@@ -257,7 +257,7 @@ macro_rules! operator_traits {
             ///
             /// Asked of a packed weight too: the form it should have. Calls over any other are refused
             /// before they are launched.
-            fn packing(&self, device: Ordinal, weight: &WeightSpec, consumer: OpKind) -> Option<Packing> {
+            fn packing(&self, device: Ordinal, weight: &WeightSpec, consumer: Consumer<'_>) -> Option<Packing> {
                 let _ = (device, weight, consumer);
                 None
             }

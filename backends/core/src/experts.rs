@@ -96,7 +96,7 @@ impl Stream {
     pub fn prepack_experts(&self, experts: &Experts, consumer: OpKind) -> Result<Experts> {
         let one = experts.spec.one();
         let device = self.device();
-        let Some(packing) = device.backend().packing(device.ordinal(), one, consumer) else {
+        let Some(packing) = device.backend().packing(device.ordinal(), one, consumer.into()) else {
             return Ok(experts.clone());
         };
         let count = experts.spec.count();

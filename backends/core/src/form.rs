@@ -63,7 +63,7 @@ fn foreign_form(
     let asked = WeightSpec::from(packed.clone());
     let mut want = "no packed form";
     for &consumer in consumers {
-        let Some(form) = backend.packing(device, &asked, consumer) else { continue };
+        let Some(form) = backend.packing(device, &asked, consumer.into()) else { continue };
         if form.tag == packed.tag() && form.bytes == packed.bytes().numel() {
             return None;
         }

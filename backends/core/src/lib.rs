@@ -63,4 +63,4 @@ pub use stream::{Fallback, Stream, StreamOptions};
 pub use support::{OpSupport, SupportCount, native_fused};
 pub use tensor::Tensor;
 pub use transfer::Pending;
-pub use weight::{Lens, PackedWeight, Packing, QuantTensor, Weight};
+pub use weight::{Consumer, Lens, PackedWeight, Packing, QuantTensor, Weight};

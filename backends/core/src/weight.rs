@@ -6,7 +6,7 @@ use crate::stream::Stream;
 use crate::tensor::Tensor;
 use portolan_ops::attention::LensSpec;
 use portolan_ops::quant::{
-    PackedContent, PackedSpec, PrepackSpec, QuantScheme, QuantSpec, UnpackSpec, WeightSpec,
+    LinearSpec, PackedContent, PackedSpec, PrepackSpec, QuantScheme, QuantSpec, UnpackSpec, WeightSpec,
 };
 use portolan_ops::{OpError, Result};
 use smallvec::SmallVec;
@@ -115,6 +115,28 @@ pub struct Packing {
     pub bytes: usize,
 }
 
+/// What a weight is packed for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Consumer<'a> {
+    /// The operator that will read it.
+    pub op: OpKind,
+    /// One of the calls to come, over the plain weight and with any number of rows, where the caller knows: a form may
+    /// serve some calls and be a burden to others.
+    pub call: Option<&'a LinearSpec>,
+}
+
+impl From<OpKind> for Consumer<'_> {
+    fn from(op: OpKind) -> Self {
+        Self { op, call: None }
+    }
+}
+
+impl<'a> From<&'a LinearSpec> for Consumer<'a> {
+    fn from(call: &'a LinearSpec) -> Self {
+        Self { op: OpKind::Linear, call: Some(call) }
+    }
+}
+
 impl From<Tensor> for Weight {
     fn from(tensor: Tensor) -> Self {
         Weight::Dense(tensor)
@@ -151,14 +173,15 @@ impl Weight {
 }
 
 impl Stream {
-    /// The weight in the device's own form for `consumer`, or the weight itself where the device has none.
+    /// The weight in the device's own form for `consumer`, or the weight itself where the device has none: an operator,
+    /// or, better, one of the calls to come.
     ///
     /// # Errors
     /// `OutOfMemory`, `Poisoned`; a code out of its scheme's range is a fault of the stream.
-    pub fn prepack(&self, weight: &Weight, consumer: OpKind) -> Result<Weight> {
+    pub fn prepack<'a>(&self, weight: &Weight, consumer: impl Into<Consumer<'a>>) -> Result<Weight> {
         let spec = weight.spec()?;
         let device = self.device();
-        let Some(packing) = device.backend().packing(device.ordinal(), &spec, consumer) else {
+        let Some(packing) = device.backend().packing(device.ordinal(), &spec, consumer.into()) else {
             return Ok(weight.clone());
         };
         let packed = PackedSpec::new(spec.content(), spec.n(), spec.k(), packing.tag, packing.bytes)?;

@@ -1,7 +1,7 @@
 //! Fused operators that the CPU overrides, each by its file in `op/`; the others are composed.
 
 use crate::{CpuBackend, op};
-use portolan_core::{CustomOp, FusedOps, Launch, OpKind, Ordinal, Packing, call};
+use portolan_core::{Consumer, CustomOp, FusedOps, Launch, OpKind, Ordinal, Packing, call};
 use portolan_ops::{Result, WeightSpec};
 
 impl FusedOps for CpuBackend {
@@ -107,8 +107,8 @@ impl FusedOps for CpuBackend {
     fn kv_cache_write(&self, launch: &Launch<'_>, op: &call::KvCacheWrite) -> Result<()> {
         op::kv_cache_write::launch(launch, op)
     }
-    fn packing(&self, _device: Ordinal, weight: &WeightSpec, consumer: OpKind) -> Option<Packing> {
-        let product = matches!(consumer, OpKind::Linear | OpKind::GroupedGemm | OpKind::ExpertFfn);
+    fn packing(&self, _device: Ordinal, weight: &WeightSpec, consumer: Consumer<'_>) -> Option<Packing> {
+        let product = matches!(consumer.op, OpKind::Linear | OpKind::GroupedGemm | OpKind::ExpertFfn);
         product.then(|| op::prepack::packing(self.isa, weight)).flatten()
     }
     fn custom(&self, launch: &Launch<'_>, op: &CustomOp) -> Result<()> {

@@ -94,11 +94,11 @@ fn what_is_no_operator_passes_a_decorator_too() {
     let inner = inline();
     let weight: WeightSpec = QuantSpec::of(QuantScheme::Q4_0, 32, 64).unwrap().into();
     let packing: Option<Packing> =
-        portolan_core::FusedOps::packing(inner.as_ref(), 0, &weight, OpKind::Linear);
+        portolan_core::FusedOps::packing(inner.as_ref(), 0, &weight, OpKind::Linear.into());
     assert!(packing.is_some());
     let inner: Arc<dyn Backend> = inner;
     for (around, backend) in decorated(&inner) {
-        assert_eq!(backend.packing(0, &weight, OpKind::Linear), packing, "{around}");
+        assert_eq!(backend.packing(0, &weight, OpKind::Linear.into()), packing, "{around}");
         assert_eq!(backend.traits(0).alignment, inner.traits(0).alignment, "{around}");
         assert_eq!(backend.memory_info(0).unwrap().total, inner.memory_info(0).unwrap().total, "{around}");
         assert_eq!(backend.devices().unwrap()[0].name, inner.devices().unwrap()[0].name, "{around}");

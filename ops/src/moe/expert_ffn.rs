@@ -4,7 +4,7 @@ use super::experts::{ExpertNames, ExpertsSpec};
 use super::moe_permute::routings;
 use crate::activation::SwigluSpec;
 use crate::quant::linear::{case_schemes, expect_act_quant, expect_weight_dtype, precisions};
-use crate::quant::{ActQuant, LinearSpec, QuantScheme};
+use crate::quant::{ActQuant, LinearSpec, PackedContent, QuantScheme};
 use crate::{
     Access, Case, Cases, Contract, Cost, DType, Fill, OpError, Operand, Result, Shape, TensorSpec, Tolerance,
     expect_dims, expect_dtype, expect_rank, expect_writable, streaming_cost,
@@ -48,6 +48,9 @@ pub enum GateUpOrder {
 /// # DTypes
 /// x f32, f16 or bf16; out of x's type or f32; weights and biases f32, expert_ids i32. Dense gate_up of x's type, or
 /// f16 or bf16 with x f32; dense down f32, f16 or bf16. All between x and out is f32.
+///
+/// Where x and both weights are dense and of one type of 16 bits, a device may round to it what passes between the parts,
+/// as models that compute in that type do: gate and up, the hidden row, and what an expert gives.
 ///
 /// # Layout
 /// Any strides; experts of any form may lie apart.
@@ -271,13 +274,30 @@ impl ExpertFfnSpec {
         self.down.k()
     }
 
+    /// The type that a device may round to what passes between the parts: f32 where it may not round it.
+    pub fn between(&self) -> DType {
+        let x = self.x.dtype();
+        let of_one_type = [&self.gate_up, &self.down]
+            .iter()
+            .all(|experts| experts.one().content() == PackedContent::Dense(x));
+        if of_one_type { x } else { DType::F32 }
+    }
+
     /// The unit of so many rows: contiguous f32 `[rows, 2·I]` to `[rows, I]`.
     ///
     /// # Errors
     /// As [`SwigluSpec::fused`] and its attributes.
     pub fn unit(&self, rows: usize) -> Result<SwigluSpec> {
-        let gate_up = TensorSpec::of(DType::F32, &[rows, self.gate_up.n()])?;
-        let out = TensorSpec::of(DType::F32, &[rows, self.inner()])?;
+        self.unit_in(DType::F32, rows)
+    }
+
+    /// The same in another type.
+    ///
+    /// # Errors
+    /// As [`ExpertFfnSpec::unit`].
+    pub fn unit_in(&self, dtype: DType, rows: usize) -> Result<SwigluSpec> {
+        let gate_up = TensorSpec::of(dtype, &[rows, self.gate_up.n()])?;
+        let out = TensorSpec::of(dtype, &[rows, self.inner()])?;
         let unit = match self.order {
             GateUpOrder::Halves => SwigluSpec::fused(&gate_up, &out)?,
             GateUpOrder::Interleaved => SwigluSpec::interleaved(&gate_up, &out)?,
@@ -405,6 +425,13 @@ impl Contract for ExpertFfnSpec {
     /// `6·(I + 8)·u·1.13·G²`. Where activations are rounded, another code may come out at a tie: two of them a sum,
     /// of a step `G²/127` (int8) or `G²/16` (half the spacing of f8e4m3's numbers at their largest), times 3. All of it
     /// k times, and one rounding.
+    ///
+    /// Where what passes between may be rounded to a type of unit roundoff v, such bounds would let anything pass, so here is
+    /// what the roundings come to. Weights are dense then, in [−1, 1] as the cases fill them, of root mean square 1/√3 as x.
+    /// Gate and up have √H/3, the hidden row at most `h = H/12 + 1`. Three roundings move each of it by about v·h, of either
+    /// sign; weighted and summed with those of the results, over k·I independent terms, they make about `0.4·v·h·√(k·I)`. We
+    /// allow `2·v·√(k·I)·(H/9 + 1)`: seven deviations, of which the worst of all cases' results takes half. The results
+    /// themselves have about `0.35·h·√(k·I)`, in bf16 two hundred times what one errs by.
     fn tolerance(&self) -> Vec<Tolerance> {
         let u = DType::F32.unit_roundoff();
         let (width, inner) = (self.gate_up.k() as f64, self.inner() as f64);
@@ -418,7 +445,12 @@ impl Contract for ExpertFfnSpec {
             ActQuant::F8 { .. } => 6.0 * hidden / 16.0,
         };
         let each = 6.0 * inner.sqrt() * through + product(inner) * hidden + codes;
-        vec![Tolerance::rounded_to(self.out.dtype(), each * self.top_k() as f64)]
+        let places = self.top_k() as f64;
+        let narrowed = match self.between() {
+            DType::F32 => 0.0,
+            dtype => 2.0 * dtype.unit_roundoff() * (places * inner).sqrt() * (width / 9.0 + 1.0),
+        };
+        vec![Tolerance::rounded_to(self.out.dtype(), each * places + narrowed)]
     }
 }
 
@@ -535,6 +567,7 @@ impl Cases for ExpertFfnSpec {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rounded;
 
     fn small() -> ExpertFfnSpec {
         let extents = [2, 2, 3, 1, 1];
@@ -590,6 +623,74 @@ mod tests {
         assert!(spec().with_act_quant(ActQuant::INT8).is_err());
         assert!(spec().with_down_bias(&of(DType::F32, &[3, 7])).is_err());
         assert!(spec().with_gate_up_bias(&of(DType::F16, &[3, 8])).is_err());
+    }
+
+    /// What a device gives that rounds to `between` what passes between the parts.
+    fn rounding_between(spec: &ExpertFfnSpec, inputs: &[Vec<f64>]) -> Vec<f64> {
+        let [x, ids, weights, gate_up, down] = [0, 1, 2, 3, 4].map(|i| &inputs[i]);
+        let (width, inner, columns, k) = (spec.gate_up.k(), spec.inner(), spec.down.n(), spec.top_k());
+        let narrow = |x: f64| rounded(spec.between(), x);
+        let product = |x: &[f64], weight: &[f64]| -> Vec<f64> {
+            let rows = weight.chunks(x.len());
+            rows.map(|row| narrow(row.iter().zip(x).map(|(w, x)| w * x).sum())).collect()
+        };
+        let mut out = vec![0.0; spec.out.numel()];
+        for (place, &id) in ids.iter().enumerate().filter(|(_, id)| **id >= 0.0) {
+            let (token, expert) = (place / k, id as usize);
+            let part = |all: &Vec<f64>, size: usize| all[expert * size..][..size].to_vec();
+            let both = product(&x[token * width..][..width], &part(gate_up, 2 * inner * width));
+            let hidden: Vec<f64> =
+                (0..inner).map(|i| narrow(both[i] / (1.0 + (-both[i]).exp()) * both[inner + i])).collect();
+            for (i, y) in product(&hidden, &part(down, columns * inner)).into_iter().enumerate() {
+                out[token * columns + i] += weights[place] * y;
+            }
+        }
+        out
+    }
+
+    #[test]
+    fn roundings_between_the_parts_pass_and_faults_do_not() {
+        let mut seen = 0;
+        for case in ExpertFfnSpec::cases().unwrap() {
+            let spec = &case.contract;
+            if spec.between() == DType::F32 || spec.out.numel() == 0 || spec.gate_up.k() * spec.inner() == 0 {
+                continue;
+            }
+            let mut inputs = Vec::new();
+            spec.operands(&mut |part| {
+                let drawn = || case.fill_of(part.name).draw(part.spec, inputs.len() as u64 + 7);
+                if part.access == Access::Read {
+                    inputs.push(drawn());
+                }
+            });
+            let reference = |inputs: &[Vec<f64>]| {
+                let slices: Vec<&[f64]> = inputs.iter().map(Vec::as_slice).collect();
+                spec.reference(&slices).swap_remove(0)
+            };
+            let (want, tolerance) = (reference(&inputs), spec.tolerance()[0]);
+            let excess = |got: &[f64]| {
+                got.iter().zip(&want).map(|(got, want)| tolerance.excess(*got, *want)).fold(0.0, f64::max)
+            };
+            let got = excess(&rounding_between(spec, &inputs));
+            assert!(got <= 1.0, "{}: {got}", case.name);
+            seen += 1;
+            if spec.gate_up.k() < 32 || want.iter().all(|x| *x == 0.0) {
+                continue;
+            }
+            let faulty = |name: &str, change: &dyn Fn(&mut [Vec<f64>])| {
+                let mut other = inputs.clone();
+                change(&mut other);
+                let got = excess(&reference(&other));
+                assert!(got > 1.0, "{}: {name}: {got}", case.name);
+            };
+            let half = spec.inner() * spec.gate_up.k();
+            faulty("gate and up exchanged", &|inputs| {
+                inputs[3].chunks_mut(2 * half).for_each(|both| both.rotate_left(half));
+            });
+            faulty("a scale of 3/2", &|inputs| inputs[4].iter_mut().for_each(|w| *w *= 1.5));
+            faulty("no routing weights", &|inputs| inputs[2].fill(1.0));
+        }
+        assert!(seen >= 20, "{seen}");
     }
 
     #[test]

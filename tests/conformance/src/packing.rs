@@ -37,7 +37,7 @@ pub fn check_round_trips(stream: &Stream, every: usize) -> Result<Outcome> {
 fn round_trip(stream: &Stream, case: &RoundTrip) -> Result<Option<Option<String>>> {
     let weight = &case.weight;
     let device = stream.device();
-    let Some(form) = device.backend().packing(device.ordinal(), weight, OpKind::Linear) else {
+    let Some(form) = device.backend().packing(device.ordinal(), weight, OpKind::Linear.into()) else {
         return Ok(None);
     };
     let form = PackedSpec::new(weight.content(), weight.n(), weight.k(), form.tag, form.bytes)?;

@@ -1,6 +1,6 @@
 //! The network of a mixture of experts as the vendor's operators for its parts, one behind the other: routing, two grouped
-//! products with the gated unit between, the weighted sum back. The contract has f32 between the parts; grouped products of
-//! 16 bits give 16 bits, so that these are composed.
+//! products with the gated unit between, the weighted sum back. What passes between them is f32, or, where the contract lets
+//! it be rounded, of the 16 bits that grouped products of such factors give.
 
 use super::Native;
 use crate::aclnn::{Plan, Run, Soc};
@@ -14,7 +14,7 @@ impl Native for ExpertFfnSpec {
     fn plan(&self, soc: &Soc<'_>) -> Plan {
         for experts in [self.gate_up(), self.down()] {
             match experts.one() {
-                WeightSpec::Dense(weight) if weight.dtype() == DType::F32 => {}
+                WeightSpec::Dense(weight) if weight.dtype() == self.between() => {}
                 WeightSpec::Dense(_) => return Err(Unsupported::Precision),
                 _ => return Err(Unsupported::NotImplemented),
             }
@@ -68,7 +68,7 @@ impl Parts {
         let row_map = TensorSpec::of(DType::I32, &[spec.tokens(), spec.top_k()])?;
         let offsets = TensorSpec::of(DType::I32, &[spec.gate_up().count().saturating_add(1)])?;
         let product = |x: &TensorSpec, experts: &ExpertsSpec, bias: Option<&TensorSpec>| {
-            let out = TensorSpec::of(DType::F32, &[rows, experts.n()])?;
+            let out = TensorSpec::of(spec.between(), &[rows, experts.n()])?;
             let product = GroupedGemmSpec::contiguous(x, experts, &offsets, &out)?;
             let product = product.with_act_quant(spec.act_quant())?;
             match bias {
@@ -76,7 +76,8 @@ impl Parts {
                 None => Ok(product),
             }
         };
-        let (gate_up, unit) = (product(&routed, spec.gate_up(), spec.gate_up_bias())?, spec.unit(rows)?);
+        let unit = spec.unit_in(spec.between(), rows)?;
+        let gate_up = product(&routed, spec.gate_up(), spec.gate_up_bias())?;
         let down = product(unit.out(), spec.down(), spec.down_bias())?;
         let unpermute = MoeUnpermuteSpec::new(down.out(), &row_map, spec.out())?;
         Ok(Self {

@@ -8,7 +8,7 @@ use portolan_ops::kernel::{Activation, GemmForm, GemmSpec};
 use portolan_ops::{DType, Result, TensorSpec, Unsupported};
 
 /// `cubeMathType`: factors are multiplied in the type they have.
-const KEEP_DTYPE: i8 = 0;
+pub(super) const KEEP_DTYPE: i8 = 0;
 /// `cubeMathType`: on inference cards, f32 becomes fp16.
 const ALLOW_FP32_DOWN_PRECISION: i8 = 1;
 

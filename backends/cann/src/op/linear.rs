@@ -9,6 +9,7 @@
 use super::Native;
 use super::dynamic_quantize::{tokens, wide_tokens};
 use super::gemm::{Epilogue, finish, multiply, plan_product};
+use super::prepack;
 use super::scatter::contiguous;
 use crate::aclnn::{Plan, Run, Soc, aclnn};
 use crate::descriptor::{AclTensor, NONE};
@@ -36,6 +37,7 @@ impl Native for LinearSpec {
                     Codes::Rows | Codes::Blocks => soc.has_version(sums_codes),
                 }
             }
+            WeightSpec::Packed(_) => prepack::plan_layer(soc, self),
             _ => Err(Unsupported::NotImplemented),
         }
     }
@@ -68,6 +70,9 @@ impl Native for LinearSpec {
                     _ if is_result(spec) => rows_result(run, &x, [&of, &scale], &to)?,
                     _ => rows_product(run, &x, [&of, &scale], &epilogue, &to)?,
                 }
+            }
+            WeightSpec::Packed(_) => {
+                prepack::product(run, spec, &x, &op.require("weight.packed")?, &epilogue, &to)?;
             }
             _ => multiply(run, &x, &op.require("weight")?.transpose(0, 1)?, &epilogue, &to)?,
         }

@@ -27,6 +27,7 @@ mod moe_gate;
 mod moe_permute;
 mod moe_unpermute;
 mod paged_attention;
+pub(crate) mod prepack;
 mod random;
 mod reduce;
 mod rms_norm;
@@ -79,8 +80,6 @@ macro_rules! composed {
 }
 
 composed! {
-    portolan_ops::quant::PrepackSpec,
-    portolan_ops::quant::UnpackSpec,
     portolan_ops::quant::QuantizeSpec,
     portolan_ops::attention::IndexLogitsSpec,
     portolan_ops::ssm::CausalConv1dSpec,

@@ -26,9 +26,9 @@ use crate::comm::{CommConfig, CommId, RawCommunicator};
 use crate::custom::CustomOp;
 use crate::device::DeviceInfo;
 use crate::launch::Launch;
-use crate::op::{Bind, Op, OpKind, OpQuery};
+use crate::op::{Bind, Op, OpQuery};
 use crate::stream::StreamOptions;
-use crate::weight::Packing;
+use crate::weight::{Consumer, Packing};
 use portolan_ops::Result;
 use portolan_ops::quant::WeightSpec;
 use std::sync::Arc;
@@ -157,7 +157,7 @@ macro_rules! forward {
                 }
             )*
 
-            fn packing(&self, device: Ordinal, weight: &WeightSpec, consumer: OpKind) -> Option<Packing> {
+            fn packing(&self, device: Ordinal, weight: &WeightSpec, consumer: Consumer<'_>) -> Option<Packing> {
                 self.0.inner().packing(device, weight, consumer)
             }
 

@@ -11,8 +11,8 @@ operators! {
     Mm(self: T, mat2: T, out: O, cubeMathType: I8) = product;
     Matmul(self: T, mat2: T, out: O, cubeMathType: I8) = product;
     BatchMatMul(self: T, mat2: T, out: O, cubeMathType: I8) = product;
-    MatmulWeightNz(self: T, mat2: T, out: O, cubeMathType: I8) = product;
-    BatchMatMulWeightNz(self: T, mat2: T, out: O, cubeMathType: I8) = product;
+    MatmulWeightNz(self: T, mat2: T, out: O, cubeMathType: I8) = product_of_blocks;
+    BatchMatMulWeightNz(self: T, mat2: T, out: O, cubeMathType: I8) = product_of_blocks;
     Addmm(self: T, mat1: T, mat2: T, beta: S, alpha: S, out: O, cubeMathType: I8) = add_product;
     Baddbmm(self: T, batch1: T, batch2: T, beta: S, alpha: S, out: O, cubeMathType: I8) = add_product;
     Mv(self: T, vec: T, out: O, cubeMathType: I8) = vector_product;
@@ -144,9 +144,6 @@ fn prepare(args: &Args, names: [&str; 2], ranks: (usize, usize)) -> Result<Produ
     if a.format != Format::Nd || out.format != Format::Nd {
         return Err(args.invalid(names[0], "and out must be ND; only mat2 may be FRACTAL_NZ"));
     }
-    if args.operator.ends_with("WeightNz") && b.format != Format::FractalNz {
-        return Err(args.invalid(names[1], "must be FRACTAL_NZ"));
-    }
     if !out.is_contiguous() {
         return Err(args.invalid("out", format!("must be contiguous; it has strides {:?}", out.strides)));
     }
@@ -204,11 +201,36 @@ fn batch_place(flat: usize, batch: &[usize], own: &[usize]) -> usize {
 fn product(args: &Args) -> Result<Run, Refusal> {
     let ranks = match args.operator {
         "Mm" => (2, 2),
-        "BatchMatMul" | "BatchMatMulWeightNz" => (3, 3),
+        "BatchMatMul" => (3, 3),
         _ => (1, 6),
     };
-    let product = prepare(args, ["self", "mat2"], ranks)?;
+    computed(prepare(args, ["self", "mat2"], ranks)?)
+}
+
+fn computed(product: Product) -> Result<Run, Refusal> {
     run(move |memory| product.out.write_f32(memory, &product.compute(memory)?))
+}
+
+/// A weight in fractal blocks, of 16 bits as all the rest is; only the 950 hands sums over in f32.
+fn product_of_blocks(args: &Args) -> Result<Run, Refusal> {
+    let (a, b, out) = (args.tensor("self")?, args.tensor("mat2")?, args.tensor("out")?);
+    args.one_of("self", a, &[Dtype::F16, Dtype::Bf16])?;
+    args.one_of("mat2", b, &[a.dtype])?;
+    let sums: &[Dtype] = if args.soc == Soc::Ascend950 { &[Dtype::F32] } else { &[] };
+    args.one_of("out", out, &[&[a.dtype], sums].concat())?;
+    let rank = if args.operator == "MatmulWeightNz" { 2 } else { 3 };
+    args.ranked("self", a, rank, rank)?;
+    args.ranked("mat2", b, rank, rank)?;
+    args.blocks("mat2", b)?;
+    if b.shape[rank - 2..].contains(&1) {
+        return Err(
+            args.invalid("mat2", format!("is {:?}: no dimension of a matrix in blocks may be 1", b.shape))
+        );
+    }
+    if args.soc == Soc::Ascend950 && matches!(args.int("cubeMathType")?, 1 | 3 | 4) {
+        return Err(args.invalid("cubeMathType", "= 1, 3 and 4 are not taken with blocks on Ascend950"));
+    }
+    computed(prepare(args, ["self", "mat2"], (rank, rank))?)
 }
 
 /// beta · self + alpha · product; a beta of 0 keeps whatever self holds out of the result.

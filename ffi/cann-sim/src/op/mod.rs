@@ -103,6 +103,8 @@ pub(crate) const FAMILIES: &[&[Entry]] = &[
 pub(crate) const NULL_POINTER: i32 = 161001;
 /// An argument the operator does not take.
 pub(crate) const INVALID: i32 = 161002;
+/// An operator that the product does not have.
+pub(crate) const RUNTIME: i32 = 361001;
 
 /// The chips whose rules differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -432,6 +434,19 @@ impl Args {
         Err(self.invalid(name, format!("has {} dimensions; wanted: {least} to {most}", tensor.rank())))
     }
 
+    /// Checks that a tensor is FRACTAL_NZ, and that its memory has the extents of its blocks.
+    pub(crate) fn blocks(&self, name: &str, tensor: &Tensor) -> Result<(), Refusal> {
+        if tensor.format != Format::FractalNz {
+            return Err(self.invalid(name, "must be FRACTAL_NZ"));
+        }
+        let storage = tensor.fractal_storage();
+        if tensor.storage == storage {
+            return Ok(());
+        }
+        Err(self
+            .invalid(name, format!("has storage {:?}; wanted of its blocks: {storage:?}", tensor.storage)))
+    }
+
     /// Resolves a dimension, negative ones from the end. A tensor without dimensions has dimension 0.
     pub(crate) fn axis(&self, name: &str, axis: i64, rank: usize) -> Result<usize, Refusal> {
         let bound = rank.max(1) as i64;
@@ -459,6 +474,12 @@ impl Args {
         tensor.broadcast(shape).ok_or_else(|| {
             self.invalid(name, format!("has shape {:?}, which does not broadcast to {shape:?}", tensor.shape))
         })
+    }
+
+    /// A product whose drivers have the symbol and refuse it.
+    pub(crate) fn unknown_product(&self) -> Refusal {
+        let message = format!("aclnn{}: {:?} does not support this operator", self.operator, self.soc);
+        Refusal { status: RUNTIME, message }
     }
 
     /// A mode the vendor does not document, or that is not simulated.

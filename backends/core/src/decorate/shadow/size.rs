@@ -169,7 +169,8 @@ impl Shadow {
     /// As the contract derives it, with the sizes that the second device finds on the way: `d` is what the gates and ups of
     /// one unit err by, `√(g² + u²)·d` a unit's hidden number (slopes of silu are at most 1.1) beside the 52 u of its own
     /// steps; these are as good as independent, so that they add up as `2·√I·w·` that in a second product, which errs by its
-    /// own sums besides. All of it times the routing weights.
+    /// own sums besides. Where what passes between the parts may be narrow, each is rounded: three times what makes a hidden
+    /// number, once a result. All of it times the routing weights.
     fn error_of_experts(&self, spec: &ExpertFfnSpec, twin: &Twin) -> Result<Option<f64>> {
         let of = |columns| TensorSpec::of(DType::F32, &[1, columns]);
         let unit = SwigluSpec::fused(&of(spec.gate_up().n())?, &of(spec.inner())?)?;
@@ -212,10 +213,12 @@ impl Shadow {
         let routed = self.numbers(twin, "weights")?;
         let routed = most(routed.chunks(k).map(|row| row.iter().map(|w| w.abs()).sum()));
         let u = DType::F32.unit_roundoff();
-        let unit = slope * sum_of(width, (row * first).max(before / width.sqrt())) + 52.0 * u * hidden;
+        let narrow = if spec.between() == DType::F32 { 0.0 } else { spec.between().unit_roundoff() };
+        let rounded = (52.0 * u + 3.0 * narrow) * hidden;
+        let unit = slope * sum_of(width, (row * first).max(before / width.sqrt())) + rounded;
         let through = 2.0 * inner.sqrt() * second * unit;
         let own = sum_of(inner, (hidden * second).max(result / inner.sqrt()));
-        let summed = 2.0 * (k as f64 + 2.0) * u * result;
+        let summed = (2.0 * (k as f64 + 2.0) * u + narrow) * result;
         Ok(Some((routed * (through + own + summed)).max(LEAST)))
     }
 
