@@ -5,6 +5,7 @@
 
 use super::strip::QuantParts;
 use crate::Isa;
+use crate::rows;
 use crate::simd::code::{self, Code, with_code};
 use crate::simd::{Kernel, Lanes, dispatch};
 use crate::value::Value;
@@ -62,30 +63,69 @@ impl<C: Code> Kernel for Row<'_, C> {
                 scale_by(spec.outer_offset(), parts.outer_offset, row, &scheme, first, &mut offsets[..count]);
                 (scales, offsets)
             };
-            for (g, values) in values.chunks_mut(group).enumerate() {
-                let (scale, offset) = (L::splat(scales[g]), L::splat(offsets[g]));
-                let start = start + (first + g) * group;
-                for (i, part) in values.chunks_mut(L::LEN).enumerate() {
-                    // SAFETY: the codes exist, and the part is as long as what is stored.
-                    unsafe {
-                        let codes = code::load::<L, C>(parts.codes, start + i * L::LEN, part.len());
-                        // Each operation is rounded on its own, as `QuantScheme::value` says.
-                        let value = match scheme.offset {
-                            Offset::None => codes.mul(scale),
-                            Offset::Min => codes.mul(scale).add(offset),
-                            Offset::ZeroPoint => codes.sub(offset).mul(scale),
-                        };
-                        match (part.len() == L::LEN, past) {
-                            (true, true) => value.store_past(part.as_mut_ptr()),
-                            (true, false) => value.store(part.as_mut_ptr()),
-                            _ => value.store_partial(part.as_mut_ptr(), part.len()),
-                        }
+            // A macro, since a closure would be compiled without the instructions of the kernel.
+            macro_rules! groups {
+                ($whole:literal, $groups:expr) => {
+                    for (g, values) in $groups.enumerate() {
+                        let rule = (scheme.offset, [L::splat(scales[g]), L::splat(offsets[g])]);
+                        let start = start + (first + g) * group;
+                        // SAFETY: the codes exist.
+                        unsafe { convert::<L, C, $whole>(parts.codes, start, rule, values, past) };
                     }
+                };
+            }
+            let whole = [group, values.len()].iter().all(|n| n.is_multiple_of(L::LEN));
+            match whole && (!C::HALF || start.is_multiple_of(2)) {
+                // A length that is known is a loop less.
+                true if group == 32 && values.len().is_multiple_of(32) => {
+                    groups!(true, values.chunks_exact_mut(32));
                 }
+                true => groups!(true, values.chunks_mut(group)),
+                false => groups!(false, values.chunks_mut(group)),
             }
         }
         if past {
             L::finish_past();
+        }
+    }
+}
+
+/// What codes stand for, given the scale of their group and its minimum or zero point. Each operation is rounded on
+/// its own, as `QuantScheme::value` says.
+#[inline(always)]
+fn value<L: Lanes>(codes: L, (offset, [scale, shift]): (Offset, [L; 2])) -> L {
+    match offset {
+        Offset::None => codes.mul(scale),
+        Offset::Min => codes.mul(scale).add(shift),
+        Offset::ZeroPoint => codes.sub(shift).mul(scale),
+    }
+}
+
+/// Codes of one group, from element `start` on, as numbers; `WHOLE`: they are whole vectors and begin with a whole byte.
+/// Written `past` the caches if those are wanted, and `values` aligned.
+///
+/// # Safety
+/// The codes exist.
+#[inline(always)]
+unsafe fn convert<L: Lanes, C: Code, const WHOLE: bool>(
+    codes: *const u8,
+    start: usize,
+    rule: (Offset, [L; 2]),
+    values: &mut [f32],
+    past: bool,
+) {
+    for (i, part) in values.chunks_mut(L::LEN).enumerate() {
+        let at = start + i * L::LEN;
+        // SAFETY: the codes exist, and the part is as long as what is stored.
+        unsafe {
+            let (len, to) = (if WHOLE { L::LEN } else { part.len() }, part.as_mut_ptr());
+            let codes = match (WHOLE, C::HALF) {
+                (true, true) => C::decode(L::load_nibbles(codes.add(at / 2))),
+                (true, false) => C::decode(L::load_bytes(codes.add(at))),
+                _ => code::load::<L, C>(codes, at, len),
+            };
+            let value = value(codes, rule);
+            if past && len == L::LEN { value.store_past(to) } else { rows::store(to, len, value) }
         }
     }
 }

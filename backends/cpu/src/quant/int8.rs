@@ -21,6 +21,8 @@ pub(crate) struct StripRef {
     /// What to ask memory for meanwhile, and how many bytes of it with each block: the strip that comes next.
     pub(crate) next: *const u8,
     pub(crate) next_bytes: usize,
+    /// For kernels of blocks with their scales: one more strip, whose results lie behind those of this one; or null.
+    pub(crate) second: *const u8,
 }
 
 impl StripRef {
@@ -42,15 +44,14 @@ impl StripRef {
 #[cfg(target_arch = "x86_64")]
 const LINE: usize = 64;
 
-/// Asks for the second block behind one of `bytes` bytes that lies in a run of such blocks: the processor's own
-/// prefetch follows that run, and needs no more than being met a little earlier.
+/// Asks for the bytes of a block, `ahead` of it.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-pub(crate) fn ask_ahead(block: *const u8, bytes: usize) {
+pub(crate) fn ask_ahead(block: *const u8, bytes: usize, ahead: usize) {
     use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
     for at in (0..bytes).step_by(LINE) {
         // SAFETY: a prefetch reads nothing and faults nowhere.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(block.wrapping_add(2 * bytes + at).cast()) };
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(block.wrapping_add(ahead + at).cast()) };
     }
 }
 
@@ -118,7 +119,7 @@ pub(crate) const fn block_bytes(family: u8) -> usize {
 #[derive(Clone, Copy)]
 pub(crate) struct Kernels {
     by_height: [Tile; 3],
-    /// For one row by strips whose blocks carry their scales as f16: it needs no panels of them.
+    /// For one row by one or two strips whose blocks carry their scales as f16: it needs no panels of them.
     pub(crate) joined: Option<Tile>,
     /// What was added to a code as the kernel multiplies it.
     pub(crate) bias: i32,
@@ -165,18 +166,14 @@ impl Kernels {
     }
 }
 
-/// Picks `$tile::<height, family, mode>` for the three heights; `$joined` is a further parameter of some.
+/// Picks `$tile::<height, family, mode>` for the three heights.
 macro_rules! select_tiles {
-    ($tile:ident $(, $joined:literal)?; $family:expr, $mode:expr) => {{
+    ($tile:ident; $family:expr, $mode:expr) => {{
         use $crate::quant::int8::{EIGHT, FIVE, FOUR, HALVES, MINIMUM, PLAIN, SIX, ZERO};
         use $crate::quant::strip::Family;
         macro_rules! heights {
             ($f:ident, $m:ident) => {
-                [
-                    $tile::<12, $f, $m $(, $joined)?> as $crate::quant::int8::Tile,
-                    $tile::<4, $f, $m $(, $joined)?>,
-                    $tile::<1, $f, $m $(, $joined)?>,
-                ]
+                [$tile::<12, $f, $m> as $crate::quant::int8::Tile, $tile::<4, $f, $m>, $tile::<1, $f, $m>]
             };
         }
         macro_rules! modes {
@@ -199,17 +196,17 @@ macro_rules! select_tiles {
 }
 pub(crate) use select_tiles;
 
-/// Picks `$tile::<1, family, mode, true>` where scales of such a scheme come as f16 with each block.
+/// Picks `$tile::<family, mode>` where scales of such a scheme come as f16 with each block.
 macro_rules! select_joined_tile {
     ($tile:ident; $family:expr, $mode:expr) => {{
         use $crate::quant::int8::{EIGHT, FIVE, FOUR, MINIMUM, PLAIN};
         use $crate::quant::strip::Family;
         match ($family, $mode) {
-            (Family::Four, PLAIN) => Some($tile::<1, FOUR, PLAIN, true> as $crate::quant::int8::Tile),
-            (Family::Four, MINIMUM) => Some($tile::<1, FOUR, MINIMUM, true>),
-            (Family::Five, PLAIN) => Some($tile::<1, FIVE, PLAIN, true>),
-            (Family::Five, MINIMUM) => Some($tile::<1, FIVE, MINIMUM, true>),
-            (Family::Eight, PLAIN) => Some($tile::<1, EIGHT, PLAIN, true>),
+            (Family::Four, PLAIN) => Some($tile::<FOUR, PLAIN> as $crate::quant::int8::Tile),
+            (Family::Four, MINIMUM) => Some($tile::<FOUR, MINIMUM>),
+            (Family::Five, PLAIN) => Some($tile::<FIVE, PLAIN>),
+            (Family::Five, MINIMUM) => Some($tile::<FIVE, MINIMUM>),
+            (Family::Eight, PLAIN) => Some($tile::<EIGHT, PLAIN>),
             _ => None,
         }
     }};

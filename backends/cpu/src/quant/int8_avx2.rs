@@ -11,11 +11,11 @@ use super::strip::{BLOCK, Family, ROWS};
 use std::arch::x86_64::*;
 
 pub(crate) fn select(family: Family, mode: u8) -> [Tile; 3] {
-    select_tiles!(tile, false; family, mode)
+    select_tiles!(tile; family, mode)
 }
 
 pub(crate) fn select_joined(family: Family, mode: u8) -> Option<Tile> {
-    select_joined_tile!(tile; family, mode)
+    select_joined_tile!(joined; family, mode)
 }
 
 /// Codes of 8 rows, columns `8·pair .. 8·pair + 8` of a block, without sign: first four, last four.
@@ -76,7 +76,7 @@ fn products<const FAMILY: u8>(first: __m256i, last: __m256i, x: __m256i, y: __m2
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn tile<const HEIGHT: usize, const FAMILY: u8, const MODE: u8, const JOINED: bool>(
+unsafe fn tile<const HEIGHT: usize, const FAMILY: u8, const MODE: u8>(
     strip: &StripRef,
     tile: &TileRef,
     blocks: usize,
@@ -90,10 +90,30 @@ unsafe fn tile<const HEIGHT: usize, const FAMILY: u8, const MODE: u8, const JOIN
             // SAFETY: passed on; `first + step` is at most `HEIGHT`.
             unsafe {
                 if HEIGHT < 4 {
-                    rows::<1, HEIGHT, FAMILY, MODE, JOINED>(strip, tile, blocks, half, first, out, stride);
+                    rows::<1, HEIGHT, FAMILY, MODE, false>(strip, tile, blocks, half, first, out, stride);
                 } else {
-                    rows::<4, HEIGHT, FAMILY, MODE, JOINED>(strip, tile, blocks, half, first, out, stride);
+                    rows::<4, HEIGHT, FAMILY, MODE, false>(strip, tile, blocks, half, first, out, stride);
                 }
+            }
+        }
+    }
+}
+
+/// One row by one strip or two, whose blocks carry their scales.
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn joined<const FAMILY: u8, const MODE: u8>(
+    strip: &StripRef,
+    tile: &TileRef,
+    blocks: usize,
+    out: *mut f32,
+    stride: usize,
+) {
+    let second = StripRef { codes: strip.second, ..*strip };
+    for (i, strip) in [strip, &second].into_iter().filter(|strip| !strip.codes.is_null()).enumerate() {
+        for half in 0..2 {
+            // SAFETY: passed on.
+            unsafe {
+                rows::<1, 1, FAMILY, MODE, true>(strip, tile, blocks, half, 0, out.add(i * ROWS), stride);
             }
         }
     }
@@ -127,7 +147,11 @@ unsafe fn rows<
                 strip.codes.add(b * if JOINED { const { joined_bytes(FAMILY, MODE) } } else { strip.stride });
             if half == 0 {
                 if JOINED {
-                    ask_ahead(weights, const { joined_bytes(FAMILY, MODE) });
+                    ask_ahead(
+                        weights,
+                        const { joined_bytes(FAMILY, MODE) },
+                        const { 2 * joined_bytes(FAMILY, MODE) },
+                    );
                 } else if HEIGHT == 1 {
                     strip.ask(b);
                 }

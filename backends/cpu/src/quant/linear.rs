@@ -1,7 +1,7 @@
 //! The loops around the tiles: rows in chunks, strips as tasks, every strip packed already or packed on the fly.
 //!
-//! Tasks are cut by extents only, and every result is computed by one task in one order: the number of threads
-//! changes no bit.
+//! Tasks are whole strips, and every result is computed by one task in one order: the number of threads changes no
+//! bit.
 
 use super::activation::{Int8Rows, for_tiles, read_row, replace_by_codes, row_offset, write_f32};
 use super::float::{
@@ -34,8 +34,9 @@ pub(crate) enum WeightData {
 const CHUNK_ELEMENTS: usize = 800_000;
 /// Bytes of packed weight that a task reads at least (times rows of tiles), so that handing it out costs little.
 const TASK_BYTES: usize = 24 << 10;
-/// Tasks of a single row, about: enough to share out evenly, few enough that most strips have one before them.
-const SINGLE_ROW_TASKS: usize = 64;
+/// Tasks of a single row for each thread, about: enough to share out evenly, few enough that most strips have some
+/// before them.
+const SINGLE_ROW_TASKS: usize = 8;
 /// Elements of activations above which rows are prepared by several threads.
 const PARALLEL_ELEMENTS: usize = 16 << 10;
 
@@ -250,10 +251,14 @@ impl Call<'_> {
     }
 
     /// Strips of a task of `rows` rows.
-    fn strips_per_task(&self, rows: usize) -> usize {
+    fn strips_per_task(&self, team: &Team, rows: usize) -> usize {
         let enough = (TASK_BYTES / self.layout.strip_bytes.max(1) / rows.div_ceil(4).max(1)).max(1);
-        // Within a task each strip is asked for during the one before; only the first comes cold.
-        if rows == 1 { enough.max(self.layout.strips() / SINGLE_ROW_TASKS) } else { enough }
+        if rows > 1 {
+            return enough;
+        }
+        // Within a task each strip is asked for during those before; only the first ones come cold.
+        let threads = team.threads().min(self.max_threads).max(1);
+        enough.max(self.layout.strips() / threads.saturating_mul(SINGLE_ROW_TASKS))
     }
 
     /// Where the strip behind `packed` begins, and how many bytes of it go with a block, if it is `wanted`.
@@ -304,7 +309,7 @@ impl Call<'_> {
                 // SAFETY: every row is written by one task.
                 unsafe { rows.get().write(self.isa, row, count, line, kernels.bias, zero_point) }
             });
-            let per_task = self.strips_per_task(count);
+            let per_task = self.strips_per_task(team, count);
             let joined = kernels.joined.filter(|_| count == 1);
             let panel_floats = panel_len(&self.layout);
             team.run_with(self.layout.strips().div_ceil(per_task), self.max_threads, &|task| {
@@ -312,7 +317,10 @@ impl Call<'_> {
                 let bytes = (panel_floats * 2 + 12 * ROWS) * 4 + self.strip_scratch();
                 scratch::with(bytes, |memory| {
                     let scales = memory.cast::<f32>();
-                    for strip in task * per_task..((task + 1) * per_task).min(self.layout.strips()) {
+                    let end = ((task + 1) * per_task).min(self.layout.strips());
+                    // Strips that are packed already are taken by twos where the kernel can do so.
+                    let step = if joined.is_some() && self.quant.is_none() { 2 } else { 1 };
+                    for strip in (task * per_task..end).step_by(step) {
                         // SAFETY: the four parts of the block were counted; rows and strips are in range.
                         unsafe {
                             let offsets = scales.add(panel_floats);
@@ -321,19 +329,23 @@ impl Call<'_> {
                             if joined.is_none() {
                                 expand(self.isa, &self.layout, packed, scales, offsets);
                             }
-                            let end = ((task + 1) * per_task).min(self.layout.strips());
+                            let count_of_strips = step.min(end - strip);
                             let (next, next_bytes) = self.next_strip(packed, strip + 1 < end);
-                            let stride = self.layout.stride;
+                            let second = if count_of_strips == 2 { next } else { core::ptr::null() };
+                            let (codes, stride) = (packed, self.layout.stride);
                             let strip_ref =
-                                StripRef { codes: packed, stride, scales, offsets, next, next_bytes };
+                                StripRef { codes, stride, scales, offsets, next, next_bytes, second };
                             for_tiles(count, |row, height| {
                                 let activations = TileRef::new(&rows, row);
                                 let kernel = joined.unwrap_or(kernels.tile(height));
-                                if let Some(to) = self.target(first + row, strip) {
+                                if let Some(to) = self.target(first + row, strip + count_of_strips - 1) {
+                                    let to = to.sub((count_of_strips - 1) * ROWS);
                                     kernel(&strip_ref, &activations, blocks, to, self.direct.unwrap_or(ROWS));
                                 } else {
                                     kernel(&strip_ref, &activations, blocks, tile, ROWS);
-                                    self.store(first + row, height, strip, tile);
+                                    for i in 0..count_of_strips {
+                                        self.store(first + row, height, strip + i, tile.add(i * ROWS));
+                                    }
                                 }
                             });
                         }
@@ -360,7 +372,7 @@ impl Call<'_> {
                 }
             });
             let group = if count < 4 { SINGLE_STRIPS } else { 1 };
-            let per_task = self.strips_per_task(count).next_multiple_of(group);
+            let per_task = self.strips_per_task(team, count).next_multiple_of(group);
             let strips = self.layout.strips();
             team.run_with(strips.div_ceil(per_task), self.max_threads, &|task| {
                 let end = ((task + 1) * per_task).min(strips);
@@ -402,8 +414,15 @@ impl Call<'_> {
                 let packed = acc.add(group * acc_stride).cast::<u8>();
                 acc.write_bytes(0, group * acc_stride);
                 let stride = self.layout.stride;
-                let none =
-                    StripRef { codes: packed, stride, scales, offsets: scales, next: packed, next_bytes: 0 };
+                let none = StripRef {
+                    codes: packed,
+                    stride,
+                    scales,
+                    offsets: scales,
+                    next: packed,
+                    next_bytes: 0,
+                    second: core::ptr::null(),
+                };
                 // A single row is bound by reading the weight: its codes go from memory to registers only.
                 let direct = count == 1 && has_single_row(self.isa, &self.layout);
                 let mut strips = [none; SINGLE_STRIPS];

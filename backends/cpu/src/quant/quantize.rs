@@ -6,7 +6,7 @@
 
 use super::activation::larger;
 use super::dequantize::number_at;
-use super::encode::Rule;
+use super::encode::{Rule, is_usual};
 use crate::Isa;
 use crate::elementwise::Exec;
 use crate::rows::{PIECE, Room, Rows, for_each_range};
@@ -18,8 +18,8 @@ use core::ops::Range;
 use portolan_ops::quant::{DynamicQuantizeSpec, QuantizeSpec};
 use portolan_ops::{DType, QuantScheme, QuantSpec, ScaleKind, TensorSpec};
 
-/// Elements of blocks of several rows that a thread passes twice: 2 MiB, which a third-level cache keeps.
-const CACHED: usize = 512 << 10;
+/// Elements of blocks of several rows that a thread passes twice: 512 KiB, which a second-level cache of 1 MiB keeps.
+const CACHED: usize = 128 << 10;
 /// Blocks among them, at most.
 const MOST_BLOCKS: usize = 64;
 /// A cache line.
@@ -172,7 +172,16 @@ enum Scales<'a> {
     /// Their tensor.
     Given,
     /// One for each block of the piece.
-    Found(&'a [f32]),
+    Found(Blocks<'a>),
+}
+
+/// Scales of blocks that follow each other.
+#[derive(Clone, Copy)]
+struct Blocks<'a> {
+    scales: &'a [f32],
+    reciprocals: &'a [f32],
+    /// Whether all of them are.
+    usual: bool,
 }
 
 /// How the scale of a block follows from its largest magnitude: `QuantScheme::block_scale`, as far as it can be worked
@@ -255,7 +264,7 @@ impl Kernel for ByFound<'_> {
         // Pieces of whole blocks, or blocks of several pieces.
         let step = if block_k <= PIECE { (PIECE / block_k).min(MOST_BLOCKS) * block_k } else { PIECE };
         let mut largest = [L::splat_int(0); MOST_BLOCKS];
-        let mut scales = [0f32; MOST_BLOCKS];
+        let (mut scales, mut reciprocals) = ([0f32; MOST_BLOCKS], [0f32; MOST_BLOCKS]);
         let mut room = Room::new();
         for block_row in self.block_rows {
             let first = block_row * block_n;
@@ -269,7 +278,10 @@ impl Kernel for ByFound<'_> {
             };
             for (start, len) in pieces(0..k, most) {
                 let (columns, first, blocks) = (start..start + len, start / block_k, len.div_ceil(block_k));
-                largest[..blocks.next_multiple_of(L::LEN)].fill(L::splat_int(0));
+                largest[..blocks].fill(L::splat_int(0));
+                // Behind the last block, a number like any other.
+                largest[blocks..blocks.next_multiple_of(L::LEN)].fill(L::splat(1.0).bits());
+                let mut usual = true;
                 // SAFETY: rows and columns exist; codes and scales are this task's.
                 unsafe {
                     for row in rows.clone() {
@@ -291,13 +303,18 @@ impl Kernel for ByFound<'_> {
                     }
                     for at in (0..blocks).step_by(L::LEN) {
                         let largest = L::largest_of_each(largest[at..].as_ptr());
-                        job.found.scales::<L>(largest).store(scales[at..].as_mut_ptr());
+                        let scale = job.found.scales::<L>(largest);
+                        scale.store(scales[at..].as_mut_ptr());
+                        L::splat(1.0).div(scale).store(reciprocals[at..].as_mut_ptr());
+                        usual &= is_usual(scale);
                     }
                     job.scale.put::<L>(block_row, first, &scales[..blocks]);
                     for row in rows.clone() {
                         for (at, len) in pieces(columns.clone(), step) {
-                            let scales = Scales::Found(&scales[at / block_k - first..]);
-                            job.encode::<L>(row, at, len, scales, &mut room);
+                            let block = at / block_k - first;
+                            let (scales, reciprocals) = (&scales[block..], &reciprocals[block..]);
+                            let found = Scales::Found(Blocks { scales, reciprocals, usual });
+                            job.encode::<L>(row, at, len, found, &mut room);
                         }
                     }
                 }
@@ -394,25 +411,29 @@ impl Job<'_> {
         let (low, high) = scheme.code_range();
         let low = if matches!(scales, Scales::Given) { low } else { -high };
         let power = scheme.scale == ScaleKind::E8M0;
-        let mut rule =
-            Rule { offset: scheme.offset, scale: 0.0, power, shift: 0.0, low: low as f32, high: high as f32 };
-        if let Scales::Found(scales) = scales {
+        let mut rule = Rule {
+            offset: scheme.offset,
+            scale: 0.0,
+            reciprocal: 0.0,
+            power,
+            shift: 0.0,
+            low: low as f32,
+            high: high as f32,
+        };
+        if let Scales::Found(Blocks { scales, reciprocals, usual: true }) = scales {
             let columns = scheme.block[1].min(x.len());
-            let scales = &scales[..x.len().div_ceil(columns.max(1)).min(scales.len())];
             let whole = [columns, x.len()].iter().all(|n| n.is_multiple_of(L::LEN));
-            if whole && (!C::HALF || line.is_multiple_of(2)) && scales.iter().all(|scale| *scale > 0.0) {
+            if whole && (!C::HALF || line.is_multiple_of(2)) {
                 // A macro, since a closure would be compiled without the instructions of the kernel.
                 macro_rules! encode {
                     ($parts:expr) => {
-                        for (i, (part, &scale)) in $parts.zip(scales).enumerate() {
-                            rule.scale = scale;
+                        for (i, (part, found)) in $parts.zip(scales.iter().zip(reciprocals)).enumerate() {
+                            (rule.scale, rule.reciprocal) = (*found.0, *found.1);
                             // SAFETY: the codes exist and are this task's.
                             unsafe {
                                 match power {
-                                    true => rule.whole::<L, C, true, false>(part, codes, line + i * columns),
-                                    false => {
-                                        rule.whole::<L, C, false, false>(part, codes, line + i * columns)
-                                    }
+                                    true => rule.whole::<L, C, true, true>(part, codes, line + i * columns),
+                                    false => rule.whole::<L, C, false, true>(part, codes, line + i * columns),
                                 };
                             }
                         }
@@ -421,7 +442,7 @@ impl Job<'_> {
                 // A length that is known is a loop less.
                 match columns == 2 * L::LEN && x.len().is_multiple_of(columns) {
                     true => encode!(x.chunks_exact(2 * L::LEN)),
-                    false => encode!(x.chunks(columns)),
+                    false => encode!(x.chunks(columns.max(1))),
                 }
                 return;
             }
@@ -435,7 +456,7 @@ impl Job<'_> {
             // SAFETY: groups and codes exist and are this task's.
             unsafe {
                 rule.scale = match scales {
-                    Scales::Found(scales) => scales[group - first],
+                    Scales::Found(blocks) => blocks.scales[group - first],
                     Scales::Given => {
                         if let Some(offset) = &self.offset {
                             rule.shift = offset.get(block_row, group);

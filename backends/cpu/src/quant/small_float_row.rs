@@ -1,43 +1,19 @@
 //! The product of a single row with f8 and f4 codes, in AVX-512 registers: what decoding a token is bound by.
 //!
-//! Four strips at once hide the latency of their sums; each is a run of memory of its own, asked for a page ahead.
+//! Four strips at once hide the latency of their sums; each is a run of memory of its own, asked for half a page ahead.
 //! Operations and their order are those of panels and tiles (`small_float_x86.rs`, `float_x86.rs`), so that a row
 //! has the same bits in every batch: here codes only become numbers in fewer of the instructions that this loop is
 //! short of, shifts and permutations.
 
-use super::small_float_x86::{E2M1, E4M3, E5M2, HALF_BYTES, columns, exponent, fields, numbers_512, rebias};
+use super::small_float_x86::{E2M1, E4M3, E5M2, columns, fields, lift, numbers_512};
 use super::strip::{BLOCK, ROWS, StripLayout};
+use crate::simd::code::HALF_BYTES;
 use portolan_ops::DType;
 use portolan_ops::codec::SmallFloat;
 use std::arch::x86_64::*;
 
 /// Bytes between what is read and what is asked for. On Zen 4 from 2 to 4 KiB on the latency of memory is hidden.
-const AHEAD: usize = 4096;
-
-/// The upper halves of the numbers of the 4-bit format, which have nothing in the lower ones; twice, since an index
-/// takes five bits.
-static UPPER_HALVES: [u16; 32] = {
-    let mut halves = [0; 32];
-    let mut code = 0;
-    while code < 32 {
-        halves[code] = (HALF_BYTES[code % 16].to_bits() >> 16) as u16;
-        code += 1;
-    }
-    halves
-};
-
-/// The upper halves of the numbers of f8 codes without sign and exponent, by an index whose other bits are 0.
-const fn subnormal(format: u8) -> [u16; 32] {
-    let (codec, count) = if format == E4M3 { (SmallFloat::E4M3, 8) } else { (SmallFloat::E5M2, 4) };
-    let mut halves = [0; 32];
-    let mut code = 0;
-    while code < count {
-        halves[code] = (codec.decode(code as u8).to_bits() >> 16) as u16;
-        code += 1;
-    }
-    halves
-}
-static SUBNORMAL: [[u16; 32]; 2] = [subnormal(E4M3), subnormal(E5M2)];
+const AHEAD: usize = 2048;
 
 /// Whether [`row`] takes such scales: whole blocks share them, and they are single numbers.
 pub(crate) fn fits(layout: &StripLayout) -> bool {
@@ -89,6 +65,9 @@ unsafe fn several<const FORMAT: u8, const STRIPS: usize>(
             *sum = _mm512_loadu_ps(acc.add(s * ROWS));
         }
         for b in 0..layout.blocks {
+            // Behind the end of a strip lies the next one of these; what comes next is behind all of them.
+            let within = b * layout.stride + AHEAD < layout.strip_bytes;
+            let ahead = AHEAD + if within { 0 } else { (STRIPS - 1) * layout.strip_bytes };
             if left == 0 {
                 (group, left) = (group + 1, blocks_of_group);
             }
@@ -97,11 +76,11 @@ unsafe fn several<const FORMAT: u8, const STRIPS: usize>(
             codes.iter_mut().for_each(|codes| *codes = codes.wrapping_add(b * layout.stride));
             let x = x.add(b * BLOCK);
             let (mut parts, special) = match FORMAT {
-                E2M1 => (half_bytes(&codes, x), false),
-                _ => bytes::<FORMAT, STRIPS>(&codes, x),
+                E2M1 => (half_bytes(&codes, x, ahead), false),
+                _ => bytes::<FORMAT, STRIPS>(&codes, x, ahead),
             };
             if special {
-                parts = any_bytes::<FORMAT, STRIPS>(&codes, x);
+                parts = any_bytes::<FORMAT, STRIPS>(&codes, x, ahead);
             }
             for (s, sum) in sums.iter_mut().enumerate() {
                 let scale = scales(dtype, strips[s].add(layout.scale_at + group * stride));
@@ -132,11 +111,12 @@ unsafe fn scales(dtype: DType, from: *const u8) -> __m512 {
             }
             _ => {
                 // 2^(code − 127); both ends, 2^−127 and NaN, have the topmost bit of the mantissa.
-                let code = _mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast()));
-                let end = |end| _mm512_cmpeq_epi32_mask(code, _mm512_set1_epi32(end));
-                let moved = _mm512_slli_epi32::<23>(code);
                 let top = _mm512_set1_epi32(1 << 22);
-                _mm512_castsi512_ps(_mm512_mask_or_epi32(moved, end(0) | end(255), moved, top))
+                let infinite = _mm512_set1_epi32(0x7f80_0000);
+                let moved = _mm512_slli_epi32::<23>(_mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast())));
+                let number = _mm512_max_epu32(moved, top);
+                let nan = _mm512_cmpeq_epi32_mask(moved, infinite);
+                _mm512_castsi512_ps(_mm512_mask_or_epi32(number, nan, number, top))
             }
         }
     }
@@ -148,11 +128,11 @@ unsafe fn scales(dtype: DType, from: *const u8) -> __m512 {
 /// The block has that vector.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-unsafe fn vector(block: *const u8, vector: usize) -> __m512i {
+unsafe fn vector(block: *const u8, vector: usize, ahead: usize) -> __m512i {
     let from = block.wrapping_add(vector * 64);
     // SAFETY: by contract; a prefetch reads nothing and faults nowhere.
     unsafe {
-        _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(AHEAD).cast());
+        _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(ahead).cast());
         _mm512_loadu_si512(from.cast())
     }
 }
@@ -160,40 +140,32 @@ unsafe fn vector(block: *const u8, vector: usize) -> __m512i {
 /// The sums of a block of f4 codes with 32 of x, without scales.
 ///
 /// # Safety
-/// Block and x have 32 columns.
+/// Block and x have 32 columns; three bytes behind a block can be read, as everywhere: its scales come behind it.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-unsafe fn half_bytes<const STRIPS: usize>(blocks: &[*const u8; STRIPS], x: *const f32) -> [__m512; STRIPS] {
+unsafe fn half_bytes<const STRIPS: usize>(
+    blocks: &[*const u8; STRIPS],
+    x: *const f32,
+    ahead: usize,
+) -> [__m512; STRIPS] {
     let mut sums = [_mm512_setzero_ps(); STRIPS];
     // SAFETY: by contract.
     unsafe {
-        let table = _mm512_loadu_si512(UPPER_HALVES.as_ptr().cast());
-        let upper = _mm512_set1_epi32(0xffff_0000u32 as i32);
+        let numbers = _mm512_loadu_ps(HALF_BYTES.as_ptr());
         for v in 0..BLOCK / columns(E2M1) {
-            let mut codes = [_mm512_setzero_si512(); STRIPS];
+            // A permutation takes the lowest four bits of a lane. To bring each byte there costs a load, no shift.
+            let mut codes = [[_mm512_setzero_si512(); 4]; STRIPS];
             for (codes, &block) in codes.iter_mut().zip(blocks) {
-                *codes = vector(block, v);
-            }
-            for quad in 0..2 {
-                // One permutation serves two columns: the lower half of a lane and, two bytes on, the upper one.
-                let mut even = [_mm512_setzero_si512(); STRIPS];
-                let mut odd = [_mm512_setzero_si512(); STRIPS];
-                for s in 0..STRIPS {
-                    let (first, next) = match quad {
-                        0 => (codes[s], _mm512_srli_epi32::<8>(codes[s])),
-                        _ => (_mm512_srli_epi32::<4>(codes[s]), _mm512_srli_epi32::<12>(codes[s])),
-                    };
-                    even[s] = _mm512_permutexvar_epi16(first, table);
-                    odd[s] = _mm512_permutexvar_epi16(next, table);
+                codes[0] = vector(block, v, ahead);
+                for (i, codes) in codes.iter_mut().enumerate().skip(1) {
+                    *codes = _mm512_loadu_si512(block.add(v * 64 + i).cast());
                 }
-                for i in 0..4 {
-                    let x = _mm512_set1_ps(*x.add(v * columns(E2M1) + quad * 4 + i));
-                    for (s, sum) in sums.iter_mut().enumerate() {
-                        let pair = if i % 2 == 0 { even[s] } else { odd[s] };
-                        let number =
-                            if i < 2 { _mm512_slli_epi32::<16>(pair) } else { _mm512_and_si512(pair, upper) };
-                        *sum = _mm512_fmadd_ps(_mm512_castsi512_ps(number), x, *sum);
-                    }
+            }
+            for i in 0..columns(E2M1) {
+                let x = _mm512_set1_ps(*x.add(v * columns(E2M1) + i));
+                for (sum, codes) in sums.iter_mut().zip(&codes) {
+                    let code = if i < 4 { codes[i] } else { _mm512_srli_epi32::<4>(codes[i - 4]) };
+                    *sum = _mm512_fmadd_ps(_mm512_permutexvar_ps(code, numbers), x, *sum);
                 }
             }
         }
@@ -211,23 +183,23 @@ unsafe fn half_bytes<const STRIPS: usize>(blocks: &[*const u8; STRIPS], x: *cons
 unsafe fn bytes<const FORMAT: u8, const STRIPS: usize>(
     blocks: &[*const u8; STRIPS],
     x: *const f32,
+    ahead: usize,
 ) -> ([__m512; STRIPS], bool) {
     let mut sums = [_mm512_setzero_ps(); STRIPS];
     let special = _mm512_set1_epi8(if FORMAT == E4M3 { 0x7f } else { 0x7c });
-    let upper = _mm512_set1_epi32(0xffff_0000u32 as i32);
     let mut largest = _mm512_setzero_si512();
     // SAFETY: by contract.
     unsafe {
-        let subnormal = _mm512_loadu_si512(SUBNORMAL[usize::from(FORMAT)].as_ptr().cast());
+        let upper = _mm512_set1_epi32(0xffff_0000u32 as i32);
         for v in 0..BLOCK / columns(FORMAT) {
-            // Two codes of a lane at once, each at the top of a half.
+            // Two codes of a lane at once, as the upper halves of their numbers.
             let mut even = [_mm512_setzero_si512(); STRIPS];
             let mut odd = [_mm512_setzero_si512(); STRIPS];
             for s in 0..STRIPS {
-                let codes = vector(blocks[s], v);
+                let codes = vector(blocks[s], v, ahead);
                 largest = _mm512_max_epu8(largest, _mm512_and_si512(codes, special));
-                even[s] = halves::<FORMAT>(_mm512_slli_epi16::<8>(codes), codes, subnormal);
-                odd[s] = halves::<FORMAT>(codes, _mm512_srli_epi16::<8>(codes), subnormal);
+                even[s] = upper_halves::<FORMAT>(codes, _mm512_slli_epi16::<8>(codes));
+                odd[s] = upper_halves::<FORMAT>(_mm512_srli_epi16::<8>(codes), codes);
             }
             for i in 0..4 {
                 let x = _mm512_set1_ps(*x.add(v * columns(FORMAT) + i));
@@ -243,23 +215,39 @@ unsafe fn bytes<const FORMAT: u8, const STRIPS: usize>(
     (sums, _mm512_cmpeq_epi8_mask(largest, special) != 0)
 }
 
-/// The upper half of a lane.
-const fn upper(bits: i32) -> i16 {
-    (bits >> 16) as i16
-}
-
-/// The upper halves of the numbers of finite codes at the top of each half of a lane; the code is in the lowest bits of
-/// `index` too. As `numbers_512`, but with subnormal ones looked up, which here saves instructions.
+/// The upper halves of the f32 that codes stand for, which have nothing in the lower ones, one for each half of a lane;
+/// `codes` have them in the low byte of the half, `top` in the high one.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-fn halves<const FORMAT: u8>(top: __m512i, index: __m512i, subnormal: __m512i) -> __m512i {
+fn upper_halves<const FORMAT: u8>(codes: __m512i, top: __m512i) -> __m512i {
+    let magnitude = _mm512_set1_epi16((fields(FORMAT) >> 16) as i16 & 0x7fff);
     let moved = if FORMAT == E4M3 { _mm512_srli_epi16::<4>(top) } else { _mm512_srli_epi16::<3>(top) };
-    let bits = _mm512_and_si512(moved, _mm512_set1_epi16(upper(fields(FORMAT))));
-    let is_subnormal = _mm512_testn_epi16_mask(bits, _mm512_set1_epi16(upper(exponent(FORMAT))));
-    let normal = _mm512_add_epi16(bits, _mm512_set1_epi16(upper(rebias(FORMAT))));
-    let number = _mm512_mask_permutexvar_epi16(normal, is_subnormal, index, subnormal);
-    const OR_AND: i32 = 0xf8;
-    _mm512_ternarylogic_epi32::<OR_AND>(number, top, _mm512_set1_epi16(i16::MIN))
+    let moved = _mm512_and_si512(moved, magnitude);
+    let above = _mm512_add_epi16(moved, _mm512_set1_epi16((lift(FORMAT) >> 16) as i16));
+    // Subnormal numbers are few: the mantissa says which.
+    let exponent = _mm512_set1_epi16(if FORMAT == E4M3 { 0x7800 } else { 0x7c00 });
+    let subnormal = _mm512_testn_epi16_mask(top, exponent);
+    // SAFETY: the table has 64 bytes.
+    let table = unsafe { _mm512_loadu_si512(const { subnormals(FORMAT) }.as_ptr().cast()) };
+    let number = _mm512_mask_permutexvar_epi16(above, subnormal, codes, table);
+    // (top & sign) | number
+    _mm512_ternarylogic_epi32::<0xEA>(top, _mm512_set1_epi16(i16::MIN), number)
+}
+
+/// The upper halves of the numbers whose exponent is 0, sign apart, by mantissa; an index takes five bits.
+const fn subnormals(format: u8) -> &'static [u16; 32] {
+    const fn of(format: SmallFloat, count: usize) -> [u16; 32] {
+        let mut halves = [0; 32];
+        let mut code = 0;
+        while code < count {
+            halves[code] = (format.decode(code as u8).to_bits() >> 16) as u16;
+            code += 1;
+        }
+        halves
+    }
+    static OF_E4M3: [u16; 32] = of(SmallFloat::E4M3, 8);
+    static OF_E5M2: [u16; 32] = of(SmallFloat::E5M2, 4);
+    if format == E4M3 { &OF_E4M3 } else { &OF_E5M2 }
 }
 
 /// As [`bytes`], for codes that may be no finite numbers.
@@ -268,6 +256,7 @@ fn halves<const FORMAT: u8>(top: __m512i, index: __m512i, subnormal: __m512i) ->
 unsafe fn any_bytes<const FORMAT: u8, const STRIPS: usize>(
     blocks: &[*const u8; STRIPS],
     x: *const f32,
+    ahead: usize,
 ) -> [__m512; STRIPS] {
     let mut sums = [_mm512_setzero_ps(); STRIPS];
     // SAFETY: by contract.
@@ -277,7 +266,7 @@ unsafe fn any_bytes<const FORMAT: u8, const STRIPS: usize>(
             let (v, i) = (c / columns(FORMAT), c % columns(FORMAT));
             let x = _mm512_set1_ps(*x.add(c));
             for (sum, &block) in sums.iter_mut().zip(blocks) {
-                let number = numbers_512::<FORMAT, true>(vector(block, v), i as i32, half_bytes);
+                let number = numbers_512::<FORMAT, true>(vector(block, v, ahead), i as i32, half_bytes);
                 *sum = _mm512_fmadd_ps(number, x, *sum);
             }
         }

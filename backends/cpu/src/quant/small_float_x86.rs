@@ -1,16 +1,15 @@
 //! f8 and f4 codes as f32 in registers, with AVX-512 and AVX2: panels for tiles. A single row is in
 //! `small_float_row.rs`.
 //!
-//! An f8 code is shifted to where an f32 has its fields, and the difference of the biases is added to its exponent. A
-//! subnormal code gets the one in front that it lacks and loses it again by a subtraction: read as an f32 as it stands,
-//! it would be subnormal too, and Intel's processors take some forty nanoseconds for a multiplication by such. An f4
-//! code is an index into its 16 numbers. The scalar twin is `StripLayout::number`. With AVX-512 a panel holds the
-//! numbers alone, see `float::scales_apart`.
+//! An f8 code is shifted to where an f32 has its fields, its exponent raised by what their biases differ by, and
+//! subnormal numbers taken from the line that they lie on; an f4 code is an index into its 16 numbers. No step has a
+//! subnormal f32, which takes some processors hundreds of cycles. The scalar twin is `StripLayout::number`. With AVX-512
+//! a panel holds the numbers alone, see `float::scales_apart`.
 
 use super::int8::StripRef;
 use super::strip::{BLOCK, ROWS, StripLayout};
+use crate::simd::code::HALF_BYTES;
 use portolan_ops::DType;
-use portolan_ops::codec::SmallFloat;
 use std::arch::x86_64::*;
 
 /// Which format; a constant of the kernels.
@@ -18,45 +17,29 @@ pub(super) const E4M3: u8 = 0;
 pub(super) const E5M2: u8 = 1;
 pub(super) const E2M1: u8 = 2;
 
-/// The numbers of the 4-bit format, by code.
-pub(super) static HALF_BYTES: [f32; 16] = {
-    let mut numbers = [0.0; 16];
-    let mut code = 0;
-    while code < 16 {
-        numbers[code] = SmallFloat::E2M1.decode(code as u8);
-        code += 1;
-    }
-    numbers
-};
-
 /// From a code's last bit in the uppermost byte of a lane to where it belongs in an f32.
 const fn down(format: u8) -> u32 {
     if format == E4M3 { 4 } else { 3 }
 }
 
-/// The fields of an f32 that come from a code, sign apart: exponent and mantissa.
+/// The fields of an f32 that come from a code: sign, exponent, mantissa.
 pub(super) const fn fields(format: u8) -> i32 {
-    if format == E4M3 { 0x07f0_0000 } else { 0x0fe0_0000 }
-}
-
-/// Those of the exponent.
-pub(super) const fn exponent(format: u8) -> i32 {
-    fields(format) & 0x7f80_0000
-}
-
-/// What an exponent is short of.
-pub(super) const fn rebias(format: u8) -> i32 {
-    (if format == E4M3 { 120 } else { 112 }) << 23
-}
-
-/// The smallest normal number, whose exponent is that of the subnormal ones.
-const fn least(format: u8) -> i32 {
-    rebias(format) + (1 << 23)
+    (if format == E4M3 { 0x87f0_0000u32 } else { 0x8fe0_0000 }) as i32
 }
 
 /// The fields from which on a code is no finite number, sign apart.
 const fn special(format: u8) -> i32 {
     if format == E4M3 { 0x07f0_0000 } else { 0x0f80_0000 }
+}
+
+/// What the exponent of an f32 has more, in its place.
+pub(super) const fn lift(format: u8) -> i32 {
+    if format == E4M3 { 120 << 23 } else { 112 << 23 }
+}
+
+/// The smallest normal number.
+const fn normal(format: u8) -> f32 {
+    if format == E4M3 { 1.0 / 64.0 } else { 1.0 / 16384.0 }
 }
 
 /// Codes a vector of 64 bytes holds for each of 16 rows.
@@ -91,24 +74,25 @@ pub(super) fn numbers_512<const FORMAT: u8, const SPECIAL: bool>(
     }
     let top = _mm512_sllv_epi32(codes, _mm512_set1_epi32(24 - 8 * i));
     let moved = if FORMAT == E4M3 {
-        _mm512_srli_epi32::<{ down(E4M3) }>(top)
+        _mm512_srai_epi32::<{ down(E4M3) }>(top)
     } else {
-        _mm512_srli_epi32::<{ down(E5M2) }>(top)
+        _mm512_srai_epi32::<{ down(E5M2) }>(top)
     };
     let bits = _mm512_and_si512(moved, _mm512_set1_epi32(fields(FORMAT)));
-    let least = _mm512_set1_epi32(least(FORMAT));
-    let subnormal = _mm512_testn_epi32_mask(bits, _mm512_set1_epi32(exponent(FORMAT)));
-    let normal = _mm512_add_epi32(bits, _mm512_set1_epi32(rebias(FORMAT)));
-    let whole = _mm512_castsi512_ps(_mm512_mask_add_epi32(normal, subnormal, bits, least));
-    let mut number =
-        _mm512_castps_si512(_mm512_mask_sub_ps(whole, subnormal, whole, _mm512_castsi512_ps(least)));
-    if SPECIAL {
-        // All exponent bits set make infinity or NaN of it.
-        let beyond = _mm512_cmpge_epi32_mask(bits, _mm512_set1_epi32(special(FORMAT)));
-        number = _mm512_mask_or_epi32(number, beyond, bits, _mm512_set1_epi32(0x7f80_0000));
+    let magnitude = _mm512_and_si512(bits, _mm512_set1_epi32(0x7fff_ffff));
+    let above = _mm512_castsi512_ps(_mm512_add_epi32(magnitude, _mm512_set1_epi32(lift(FORMAT))));
+    let line = _mm512_fmsub_ps(above, _mm512_set1_ps(2.0), _mm512_set1_ps(normal(FORMAT)));
+    let number = _mm512_castps_si512(_mm512_min_ps(above, line));
+    // The sign of `bits`: (bits & sign) | number.
+    let sign = _mm512_set1_epi32(i32::MIN);
+    let number = _mm512_castsi512_ps(_mm512_ternarylogic_epi32::<0xEA>(bits, sign, number));
+    if !SPECIAL {
+        return number;
     }
-    const OR_AND: i32 = 0xf8;
-    _mm512_castsi512_ps(_mm512_ternarylogic_epi32::<OR_AND>(number, top, _mm512_set1_epi32(i32::MIN)))
+    // All exponent bits set make infinity or NaN of it.
+    let beyond = _mm512_cmpge_epi32_mask(magnitude, _mm512_set1_epi32(special(FORMAT)));
+    let ends = _mm512_or_si512(bits, _mm512_set1_epi32(0x7f80_0000));
+    _mm512_mask_blend_ps(beyond, number, _mm512_castsi512_ps(ends))
 }
 
 /// As [`super::float::panel`], without scales.
@@ -176,23 +160,20 @@ fn numbers_256<const FORMAT: u8>(codes: __m256i, i: i32, half_bytes: __m256) -> 
     }
     let top = _mm256_sllv_epi32(codes, _mm256_set1_epi32(24 - 8 * i));
     let moved = if FORMAT == E4M3 {
-        _mm256_srli_epi32::<{ down(E4M3) as i32 }>(top)
+        _mm256_srai_epi32::<{ down(E4M3) as i32 }>(top)
     } else {
-        _mm256_srli_epi32::<{ down(E5M2) as i32 }>(top)
+        _mm256_srai_epi32::<{ down(E5M2) as i32 }>(top)
     };
     let bits = _mm256_and_si256(moved, _mm256_set1_epi32(fields(FORMAT)));
-    let subnormal = _mm256_cmpgt_epi32(_mm256_set1_epi32(1 << 23), bits);
-    // One more in the exponent, which the subtraction takes away again.
-    let one = _mm256_and_si256(subnormal, _mm256_set1_epi32(1 << 23));
-    let lead = _mm256_and_si256(subnormal, _mm256_set1_epi32(least(FORMAT)));
-    let whole = _mm256_add_epi32(_mm256_add_epi32(bits, one), _mm256_set1_epi32(rebias(FORMAT)));
-    let number = _mm256_sub_ps(_mm256_castsi256_ps(whole), _mm256_castsi256_ps(lead));
+    let magnitude = _mm256_and_si256(bits, _mm256_set1_epi32(0x7fff_ffff));
+    let above = _mm256_castsi256_ps(_mm256_add_epi32(magnitude, _mm256_set1_epi32(lift(FORMAT))));
+    let line = _mm256_fmsub_ps(above, _mm256_set1_ps(2.0), _mm256_set1_ps(normal(FORMAT)));
+    let sign = _mm256_castsi256_ps(_mm256_and_si256(bits, _mm256_set1_epi32(i32::MIN)));
+    let number = _mm256_or_ps(_mm256_min_ps(above, line), sign);
     // All exponent bits set make infinity or NaN of what is no finite number.
-    let beyond = _mm256_cmpgt_epi32(bits, _mm256_set1_epi32(special(FORMAT) - 1));
+    let beyond = _mm256_cmpgt_epi32(magnitude, _mm256_set1_epi32(special(FORMAT) - 1));
     let ends = _mm256_or_si256(bits, _mm256_set1_epi32(0x7f80_0000));
-    let sign = _mm256_and_si256(top, _mm256_set1_epi32(i32::MIN));
-    let number = _mm256_blendv_ps(number, _mm256_castsi256_ps(ends), _mm256_castsi256_ps(beyond));
-    _mm256_or_ps(number, _mm256_castsi256_ps(sign))
+    _mm256_blendv_ps(number, _mm256_castsi256_ps(ends), _mm256_castsi256_ps(beyond))
 }
 
 /// As [`super::float::panel`].

@@ -193,16 +193,27 @@ fn act_quants(scheme: &QuantScheme) -> [ActQuant; 3] {
 }
 
 #[test]
-fn the_number_of_threads_changes_no_bit() {
+fn neither_threads_nor_packing_change_a_bit() {
     let teams: Vec<Team> = [1, 2, 3, 8].into_iter().map(|threads| Team::new(threads).unwrap()).collect();
     for scheme in schemes() {
         for act_quant in act_quants(&scheme) {
             for m in [1, 5, 29] {
                 let case = layer(scheme, m, 70, 608, act_quant);
                 let drawn = draw(&case);
+                let (packed_spec, bytes) = packed(&teams[0], case.contract.weight(), drawn.parts());
+                let on_packed = with_weight(&case.contract, &packed_spec.into());
                 for isa in isas() {
                     let weight = WeightData::Quant(drawn.parts());
                     let one = drawn.run(&teams[0], isa, &case.contract, weight);
+                    // Of packed strips a single row takes several at once, as many as a task has.
+                    for team in &teams {
+                        let packed = WeightData::Packed(bytes[1..].as_ptr());
+                        let other = drawn.run(team, isa, &on_packed, packed);
+                        assert!(
+                            one.bytes() == other.bytes(),
+                            "{scheme:?} {act_quant:?} m {m} {isa:?} packed"
+                        );
+                    }
                     for team in &teams[1..] {
                         let other = drawn.run(team, isa, &case.contract, weight);
                         assert!(one.bytes() == other.bytes(), "{scheme:?} {act_quant:?} m {m} {isa:?}");

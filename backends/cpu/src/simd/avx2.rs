@@ -124,6 +124,34 @@ impl Lanes for F32x8 {
             to.cast::<i32>().write_unaligned(_mm_cvtsi128_si32(_mm_unpacklo_epi16(first, last)));
         }
     }
+    #[inline(always)]
+    unsafe fn store_nibbles_of_two(a: Self::Int, b: Self::Int, to: *mut u8) {
+        // SAFETY: the caller's promise; the instructions exist, as `Lanes` says.
+        unsafe {
+            // Words, in turn four of each vector; two of them to a byte.
+            let words = _mm256_packus_epi32(a, b);
+            let bytes = _mm256_or_si256(words, _mm256_srli_epi32::<12>(words));
+            let low = _mm256_set1_epi32(0x0c08_0400);
+            let (first, last) = {
+                let packed = _mm256_shuffle_epi8(bytes, low);
+                (_mm256_castsi256_si128(packed), _mm256_extracti128_si256::<1>(packed))
+            };
+            // Of each half two bytes of the one vector, then two of the other.
+            to.cast::<i64>().write_unaligned(_mm_cvtsi128_si64(_mm_shuffle_epi8(
+                _mm_unpacklo_epi32(first, last),
+                _mm_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, -1, -1, -1, -1, -1, -1, -1, -1),
+            )));
+        }
+    }
+    #[inline(always)]
+    fn look_up(table: &[f32; 16], places: Self::Int) -> Self {
+        lanes! {
+            // A permutation takes three bits; the fourth, at the top of a lane, says which of two.
+            let low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table.as_ptr()), places);
+            let high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table.as_ptr().add(8)), places);
+            F32x8(_mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32::<28>(places))))
+        }
+    }
 
     fn apart<K: Kernel>(kernel: K) -> K::Output {
         #[target_feature(enable = "avx2,fma,f16c")]

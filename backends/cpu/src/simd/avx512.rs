@@ -112,6 +112,21 @@ impl Lanes for F32x16 {
             _mm_storel_epi64(to.cast(), _mm512_cvtepi64_epi8(both));
         }
     }
+    #[inline(always)]
+    unsafe fn store_nibbles_of_two(a: Self::Int, b: Self::Int, to: *mut u8) {
+        // SAFETY: the caller's promise; the instructions exist, as `Lanes` says.
+        unsafe {
+            // Words, in turn four of each vector; two of them to a byte, the lowest of its lane.
+            let words = _mm512_packus_epi32(a, b);
+            let bytes = _mm512_cvtepi32_epi8(_mm512_or_si512(words, _mm512_srli_epi32::<12>(words)));
+            let order = _mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
+            _mm_storeu_si128(to.cast(), _mm_shuffle_epi8(bytes, order));
+        }
+    }
+    #[inline(always)]
+    fn look_up(table: &[f32; 16], places: Self::Int) -> Self {
+        lanes!(F32x16(_mm512_permutexvar_ps(places, _mm512_loadu_ps(table.as_ptr()))))
+    }
 
     fn apart<K: Kernel>(kernel: K) -> K::Output {
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]

@@ -99,6 +99,21 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
     /// `LEN / 2` bytes are writable; any alignment.
     unsafe fn store_nibbles(a: Self::Int, to: *mut u8);
 
+    /// As [`Lanes::store_nibbles`], of two vectors that follow each other.
+    ///
+    /// # Safety
+    /// `LEN` bytes are writable; any alignment.
+    #[inline(always)]
+    unsafe fn store_nibbles_of_two(a: Self::Int, b: Self::Int, to: *mut u8) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            Self::store_nibbles(a, to);
+            Self::store_nibbles(b, to.add(Self::LEN / 2));
+        }
+    }
+    /// The values at the places that the lowest four bits of each lane say.
+    fn look_up(table: &[f32; 16], places: Self::Int) -> Self;
+
     /// Runs a kernel in code of its own, compiled for the instruction set.
     fn apart<K: Kernel>(kernel: K) -> K::Output;
 

@@ -135,6 +135,10 @@ impl Lanes for Plain8 {
         // SAFETY: the caller's promise.
         unsafe { to.cast::<[u8; 4]>().write_unaligned(bytes) }
     }
+    #[inline(always)]
+    fn look_up(table: &[f32; 16], places: Self::Int) -> Self {
+        Plain8(map(places, |place| table[(place & 15) as usize]))
+    }
 
     #[inline(never)]
     fn apart<K: Kernel>(kernel: K) -> K::Output {
