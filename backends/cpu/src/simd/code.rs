@@ -21,10 +21,10 @@ pub(crate) trait Code: Copy + Send + Sync + 'static {
     /// The nearest codes, ties to even, other bits 0; integers for numbers in their range, NaN giving 0; floats
     /// as `overflow` says.
     fn encode<L: Lanes>(x: L, overflow: Overflow) -> L::Int;
-    /// [`Code::encode`] of numbers that are not NaN, the largest code for what is beyond it.
+    /// [`Code::encode`] of magnitudes that are not NaN with the signs of `sign`, the largest code for what is beyond it.
     #[inline(always)]
-    fn encode_number<L: Lanes>(x: L) -> L::Int {
-        Self::encode(x, Overflow::Saturate)
+    fn encode_size<L: Lanes>(size: L, sign: L) -> L::Int {
+        Self::encode(size.copysign(sign), Overflow::Saturate)
     }
     /// The nearest code of one number.
     fn encode_one(x: f32, overflow: Overflow) -> u8;
@@ -164,11 +164,16 @@ fn decode_float<L: Lanes, const SHIFT: u32, const SIGN: u32>(codes: L::Int, form
     L::select(special, beyond, number).copysign(sign)
 }
 
-/// The code of what is not NaN. `limit`: what larger numbers are taken for.
+/// The code of a magnitude that is not NaN, with the sign of `x`. `limit`: what larger ones are taken for.
 #[inline(always)]
-fn encode_float<L: Lanes, const SHIFT: u32, const SIGN: u32>(x: L, format: &Format, limit: f32) -> L::Int {
+fn encode_float<L: Lanes, const SHIFT: u32, const SIGN: u32>(
+    size: L,
+    x: L,
+    format: &Format,
+    limit: f32,
+) -> L::Int {
     // The bound is the first operand, so that NaN stays.
-    let size = L::splat(limit).min(x.abs());
+    let size = L::splat(limit).min(size);
     // Subnormal numbers have the last place of the smallest normal ones.
     let normal = L::splat(format.normal);
     let power = L::from_bits(L::and_int(size.bits(), L::splat_int(0x7f80_0000))).max(normal).bits();
@@ -204,13 +209,13 @@ macro_rules! small_float {
                     (Overflow::Infinity, Some(beyond)) => beyond,
                     _ => const { SmallFloat::$format.largest() },
                 };
-                let code = L::from_bits(encode_float::<L, $shift, $sign>(x, &Self::FORMAT, limit));
+                let code = L::from_bits(encode_float::<L, $shift, $sign>(x.abs(), x, &Self::FORMAT, limit));
                 L::select(x.unordered(), L::from_bits(L::splat_int($nan)), code).bits()
             }
             #[inline(always)]
-            fn encode_number<L: Lanes>(x: L) -> L::Int {
+            fn encode_size<L: Lanes>(size: L, sign: L) -> L::Int {
                 let limit = const { SmallFloat::$format.largest() };
-                encode_float::<L, $shift, $sign>(x, &Self::FORMAT, limit)
+                encode_float::<L, $shift, $sign>(size, sign, &Self::FORMAT, limit)
             }
             #[inline(always)]
             fn encode_one(x: f32, overflow: Overflow) -> u8 {
@@ -252,21 +257,20 @@ impl Code for E2m1 {
     }
     #[inline(always)]
     fn encode<L: Lanes>(x: L, _: Overflow) -> L::Int {
-        let code = L::from_bits(Self::encode_number(x));
+        let code = L::from_bits(Self::encode_size(x.abs(), x));
         L::select(x.unordered(), L::from_bits(L::splat_int(7)), code).bits()
     }
     #[inline(always)]
-    fn encode_number<L: Lanes>(x: L) -> L::Int {
+    fn encode_size<L: Lanes>(size: L, sign: L) -> L::Int {
         // Codes count steps of 1/2, from 2 on of 1 and from 4 on of 2: the lowest of three lines, and so after
         // rounding. At 2^22 the last place is 1/2: there each line is rounded to whole codes by one addition, ties to
         // even, and the code stands in its lowest bits.
         const ZERO: f32 = 4_194_304.0;
-        let size = x.abs();
         let halves = size.add(L::splat(ZERO));
         let ones = size.mul_add(L::splat(0.5), L::splat(ZERO + 1.0));
         let twos = size.mul_add(L::splat(0.25), L::splat(ZERO + 2.0));
         let code = halves.min(ones).min(twos.min(L::splat(ZERO + 3.5))).bits();
-        let sign = L::and_int(L::shr_int::<28>(x.bits()), L::splat_int(8));
+        let sign = L::and_int(L::shr_int::<28>(sign.bits()), L::splat_int(8));
         L::or_int(L::and_int(code, L::splat_int(7)), sign)
     }
     #[inline(always)]
