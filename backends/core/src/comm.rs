@@ -24,7 +24,8 @@ pub struct CommConfig {
     pub rank: u32,
     /// Ranks in the group.
     pub world_size: u32,
-    /// The longest any call of this group may wait for a peer.
+    /// The longest any call of this group waits for a peer. One that came late and got stuck is told of half a second
+    /// later at most.
     pub timeout: Duration,
     /// From `RunToRun` on, reductions have a fixed order.
     pub determinism: Determinism,

@@ -1,12 +1,18 @@
 //! Where the threads of a group's ranks meet: each posts something and goes on when all have come as far, or learns
 //! who did not and why.
 //!
-//! All or none pass a meeting: whoever comes after the group was stopped is turned away and not counted.
+//! All or none pass a meeting: whoever comes after the group was stopped is turned away and not counted. What a rank waits
+//! in a meeting and the fences behind it counts together, so that peers which are late and then stuck do not cost it a
+//! timeout each time.
 
 use crate::sync::{Condvar, Mutex, MutexGuard, deadline, lock, wait_timeout};
 use portolan_ops::OpError;
 use portolan_ops::comm::Ranks;
 use std::time::{Duration, Instant};
+
+/// What is left to the fences at least of a timeout that the meeting before them has used up: peers that came in time have
+/// data to move yet.
+const GRACE: Duration = Duration::from_millis(500);
 
 /// An operator of a group: its name, and its number among the group's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +52,8 @@ struct Rank<P> {
     /// How many meetings it has come to.
     steps: u64,
     posted: Option<P>,
+    /// How long it has waited for others since it last posted something, that included.
+    waited: Duration,
     gone: bool,
 }
 
@@ -64,7 +72,9 @@ pub struct Hub<P> {
 impl<P: Clone> Hub<P> {
     /// For so many ranks.
     pub fn new(world_size: usize) -> Self {
-        let ranks = (0..world_size).map(|_| Rank { steps: 0, posted: None, gone: false }).collect();
+        let ranks = (0..world_size)
+            .map(|_| Rank { steps: 0, posted: None, waited: Duration::ZERO, gone: false })
+            .collect();
         Self { state: Mutex::new(State { ranks, stop: None }), moved: Condvar::new() }
     }
 
@@ -72,7 +82,7 @@ impl<P: Clone> Hub<P> {
     /// step after it must be a [`Hub::fence`], before which nothing is posted anew.
     ///
     /// # Errors
-    /// Why the group has ended; ended here when a rank is gone, or does not come within `timeout`.
+    /// Why the group has ended; ended here when a rank is gone, or this one has waited for `timeout`.
     pub fn meet(&self, rank: usize, at: At, post: P, timeout: Duration) -> Result<Vec<P>, Stop> {
         let state = self.come(rank, at, Some(post), timeout)?;
         Ok(state.ranks.iter().filter_map(|rank| rank.posted.clone()).collect())
@@ -81,7 +91,7 @@ impl<P: Clone> Hub<P> {
     /// Waits until every rank has come as far.
     ///
     /// # Errors
-    /// As [`Hub::meet`].
+    /// As [`Hub::meet`], what was waited there included.
     pub fn fence(&self, rank: usize, at: At, timeout: Duration) -> Result<(), Stop> {
         self.come(rank, at, None, timeout).map(drop)
     }
@@ -93,7 +103,7 @@ impl<P: Clone> Hub<P> {
         post: Option<P>,
         timeout: Duration,
     ) -> Result<MutexGuard<'_, State<P>>, Stop> {
-        let end = deadline(timeout);
+        let came = Instant::now();
         let mut state = lock(&self.state);
         if state.stop.is_some() {
             return Err(state.stopped_at(at));
@@ -102,8 +112,10 @@ impl<P: Clone> Hub<P> {
         mine.steps += 1;
         let steps = mine.steps;
         if post.is_some() {
-            mine.posted = post;
+            (mine.posted, mine.waited) = (post, Duration::ZERO);
         }
+        let left = timeout.saturating_add(GRACE).saturating_sub(mine.waited);
+        let end = deadline(left.min(timeout));
         if state.missing(steps).is_none() {
             self.moved.notify_all();
         }
@@ -129,6 +141,7 @@ impl<P: Clone> Hub<P> {
             }
             state = wait_timeout(&self.moved, state, left);
         }
+        state.ranks[me].waited += came.elapsed();
         Ok(state)
     }
 
@@ -162,5 +175,35 @@ impl<P> State<P> {
         let stop = self.stop.get_or_insert_with(unknown);
         stop.at.get_or_insert(at);
         stop.clone()
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use std::thread;
+
+    /// A rank that is late and then never comes again does not cost the others two timeouts.
+    #[test]
+    fn waiting_before_and_behind_a_meeting_counts_together() {
+        const AT: At = At { op: "sum", seq: 3 };
+        let (timeout, late) = (Duration::from_millis(1000), Duration::from_millis(900));
+        let attempt = || {
+            let hub = Hub::new(2);
+            thread::scope(|scope| {
+                scope.spawn(|| {
+                    thread::sleep(late);
+                    let _ = hub.meet(1, AT, (), timeout);
+                });
+                let start = Instant::now();
+                let met = hub.meet(0, AT, (), timeout);
+                let stop = met.and_then(|_| hub.fence(0, AT, timeout)).unwrap_err();
+                assert_eq!((stop.rank, stop.what.as_str()), (1, "did not come within 1s"));
+                start.elapsed()
+            })
+        };
+        // A busy machine is late now and then.
+        let took: Vec<_> = (0..5).map(|_| attempt()).take_while(|took| *took >= timeout + late).collect();
+        assert!(took.len() < 5, "{took:?}");
     }
 }

@@ -117,11 +117,23 @@ enum Form {
     Quant(QuantScheme),
 }
 
-const FORMS: [(&str, Form); 5] = [
+const FORMS: [(&str, Form); 17] = [
     ("f32", Form::Dense(DType::F32)),
+    ("f16", Form::Dense(DType::F16)),
     ("bf16", Form::Dense(DType::BF16)),
+    ("q4_0", Form::Quant(QuantScheme::Q4_0)),
     ("q4_1", Form::Quant(QuantScheme::Q4_1)),
+    ("q5_0", Form::Quant(QuantScheme::Q5_0)),
+    ("q5_1", Form::Quant(QuantScheme::Q5_1)),
+    ("q8_0", Form::Quant(QuantScheme::Q8_0)),
+    ("q4_k", Form::Quant(QuantScheme::Q4_K)),
+    ("q5_k", Form::Quant(QuantScheme::Q5_K)),
     ("q6_k", Form::Quant(QuantScheme::Q6_K)),
+    ("i8_row", Form::Quant(QuantScheme::INT8_ROW)),
+    ("f8_block", Form::Quant(QuantScheme::F8_BLOCK)),
+    ("f8_block_e8m0", Form::Quant(QuantScheme::F8_BLOCK_E8M0)),
+    ("f8_group", Form::Quant(QuantScheme::F8_GROUP)),
+    ("mxfp8", Form::Quant(QuantScheme::MXFP8)),
     ("mxfp4", Form::Quant(QuantScheme::MXFP4)),
 ];
 
@@ -224,7 +236,7 @@ mod unrouted {
     use super::*;
     use std::process::{Command, ExitStatus};
 
-    /// What the child is to do: form, packed or not, and the experts to protect.
+    /// What the child is to do: format, forms (`plain`, `packed` or both), and the experts to protect.
     const TASK: &str = "PORTOLAN_TEST_UNROUTED";
     const PAGE: usize = 4096;
 
@@ -258,52 +270,54 @@ mod unrouted {
     fn child() {
         let Ok(task) = std::env::var(TASK) else { return };
         let mut words = task.split(' ');
-        let (name, form) = words.next().zip(words.next()).unwrap();
+        let (name, forms) = words.next().zip(words.next()).unwrap();
         let forbidden: Vec<usize> = words.map(|word| word.parse().unwrap()).collect();
         let s = stream(&queued());
-        let form_of = FORMS.iter().find(|(known, _)| *known == name).unwrap().1;
-        let mut stacks = [experts(&s, form_of, 6, 1024, 512), experts(&s, form_of, 6, 512, 512)];
-        if form == "packed" {
-            stacks = stacks.map(|stack| s.prepack_experts(&stack, OpKind::ExpertFfn).unwrap());
+        let format = FORMS.iter().find(|(known, _)| *known == name).unwrap().1;
+        let plain = [experts(&s, format, 6, 1024, 512), experts(&s, format, 6, 512, 512)];
+        // Both are made before anything is forbidden.
+        let packed = plain.each_ref().map(|stack| s.prepack_experts(stack, OpKind::ExpertFfn).unwrap());
+        for (form, stacks) in [("plain", &plain), ("packed", &packed)] {
+            if !forms.split(',').any(|wanted| wanted == form) {
+                continue;
+            }
+            let [gate_up, down] = stacks;
+            let bits = || {
+                let ((product, a), (ffn, b)) = (products(&s, gate_up), network(&s, gate_up, down));
+                s.run(product).unwrap();
+                s.run(ffn).unwrap();
+                let mut bits = down_f64(&s, &a);
+                bits.extend(down_f64(&s, &b));
+                bits
+            };
+            let before = bits();
+            let pages: usize = forbidden.iter().flat_map(|&e| stacks.iter().map(move |s| forbid(s, e))).sum();
+            let after = bits();
+            assert!(before.iter().any(|&v| v != 0.0) && before == after, "{name} {form}");
+            println!("{pages} pages of {form} weights were not read");
         }
-        let [gate_up, down] = &stacks;
-        let bits = || {
-            let ((product, a), (ffn, b)) = (products(&s, gate_up), network(&s, gate_up, down));
-            s.run(product).unwrap();
-            s.run(ffn).unwrap();
-            let mut bits = down_f64(&s, &a);
-            bits.extend(down_f64(&s, &b));
-            bits
-        };
-        let before = bits();
-        let pages: usize = forbidden.iter().flat_map(|&e| stacks.iter().map(move |s| forbid(s, e))).sum();
-        let after = bits();
-        assert!(before.iter().any(|&v| v != 0.0) && before == after);
-        println!("{pages} pages were not read");
         // Without giving memory back: that may touch it.
         std::process::exit(0);
     }
 
-    fn run_child(name: &str, form: &str, forbidden: &str) -> (ExitStatus, String) {
+    fn run_child(name: &str, forms: &str, forbidden: &str) -> (ExitStatus, String) {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["--exact", "unrouted::child", "--nocapture", "--test-threads=1"]);
-        let output = command.env(TASK, format!("{name} {form} {forbidden}")).output().unwrap();
+        let output = command.env(TASK, format!("{name} {forms} {forbidden}")).output().unwrap();
         (output.status, String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
     #[test]
     fn weights_of_experts_without_tokens_are_not_read() {
         for (name, _) in FORMS {
-            for form in ["plain", "packed"] {
-                let (status, said) = run_child(name, form, "0 2 3 5");
-                assert!(
-                    status.success() && said.contains("pages were not read"),
-                    "{name} {form}: {status} {said}"
-                );
-            }
+            let (status, said) = run_child(name, "plain,packed", "0 2 3 5");
+            let shown = |form| said.contains(&format!("pages of {form} weights were not read"));
+            assert!(status.success() && shown("plain") && shown("packed"), "{name}: {status} {said}");
         }
         // The same with an expert that has tokens must end the process, else nothing was shown.
-        let (status, said) = run_child("f32", "plain", "0 4");
-        assert!(status.code().is_none() && !said.contains("pages were not read"), "{status} {said}");
+        for form in ["plain", "packed"] {
+            let (status, said) = run_child("f32", form, "0 4");
+            assert!(status.code().is_none() && !said.contains("were not read"), "{form}: {status} {said}");
+        }
     }
 }
