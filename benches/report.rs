@@ -45,6 +45,9 @@ pub(crate) fn measure(
     group.bench_function(id, |bencher| {
         if let Some(setup) = setup.take() {
             job = Some(setup().unwrap_or_else(|error| panic!("{id}: {error}")));
+            // The first measurement of a limit takes and fills its memory: within the warm-up that would be all of it,
+            // and samples of a single cold run would follow.
+            limits.measure(goal.limit, goal.threads);
         }
         let Some(job) = &mut job else { return };
         bencher.iter_custom(|runs| {
