@@ -17,7 +17,7 @@ export RUSTFLAGS='-Zsanitizer=address'
 export ASAN_OPTIONS=${ASAN_OPTIONS:-detect_leaks=1:detect_stack_use_after_return=1:strict_string_checks=1}
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-target/asan}
 # Optimised fully, the kernels take the sanitizer's passes many minutes to compile.
-run=(cargo test --locked --target x86_64-unknown-linux-gnu --config 'profile.dev.package.portolan-cpu.opt-level=1')
+run=(cargo test --locked --no-fail-fast --target x86_64-unknown-linux-gnu --config 'profile.dev.package.portolan-cpu.opt-level=1')
 
 [[ $# -gt 0 ]] || set -- core cpu load
 for part in "$@"; do

@@ -5,6 +5,10 @@
 //! each a few lines over the world they act on; `aclnn.rs` says how an operator is added.
 //!
 //! It depends on nothing of portolan but element codecs, so that agreement with a backend means something.
+#![cfg_attr(
+    test,
+    allow(dead_code, unused_imports, unused_macros, reason = "operators are not exported under unit tests")
+)]
 
 mod abi;
 mod aclnn;
