@@ -3,20 +3,23 @@
 
     ffi/cann-sys/bindings.py [--check]
 
-Needs `bindgen` (cargo install bindgen-cli) with a libclang it can find (LIBCLANG_PATH; where it comes
-without its own headers, BINDGEN_EXTRA_CLANG_ARGS=-I names those of a compiler), and rustfmt. `--check` changes
-nothing and fails when the committed files are not what would be made.
+Needs cargo, rustfmt, a C compiler for its own headers, and pip: what a binding looks like depends on the versions of
+bindgen and libclang, so both are installed under target/tools, where they stay for the next time. `--check` changes
+nothing and ends with 1 when the committed files are not what would be made, with 3 when there is no libclang.
 
 bindgen declares functions in an `extern` block, for linking; here every symbol is looked up while the program runs, so
 the block becomes one table a library: see load.rs.
 """
 
+import os
 import pathlib
 import re
 import subprocess
 import sys
 
 HERE = pathlib.Path(__file__).resolve().parent
+TOOLS = HERE.parent.parent / "target" / "tools"
+BINDGEN, LIBCLANG = "0.73.2", "18.1.1"
 # Header, and the tables its functions go to: by the first pattern that a name matches.
 HEADERS = {
     "acl.h": [("Runtime", r"")],
@@ -33,6 +36,26 @@ DOCS = {
 MADE = "// Made by bindings.py from include/*.h; not written by hand.\n\n"
 
 
+def tools():
+    """The environment in which bindgen runs; the first time it is built for a minute."""
+    libclang = TOOLS / f"libclang-{LIBCLANG}"
+    if not libclang.exists():
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(libclang), f"libclang=={LIBCLANG}"]
+        if subprocess.run(pip).returncode != 0:
+            print(f"missing: libclang {LIBCLANG} (pip cannot reach it)", file=sys.stderr)
+            sys.exit(3)
+    cargo = ["cargo", "install", "--quiet", "--locked", "--root", str(TOOLS), f"bindgen-cli@{BINDGEN}"]
+    # The workspace's settings are not those of a tool.
+    subprocess.run(cargo, check=True, cwd=TOOLS, env={k: v for k, v in os.environ.items() if k != "RUSTFLAGS"})
+    # The wheel has the library alone; stddef.h and the like are the compiler's.
+    own = subprocess.run(["cc", "-print-file-name=include"], check=True, capture_output=True, text=True).stdout.strip()
+    return os.environ | {
+        "PATH": f"{TOOLS / 'bin'}{os.pathsep}{os.environ['PATH']}",
+        "LIBCLANG_PATH": str(libclang / "clang" / "native"),
+        "BINDGEN_EXTRA_CLANG_ARGS": f"-I{own}",
+    }
+
+
 def bindgen():
     lines = "".join(f'#include "{name}"\n' for name in HEADERS)
     command = [
@@ -45,7 +68,7 @@ def bindgen():
     wrapper.write_text(lines)
     try:
         command[1] = str(wrapper)
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        return subprocess.run(command, check=True, capture_output=True, text=True, env=tools()).stdout
     finally:
         wrapper.unlink()
 

@@ -98,6 +98,13 @@ fn comm() {
 }
 
 #[test]
+fn expert_parallel() {
+    // 310P has no product of f32, which the layers of experts are.
+    let without = rigs_of_groups().iter().filter(|(soc, _)| *soc != "310P");
+    area_on(&without.copied().collect::<Vec<_>>(), RANKS, "expert_parallel/*", &[]);
+}
+
+#[test]
 fn errors() {
     // 310P has no product of f32, which one of them counts.
     area("errors/*", &["errors/the_report_adds_up_the_cost_of_every_run"]);

@@ -207,7 +207,7 @@ const _: () = {
     ["Offset of field: aclrtPtrAttributes::rsv"][::core::mem::offset_of!(aclrtPtrAttributes, rsv) - 12usize];
 };
 #[repr(C)]
-#[derive(Copy, Clone)]
+#[derive(Debug)]
 pub struct aclrtMallocAttribute {
     _unused: [u8; 0],
 }
@@ -227,42 +227,42 @@ const _: () = {
 };
 pub type aclnnStatus = i32;
 #[repr(C)]
-#[derive(Copy, Clone)]
+#[derive(Debug)]
 pub struct aclTensor {
     _unused: [u8; 0],
 }
 #[repr(C)]
-#[derive(Copy, Clone)]
+#[derive(Debug)]
 pub struct aclScalar {
     _unused: [u8; 0],
 }
 #[repr(C)]
-#[derive(Copy, Clone)]
+#[derive(Debug)]
 pub struct aclIntArray {
     _unused: [u8; 0],
 }
 #[repr(C)]
-#[derive(Copy, Clone)]
+#[derive(Debug)]
 pub struct aclFloatArray {
     _unused: [u8; 0],
 }
 #[repr(C)]
-#[derive(Copy, Clone)]
+#[derive(Debug)]
 pub struct aclBoolArray {
     _unused: [u8; 0],
 }
 #[repr(C)]
-#[derive(Copy, Clone)]
+#[derive(Debug)]
 pub struct aclTensorList {
     _unused: [u8; 0],
 }
 #[repr(C)]
-#[derive(Copy, Clone)]
+#[derive(Debug)]
 pub struct aclScalarList {
     _unused: [u8; 0],
 }
 #[repr(C)]
-#[derive(Copy, Clone)]
+#[derive(Debug)]
 pub struct aclOpExecutor {
     _unused: [u8; 0],
 }
@@ -326,7 +326,7 @@ const _: () = {
     ["Offset of field: HcclRootInfo::internal"][::core::mem::offset_of!(HcclRootInfo, internal) - 0usize];
 };
 #[repr(C)]
-#[derive(Copy, Clone)]
+#[derive(Debug)]
 pub struct HcclCommConfig {
     _unused: [u8; 0],
 }

@@ -1,6 +1,8 @@
-//! Matrix products: one kernel, two with a result that is not contiguous; the epilogue is in f32 behind it.
+//! Matrix products: one kernel, two with a result that is not contiguous; the epilogue is in f32 behind it. Where a row's
+//! bits may depend on no other, the same kernel over blocks of one size.
 
 use super::Native;
+use super::scatter::contiguous;
 use crate::aclnn::{Plan, Run, Soc, aclnn};
 use crate::product::Product;
 use portolan_core::{Call, Tensor};
@@ -12,9 +14,17 @@ pub(super) const KEEP_DTYPE: i8 = 0;
 /// `cubeMathType`: on inference cards, f32 becomes fp16.
 const ALLOW_FP32_DOWN_PRECISION: i8 = 1;
 
-/// Whether the cube unit multiplies such factors as the contract wants.
+/// Rows of a product whose kernel splits its sums alike whatever the number of rows: the vendor chooses by the extents.
+const BLOCK: usize = 128;
+
+/// Whether the cube unit multiplies such factors as the contract wants, all rows in one call.
 pub(super) fn plan_product<'s>(soc: &Soc<'_>, specs: impl IntoIterator<Item = &'s TensorSpec>) -> Plan {
     soc.promises_rows()?;
+    plan_factors(soc, specs)
+}
+
+/// Whether the cube unit multiplies such factors.
+fn plan_factors<'s>(soc: &Soc<'_>, specs: impl IntoIterator<Item = &'s TensorSpec>) -> Plan {
     specs.into_iter().try_for_each(|spec| match spec.dtype() {
         // It would round f32 to fp16.
         DType::F32 if soc.product == Product::P310 && !soc.half_products => Err(Unsupported::Precision),
@@ -25,12 +35,17 @@ pub(super) fn plan_product<'s>(soc: &Soc<'_>, specs: impl IntoIterator<Item = &'
 
 impl Native for GemmSpec {
     fn plan(&self, soc: &Soc<'_>) -> Plan {
-        plan_product(soc, [self.a(), self.b()])?;
+        plan_factors(soc, [self.a(), self.b()])?;
         soc.computes(self.out().dtype())?;
         match self.a().rank() > 6 {
             true => Err(Unsupported::Shape("at most 6 dimensions")),
-            false => Ok(()),
+            false => soc.promises_rows(),
         }
+    }
+
+    /// In blocks of one size.
+    fn stands_in(&self, why: &Unsupported) -> bool {
+        matches!(why, Unsupported::Determinism(_))
     }
 
     fn launch(run: &Run<'_, '_>, op: &Call<Self>) -> Result<()> {
@@ -96,6 +111,7 @@ pub(super) fn multiply(
         && out.dims().len() == 2
         && out.spec().is_contiguous()
         && k > 0
+        && run.soc().promises_rows().is_ok()
     {
         let (one, other) = (run.scalar(out.dtype(), 1.0)?, run.scalar(out.dtype(), 1.0)?);
         let mode = mode(run, [a, b]);
@@ -140,6 +156,39 @@ fn product(run: &Run<'_, '_>, a: &Tensor, b: &Tensor, k: usize, out: &Tensor) ->
     if k == 0 {
         return run.zero(out);
     }
+    match run.soc().promises_rows() {
+        Ok(()) => whole(run, a, b, out),
+        Err(_) => in_blocks(run, a, b, out),
+    }
+}
+
+/// The same a matrix at a time, its rows [`BLOCK`] at a time, with zeros below the last ones.
+fn in_blocks(run: &Run<'_, '_>, a: &Tensor, b: &Tensor, out: &Tensor) -> Result<()> {
+    if let [batch, _, _, ..] = *out.dims() {
+        for index in 0..batch {
+            in_blocks(run, &a.select(0, index)?, &b.select(0, index)?, &out.select(0, index)?)?;
+        }
+        return Ok(());
+    }
+    let (rows, n, k) = (out.dims()[0], out.dims()[1], a.dims()[1]);
+    let (full, rest) = (rows / BLOCK * BLOCK, rows % BLOCK);
+    // A view of another layout may have another kernel.
+    let a = if a.spec().is_contiguous() || full == 0 { a.clone() } else { contiguous(run, a)? };
+    for first in (0..full).step_by(BLOCK) {
+        whole(run, &a.narrow(0, first, BLOCK)?, b, &out.narrow(0, first, BLOCK)?)?;
+    }
+    if rest == 0 {
+        return Ok(());
+    }
+    let (block, sums) = (run.scratch(a.dtype(), &[BLOCK, k])?, run.scratch(out.dtype(), &[BLOCK, n])?);
+    run.zero(&block)?;
+    run.copy(&a.narrow(0, full, rest)?, &block.narrow(0, 0, rest)?)?;
+    whole(run, &block, b, &sums)?;
+    run.copy(&sums.narrow(0, 0, rest)?, &out.narrow(0, full, rest)?)
+}
+
+/// `out = a · b` in one call.
+fn whole(run: &Run<'_, '_>, a: &Tensor, b: &Tensor, out: &Tensor) -> Result<()> {
     let mode = mode(run, [a, b]);
     let [a, b, out] = [run.tensor(a)?, run.tensor(b)?, run.tensor(out)?];
     aclnn!(run, aclnnMatmulGetWorkspaceSize, aclnnMatmul, a, b, out, mode)

@@ -1,11 +1,13 @@
 //! Products of matrices in floating point.
 //!
-//! Sixteen-bit factors are multiplied exactly and summed in f32, as the cube unit does, and the sum is rounded once.
+//! Sixteen-bit factors are multiplied exactly and summed in f32, as the cube unit does, and the sum is rounded once. How a
+//! sum is cut into partial sums depends on all three extents, as the vendor's tilings do: a row among others need not have
+//! the bits that it has alone.
 
 use super::promote::promote;
 use super::{Args, FLOATS, Refusal, Run, Soc, run};
 use crate::view::{Dtype, Fault, Format, Memory, Tensor, broadcast_shape, volume};
-use core::ops::{AddAssign, Mul};
+use core::ops::{AddAssign, Mul, Range};
 
 operators! {
     Mm(self: T, mat2: T, out: O, cubeMathType: I8) = product;
@@ -86,17 +88,51 @@ impl Cube {
 /// Rows and columns of `b` that stay in the inner caches while all rows of `a` pass by.
 const BLOCK: (usize, usize) = (32, 512);
 
-/// `out[m][n] += a[m][k] · b[k][n]`, summed in the numbers' own type in order of k.
-pub(super) fn multiply<F: Copy + Mul<Output = F> + AddAssign>(
+/// With fewer tiles than there are cores, several cores share the terms of a sum.
+const CORES: usize = 20;
+/// Rows and columns of a tile.
+const TILE: (usize, usize) = (16, 128);
+/// Terms of a partial sum at least.
+const TERMS: usize = 64;
+
+/// Where the partial sums of a product begin and end.
+fn partial_sums((m, k, n): (usize, usize, usize)) -> impl Iterator<Item = Range<usize>> {
+    let tiles = m.div_ceil(TILE.0) * n.div_ceil(TILE.1);
+    let parts = (CORES / tiles.max(1)).min(k / TERMS).max(1);
+    (0..parts).map(move |part| k * part / parts..k * (part + 1) / parts)
+}
+
+/// `out[m][n] += a[m][k] · b[k][n]`, summed in the numbers' own type: partial sums in order of k, and then those.
+pub(super) fn multiply<F: Copy + Default + Mul<Output = F> + AddAssign>(
+    a: &[F],
+    b: &[F],
+    sizes: (usize, usize, usize),
+    out: &mut [F],
+) {
+    let mut parts = partial_sums(sizes);
+    parts.next().into_iter().for_each(|first| add_terms(a, b, sizes, first, out));
+    let mut part = Vec::new();
+    for terms in parts {
+        part.clear();
+        part.resize(out.len(), F::default());
+        add_terms(a, b, sizes, terms, &mut part);
+        out.iter_mut().zip(&part).for_each(|(sum, part)| *sum += *part);
+    }
+}
+
+/// Some of the terms of every sum.
+fn add_terms<F: Copy + Mul<Output = F> + AddAssign>(
     a: &[F],
     b: &[F],
     (m, k, n): (usize, usize, usize),
+    terms: Range<usize>,
     out: &mut [F],
 ) {
-    let blocks =
-        (0..n).step_by(BLOCK.1).flat_map(|column| (0..k).step_by(BLOCK.0).map(move |row| (row, column)));
+    let blocks = (0..n)
+        .step_by(BLOCK.1)
+        .flat_map(|column| terms.clone().step_by(BLOCK.0).map(move |row| (row, column)));
     for (row, column) in blocks {
-        let (rows, columns) = (BLOCK.0.min(k - row), BLOCK.1.min(n - column));
+        let (rows, columns) = (BLOCK.0.min(terms.end - row), BLOCK.1.min(n - column));
         for (a, out) in a.chunks(k).zip(out.chunks_mut(n)).take(m) {
             let sums = &mut out[column..][..columns];
             let of = |p: usize| &b[p * n + column..][..columns];
@@ -300,6 +336,29 @@ mod tests {
             multiply(&a, &b, (m, k, n), &mut out);
             let sum = |i: usize, j: usize| (0..k).fold(0.5, |sum, p| sum + a[i * k + p] * b[p * n + j]);
             assert_eq!(out, (0..m * n).map(|at| sum(at / n, at % n)).collect::<Vec<f64>>(), "{m} {k} {n}");
+        }
+    }
+
+    #[test]
+    fn a_row_among_others_is_summed_in_other_parts_than_alone() {
+        let (rows, k, n) = (40, 16 * TERMS + 3, 3);
+        let (a, b) = (noise_of(Dtype::F32, rows * k, 7), noise_of(Dtype::F32, k * n, 8));
+        let single = |values: &[f64]| values.iter().map(|&x| x as f32).collect::<Vec<f32>>();
+        let (a32, b32) = (single(&a), single(&b));
+        let product = |rows: usize| {
+            let mut out = vec![0f32; rows * n];
+            multiply(&a32[..rows * k], &b32, (rows, k, n), &mut out);
+            out
+        };
+        let (alone, among) = (product(1), product(rows));
+        assert_ne!(alone, among[..n]);
+        let wide = |values: &[f32]| values.iter().map(|&x| f64::from(x)).collect::<Vec<f64>>();
+        close(&wide(&alone), &direct(&a[..k], &b, 1, (1, k, n)), 1e-5);
+        close(&wide(&among), &direct(&a, &b, 1, (rows, k, n)), 1e-5);
+        // Every term once.
+        for sizes in [(1, k, n), (rows, k, n), (1, 0, 1), (1, 1, 1), (4096, k, 4096)] {
+            let terms: Vec<usize> = partial_sums(sizes).flatten().collect();
+            assert_eq!(terms, (0..sizes.1).collect::<Vec<usize>>(), "{sizes:?}");
         }
     }
 
