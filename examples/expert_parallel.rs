@@ -53,11 +53,18 @@ fn layer(backend: Arc<dyn Backend>, id: CommId, rank: u32, capacity: usize) -> R
     let sent = parallel.dispatch(&stream, &x, &ids, capacity)?;
     let y = parallel.expert_ffn(&stream, &sent, &gate_up, &down)?;
     let out = parallel.combine(&stream, &sent, &y, &weights)?;
+    // The three steps in one operator, which has room for everything.
+    let whole = parallel.whole(&stream, TOKENS, (&x, &ids, &weights), &gate_up, &down)?;
 
     let [gate_up, down] = experts(&stream, 0..EXPERTS)?;
     let alone = ops::expert_ffn(&stream, &x, &ids, &weights, &gate_up, &down)?;
-    let (out, alone) = (stream.download::<f32>(&out)?.wait()?, stream.download::<f32>(&alone)?.wait()?);
-    let difference = out.iter().zip(&alone).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    let down = |x| stream.download::<f32>(x)?.wait();
+    let (out, whole, alone) = (down(&out)?, down(&whole)?, down(&alone)?);
+    let apart = |out: &[f32]| out.iter().zip(&alone).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    if apart(&whole) > 1e-5 {
+        return Err(OpError::internal("example", "one operator gives something else than one device"));
+    }
+    let difference = apart(&out);
     let dropped = match sent.dropped() {
         Some(dropped) => stream.download::<i32>(dropped)?.wait()?.iter().sum(),
         None => 0,

@@ -110,6 +110,16 @@ impl<'a, 'l> Run<'a, 'l> {
         Ok(Self { launch, driver, target: Some((stream, on)) })
     }
 
+    /// A launch on a stream of this device, which is current.
+    pub(crate) fn on(
+        driver: &'a Driver,
+        launch: &'a Launch<'l>,
+        stream: &'a CannStream,
+        on: OnDevice<'a>,
+    ) -> Self {
+        Self { launch, driver, target: Some((stream, on)) }
+    }
+
     /// A launch that calls nothing.
     pub(crate) fn rehearse(driver: &'a Driver, launch: &'a Launch<'l>) -> Self {
         Self { launch, driver, target: None }

@@ -572,6 +572,12 @@ impl Arg<*mut core::ffi::c_char> for &core::ffi::CStr {
     }
 }
 
+impl Arg<*const core::ffi::c_char> for &core::ffi::CStr {
+    fn raw(&self) -> *const core::ffi::c_char {
+        self.as_ptr()
+    }
+}
+
 macro_rules! plain {
     ($($ty:ty, |$value:ident| $bits:expr;)*) => {$(
         impl Arg<$ty> for $ty {

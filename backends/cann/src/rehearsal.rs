@@ -9,10 +9,11 @@ use crate::driver::Driver;
 use crate::op::{self, Native};
 use portolan_core::sync::atomic::{AtomicUsize, Ordering};
 use portolan_core::{
-    Backend, Call, Collectives, Consumer, DeviceInfo, Fault, FusedOps, Kernels, Launch, Memory, MemoryInfo,
-    MemoryTraits, OpQuery, Ordinal, Packing, Queue, RawCopy, RawEvent, RawStream, Registry, Segment, SpecRef,
-    StreamOptions, Support, Tensor, call, compose,
+    Backend, Call, CollectiveRef, Collectives, Consumer, DeviceInfo, Fault, FusedOps, Kernels, Launch,
+    Memory, MemoryInfo, MemoryTraits, OpQuery, Ordinal, Packing, Queue, RawCopy, RawEvent, RawStream,
+    Registry, Segment, SpecRef, StreamOptions, Support, Tensor, call, compose,
 };
+use portolan_ops::comm::Collective;
 use portolan_ops::quant::WeightSpec;
 use portolan_ops::{Determinism, DeviceId, OpError, Result, Unsupported};
 use std::any::Any;
@@ -49,7 +50,7 @@ macro_rules! rehearse {
                 $( SpecRef::$fkind(spec) => launched(driver, query.determinism, spec), )*
                 SpecRef::Collective(_) => Ok(match crate::comm::plan(driver, query.determinism, query) {
                     Ok(()) => Support::Native,
-                    Err(why) => Support::No(why),
+                    Err(why) => composed(driver, query, why)?,
                 }),
                 _ => Ok(Support::No(Unsupported::NotImplemented)),
             }
@@ -77,6 +78,19 @@ macro_rules! rehearse {
     };
 }
 portolan_core::for_each_op!(rehearse);
+
+/// What is made of an operator over ranks that the device has no kernel for: one of them has a composition, which runs where
+/// its network does.
+fn composed(driver: &Arc<Driver>, query: &OpQuery<'_>, why: Unsupported) -> Result<Support> {
+    let SpecRef::Collective(CollectiveRef::ExpertParallelFfn(spec)) = query.spec else {
+        return Ok(Support::No(why));
+    };
+    let network = spec.over_rows(spec.most_places() * spec.ranks().count())?;
+    Ok(match launched(driver, query.determinism, &network)? {
+        Support::No(lacks) => Support::No(lacks),
+        _ => Support::Composed(why),
+    })
+}
 
 /// Launches an operator, and says what became of it.
 fn launched<C: Native>(driver: &Arc<Driver>, determinism: Determinism, spec: &C) -> Result<Support> {

@@ -47,6 +47,10 @@ versions! {
     MoeGatingTopK { V2 = "V2", V1 = "" }
     /// Rows to experts. The second version has no ranges of experts: rows of all are moved.
     MoeInitRouting { V4 = "V4", V3 = "V3", V2 = "V2" }
+    /// Rows to the ranks of their experts; what the second version writes down for its combine is of other extents.
+    MoeDistributeDispatch { V2 = "V2", V1 = "" }
+    /// What experts made of rows back to the ranks that sent them.
+    MoeDistributeCombine { V2 = "V2", V1 = "" }
     /// Codes and scales of rows; the second version may have offsets, the third says that it has none.
     DynamicQuant { V3 = "V3", V2 = "V2", V1 = "" }
     /// Codes of small floats in blocks; the second version may be told the largest.
@@ -91,6 +95,10 @@ mod tests {
         ("aclnnGatherV3", "its mode is not documented"),
         ("aclnnGelu", "another function: it does not say which of both formulas it is"),
         ("aclnnIndexAddV2", "its mode is not documented"),
+        ("aclnnMoeDistributeCombineV3", "its experts without weights and its elastic groups are not wanted"),
+        ("aclnnMoeDistributeCombineV4", "as the third version's; nothing here measures ranks"),
+        ("aclnnMoeDistributeDispatchV3", "its experts without weights and its elastic groups are not wanted"),
+        ("aclnnMoeDistributeDispatchV4", "as the third version's; nothing here measures ranks"),
         ("aclnnMoeFinalizeRouting", "its rows are in the order of columns, and its addends are no options"),
         ("aclnnMoeFinalizeRoutingV3", "its ranges of experts without weights are no options"),
         ("aclnnMoeFinalizeRoutingV4", "its ranges of experts without weights are no options"),
@@ -146,6 +154,8 @@ mod tests {
             .chain(chosen_among::<MoeGatingTopKSoftmax>())
             .chain(chosen_among::<MoeGatingTopK>())
             .chain(chosen_among::<MoeInitRouting>())
+            .chain(chosen_among::<MoeDistributeDispatch>())
+            .chain(chosen_among::<MoeDistributeCombine>())
             .chain(chosen_among::<DynamicQuant>())
             .chain(chosen_among::<DynamicMxQuant>())
             .collect();

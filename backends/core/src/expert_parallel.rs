@@ -5,12 +5,17 @@
 use crate::call::all_to_all::all_to_all;
 use crate::call::copy::full;
 use crate::call::expert_ffn::expert_ffn;
-use crate::call::{AllToAll, Binary, ExpertFfn, Gather, MoePermute, MoeUnpermute, Scatter};
+use crate::call::{
+    AllToAll, Binary, ExpertFfn, ExpertParallelFfn, Fill, Gather, MoePermute, MoeUnpermute, Scatter,
+};
 use crate::comm::Communicator;
 use crate::experts::Experts;
+use crate::launch::Launch;
+use crate::op::Op;
 use crate::stream::Stream;
 use crate::tensor::Tensor;
 use core::ops::Range;
+use portolan_ops::comm::Ranks;
 use portolan_ops::kernel::{BinaryKind, ScatterMode};
 use portolan_ops::moe::{ExpertFfnSpec, MoeUnpermuteSpec};
 use portolan_ops::{DType, OpError, Result, Shape, TensorSpec};
@@ -33,6 +38,9 @@ use portolan_ops::{DType, OpError, Result, Shape, TensorSpec};
 /// what there is and drop nothing; the first of them waits for the stream and reads the numbers back.
 ///
 /// A token goes to a rank once for each of its experts there.
+///
+/// [`ExpertParallel::whole`] is all three in one operator, which a device may have kernels for; it drops nothing and can be
+/// captured, and wants to know how many tokens a rank has at most.
 ///
 /// Where every rank holds all tokens, as behind attention whose heads are spread over the ranks, nothing need be sent:
 /// [`ExpertParallel::expert_ffn_of_all`] is one step, whose results the ranks sum.
@@ -69,9 +77,98 @@ impl DispatchCounts {
 
 /// Where each place of a token goes: a rank, and an expert of that rank; −1 for padding.
 #[derive(Clone, Debug)]
-struct Routes {
+pub(crate) struct Routes {
     rank: Tensor,
     place: Tensor,
+}
+
+impl Routes {
+    /// Looked up in the tables of all experts.
+    pub(crate) fn new(run: &impl Runner, rank: &Tensor, place: &Tensor, expert_ids: &Tensor) -> Result<Self> {
+        Ok(Self { rank: look_up(run, rank, expert_ids)?, place: look_up(run, place, expert_ids)? })
+    }
+}
+
+/// Of each expert its rank, and its place among the experts of that rank, both with 1 added: a gather gives 0 for
+/// padding.
+pub(crate) fn tables(ranks: Ranks, num_experts: usize) -> [Vec<i32>; 2] {
+    let (mut on, mut places) = (Vec::new(), Vec::new());
+    for (rank, number) in (0..ranks.count()).zip(1..) {
+        let share = ranks.share(num_experts, rank);
+        on.extend(std::iter::repeat_n(number, share.len()));
+        places.extend((1..).take(share.len()));
+    }
+    [on, places]
+}
+
+/// Who runs the steps: a program on its stream, or an operator that is composed of them.
+pub(crate) trait Runner {
+    fn make(&self, spec: &TensorSpec) -> Result<Tensor>;
+    fn step(&self, op: impl Op) -> Result<()>;
+
+    fn ints(&self, dims: &[usize]) -> Result<Tensor> {
+        self.make(&TensorSpec::of(DType::I32, dims)?)
+    }
+}
+
+impl Runner for Stream {
+    fn make(&self, spec: &TensorSpec) -> Result<Tensor> {
+        self.empty(spec)
+    }
+    fn step(&self, op: impl Op) -> Result<()> {
+        self.run(op)
+    }
+}
+
+impl Runner for Launch<'_> {
+    fn make(&self, spec: &TensorSpec) -> Result<Tensor> {
+        self.scratch(spec)
+    }
+    fn step(&self, op: impl Op) -> Result<()> {
+        self.run(op)
+    }
+}
+
+/// Sends rows into rooms of `capacity` rows for each rank.
+pub(crate) fn send(
+    run: &impl Runner,
+    comm: &Communicator,
+    routes: &Routes,
+    x: &Tensor,
+    capacity: usize,
+) -> Result<Dispatched> {
+    let (world, width) = (comm.ranks().count(), width(x)?);
+    let mut rooms = run.make(&TensorSpec::of(x.dtype(), &[world, capacity, width])?)?;
+    let mut row_map = run.ints(routes.rank.dims())?;
+    let (mut counts, mut dropped) = (run.ints(&[world])?, run.ints(&[world])?);
+    let rank = &routes.rank;
+    run.step(MoePermute::masked(x, rank, &mut rooms, &mut row_map, &mut counts, &mut dropped)?)?;
+    // Within the rank: the shape of the rooms was checked to have fewer than 2³¹ rows.
+    let rows = world.saturating_mul(capacity);
+    let places = places(run, routes, &row_map, rows)?;
+    Ok(Dispatched {
+        x: exchanged(run, comm, &rooms.reshape(&[rows, width])?)?,
+        expert_ids: exchanged(run, comm, &places)?.reshape(&[rows, 1])?,
+        row_map,
+        dropped: Some(dropped),
+        counts: None,
+    })
+}
+
+/// Part p of the rows to rank p.
+pub(crate) fn exchanged(run: &impl Runner, comm: &Communicator, rows: &Tensor) -> Result<Tensor> {
+    let mut out = run.make(rows.spec())?;
+    run.step(AllToAll::new(comm, rows, &mut out)?)?;
+    Ok(out)
+}
+
+/// The expert of each of the rows, in the numbers of the rank that it goes to; −1 for rows that are not sent.
+fn places(run: &impl Runner, routes: &Routes, row_map: &Tensor, rows: usize) -> Result<Tensor> {
+    let mut places = run.ints(&[rows])?;
+    run.step(Fill::new(&mut places, -1.0)?)?;
+    let none = places.clone();
+    run.step(Scatter::new(ScatterMode::Set, &none, 0, row_map, &routes.place, &mut places)?)?;
+    Ok(places)
 }
 
 /// Rows that have come to the experts of this rank.
@@ -115,12 +212,7 @@ impl ExpertParallel {
             let what = format!("is {num_experts}, expected fewer than 2^31 - 1");
             return Err(OpError::attribute("expert_parallel", "num_experts", what));
         }
-        let (mut ranks, mut places) = (Vec::new(), Vec::new());
-        for (rank, number) in (0..comm.ranks().count()).zip(1..) {
-            let share = comm.ranks().share(num_experts, rank);
-            ranks.extend(std::iter::repeat_n(number, share.len()));
-            places.extend((1..).take(share.len()));
-        }
+        let [ranks, places] = tables(comm.ranks(), num_experts);
         let shape = Shape::new(&[num_experts])?;
         let upload = |table: &[i32]| stream.upload(table, &shape);
         let mine = (comm.ranks().index() + 1) as i32;
@@ -173,30 +265,7 @@ impl ExpertParallel {
         expert_ids: &Tensor,
         capacity: usize,
     ) -> Result<Dispatched> {
-        let (world, width) = (self.comm.ranks().count(), width(x)?);
-        let routes = self.routes(stream, expert_ids)?;
-        let ints = |dims: &[usize]| stream.empty(&TensorSpec::of(DType::I32, dims)?);
-        let mut rooms = stream.empty(&TensorSpec::of(x.dtype(), &[world, capacity, width])?)?;
-        let (mut row_map, mut counts, mut dropped) =
-            (ints(expert_ids.dims())?, ints(&[world])?, ints(&[world])?);
-        stream.run(MoePermute::masked(
-            x,
-            &routes.rank,
-            &mut rooms,
-            &mut row_map,
-            &mut counts,
-            &mut dropped,
-        )?)?;
-        // Within the rank: the shape of the rooms was checked to have fewer than 2³¹ rows.
-        let rows = world.saturating_mul(capacity);
-        let places = self.places(stream, &routes, &row_map, rows)?;
-        Ok(Dispatched {
-            x: all_to_all(stream, &self.comm, &rooms.reshape(&[rows, width])?)?,
-            expert_ids: all_to_all(stream, &self.comm, &places)?.reshape(&[rows, 1])?,
-            row_map,
-            dropped: Some(dropped),
-            counts: None,
-        })
+        send(stream, &self.comm, &self.routes(stream, expert_ids)?, x, capacity)
     }
 
     /// Counts the rows that go from each rank to each, and waits until all ranks have.
@@ -245,7 +314,7 @@ impl ExpertParallel {
         let DispatchCounts { send, recv, routes } = counts;
         let (sent, got): (usize, usize) = (send.iter().sum(), recv.iter().sum());
         let (rows, row_map, _) = self.permuted(stream, x, routes)?;
-        let places = self.places(stream, routes, &row_map, rows.dims()[0])?;
+        let places = places(stream, routes, &row_map, rows.dims()[0])?;
         let exchange = |rows: &Tensor| -> Result<Tensor> {
             let mut dims = rows.dims().to_vec();
             dims[0] = got;
@@ -278,6 +347,34 @@ impl ExpertParallel {
         // Weights of routing are the tokens' ranks' to apply.
         let ones = full(stream, DType::F32, sent.expert_ids.shape(), 1.0)?;
         expert_ffn(stream, &sent.x, &sent.expert_ids, &ones, gate_up, down)
+    }
+
+    /// The whole layer in one operator: what dispatch with room for everything, expert_ffn and combine give. `gate_up` and
+    /// `down` are the experts of this rank only, of which every rank has as many; no rank has more than `most_tokens`
+    /// tokens.
+    ///
+    /// # Errors
+    /// `Attribute` for experts that the ranks cannot share out equally; as [`ExpertParallelFfn::new`] and [`Stream::run`].
+    pub fn whole(
+        &self,
+        stream: &Stream,
+        most_tokens: usize,
+        (x, expert_ids, weights): (&Tensor, &Tensor, &Tensor),
+        gate_up: &Experts,
+        down: &Experts,
+    ) -> Result<Tensor> {
+        let mut out = stream.empty(&ExpertFfnSpec::out_spec(x.spec(), gate_up.spec(), down.spec())?)?;
+        let network = ExpertFfn::new(x, expert_ids, weights, gate_up, down, &mut out)?;
+        let (here, ranks) = (gate_up.spec().count(), self.comm.ranks().count());
+        if here.saturating_mul(ranks) != self.num_experts {
+            let what = format!(
+                "is {} on {ranks} ranks, of which this one gave {here}; expected as many on each, dispatch and combine take others",
+                self.num_experts
+            );
+            return Err(OpError::attribute("expert_parallel_ffn", "num_experts", what));
+        }
+        stream.run(ExpertParallelFfn::new(&self.comm, most_tokens, &network)?)?;
+        Ok(out)
     }
 
     /// This rank's part of what the experts make of tokens that every rank holds: the parts of all ranks add up to the
@@ -367,8 +464,7 @@ impl ExpertParallel {
             let what = format!("expert_ids is {}, expected [tokens, places]", expert_ids.shape());
             return Err(OpError::shape("dispatch", what));
         }
-        let found = |table| look_up(stream, table, expert_ids);
-        Ok(Routes { rank: found(&self.rank)?, place: found(&self.place)? })
+        Routes::new(stream, &self.rank, &self.place, expert_ids)
     }
 
     /// Rows by rank, one rank's behind the other's; where each place of a token went, and where each rank's rows begin.
@@ -380,21 +476,13 @@ impl ExpertParallel {
         stream.run(MoePermute::contiguous(x, &routes.rank, &mut rows, &mut row_map, &mut offsets)?)?;
         Ok((rows, row_map, offsets))
     }
-
-    /// The expert of each of the rows, in the numbers of the rank that it goes to; −1 for rows that are not sent.
-    fn places(&self, stream: &Stream, routes: &Routes, row_map: &Tensor, rows: usize) -> Result<Tensor> {
-        let mut places = full(stream, DType::I32, &Shape::new(&[rows])?, -1.0)?;
-        let none = places.clone();
-        stream.run(Scatter::new(ScatterMode::Set, &none, 0, row_map, &routes.place, &mut places)?)?;
-        Ok(places)
-    }
 }
 
 /// What a table says of each expert; −1 for padding.
-fn look_up(stream: &Stream, table: &Tensor, expert_ids: &Tensor) -> Result<Tensor> {
-    let mut found = stream.empty(&TensorSpec::of(DType::I32, expert_ids.dims())?)?;
-    stream.run(Gather::slices(table, 0, expert_ids, &mut found)?)?;
-    stream.run(Binary::scalar(BinaryKind::Sub, &found.clone(), 1.0, &mut found)?)?;
+fn look_up(run: &impl Runner, table: &Tensor, expert_ids: &Tensor) -> Result<Tensor> {
+    let mut found = run.ints(expert_ids.dims())?;
+    run.step(Gather::slices(table, 0, expert_ids, &mut found)?)?;
+    run.step(Binary::scalar(BinaryKind::Sub, &found.clone(), 1.0, &mut found)?)?;
     Ok(found)
 }
 

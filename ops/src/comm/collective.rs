@@ -50,6 +50,8 @@ pub struct GroupCase<C> {
     pub parts: Vec<C>,
     /// How every operand that is read is filled.
     pub fill: Fill,
+    /// Of each rank, operands that are filled in another way.
+    pub own_fills: Vec<Vec<(&'static str, Fill)>>,
 }
 
 impl<C> GroupCase<C> {
@@ -60,11 +62,25 @@ impl<C> GroupCase<C> {
         part: impl Fn(Ranks) -> Result<C>,
     ) -> Result<Self> {
         let parts = (0..world_size).map(|rank| part(Ranks::new(rank, world_size)?));
-        Ok(Self { name: name.into(), parts: parts.collect::<Result<_>>()?, fill: Fill::Unit })
+        let parts = parts.collect::<Result<Vec<C>>>()?;
+        let own_fills = vec![Vec::new(); parts.len()];
+        Ok(Self { name: name.into(), parts, fill: Fill::Unit, own_fills })
+    }
+
+    /// How an operand of a rank is filled.
+    pub fn fill_of(&self, rank: usize, operand: &str) -> &Fill {
+        let own = self.own_fills.get(rank).into_iter().flatten();
+        own.filter(|(name, _)| *name == operand).map(|(_, fill)| fill).next_back().unwrap_or(&self.fill)
     }
 
     pub(crate) fn filled(mut self, fill: Fill) -> Self {
         self.fill = fill;
+        self
+    }
+
+    /// Fills operands of each rank in another way.
+    pub(crate) fn filled_by_rank(mut self, fills: impl Fn(usize) -> Vec<(&'static str, Fill)>) -> Self {
+        self.own_fills = (0..self.parts.len()).map(fills).collect();
         self
     }
 }

@@ -2,6 +2,7 @@
 //! back.
 
 pub mod expert_ffn;
+mod expert_ffn_cases;
 pub mod experts;
 pub mod grouped_gemm;
 pub mod moe_gate;

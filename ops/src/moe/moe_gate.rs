@@ -177,7 +177,8 @@ impl MoeGateSpec {
     pub fn with_groups(mut self, n_group: usize, topk_group: usize, score: GroupScore) -> Result<Self> {
         self.expect_choice("n_group")?;
         let experts = self.num_experts();
-        if n_group == 0 || !experts.is_multiple_of(n_group) {
+        // 0 is a multiple of everything.
+        if !(1..=experts.max(1)).contains(&n_group) || !experts.is_multiple_of(n_group) {
             let what = format!("is {n_group}, expected a divisor of the {experts} experts");
             return Err(OpError::attribute(OP, "n_group", what));
         }
@@ -622,6 +623,9 @@ mod tests {
         let e = gate().with_groups(4, 1, GroupScore::Max).unwrap_err();
         assert!(e.to_string().contains("enough groups of 3 for 4 experts"), "{e}");
         assert!(gate().with_groups(4, 5, GroupScore::Max).is_err());
+        let none = spec(0, 0, GateScore::Softmax);
+        assert!(none.clone().with_groups(1, 0, GroupScore::Max).is_ok());
+        assert!(none.with_groups(usize::MAX, 0, GroupScore::Max).is_err());
         assert!(gate().with_scale(f32::NAN).is_err());
         assert!(gate().with_bias(&bias(11)).is_err());
         assert!(MoeGateSpec::out_specs(&TensorSpec::of(DType::F32, &[2, 3]).unwrap(), 4).is_err());

@@ -1,6 +1,7 @@
 //! Reductions in rank order. HCCL documents no order of its own, so it only moves what the ranks hold, and each rank
 //! that gets a result forms it, with the device's own kernels.
 
+use super::expert_parallel_ffn;
 use super::movement::Turn;
 use crate::driver::Driver;
 use crate::op::Native;
@@ -35,13 +36,14 @@ pub(crate) fn plan(
     query: &OpQuery<'_>,
 ) -> core::result::Result<(), Unsupported> {
     let SpecRef::Collective(collective) = query.spec else { return Err(Unsupported::NotImplemented) };
+    let soc = driver.soc(determinism);
     let (reduce, dtype) = match collective {
         CollectiveRef::AllReduce(spec) => (spec.reduce(), spec.x().dtype()),
         CollectiveRef::ReduceTo(spec) => (spec.reduce(), spec.x().dtype()),
         CollectiveRef::ReduceScatter(spec) => (spec.reduce(), spec.x().dtype()),
+        CollectiveRef::ExpertParallelFfn(spec) => return expert_parallel_ffn::plan(&soc, spec),
         _ => return Ok(()),
     };
-    let soc = driver.soc(determinism);
     soc.computes(dtype)?;
     let one = TensorSpec::of(compute(dtype), &[1]).map_err(|_| Unsupported::DType(dtype))?;
     let combined = BinarySpec::new(kind(reduce), &one, &one, &one).map_err(|_| Unsupported::DType(dtype))?;

@@ -13,7 +13,7 @@ use portolan_core::groups::{Group as _, disagreement};
 use portolan_core::meeting::{At, Stop};
 use portolan_core::sync::atomic::{AtomicU64, Ordering};
 use portolan_core::{
-    CollectiveCall, CollectiveDispatch, Fault, Launch, Op, Ordinal, RawCommunicator, RawStream, call,
+    CollectiveCall, CollectiveDispatch, Fault, Launch, Op, Ordinal, RawCommunicator, RawStream, call, compose,
 };
 use portolan_ops::comm::Ranks;
 use portolan_ops::{OpError, Result};
@@ -226,6 +226,12 @@ impl RawCommunicator for CannCommunicator {
     }
     fn barrier(&self, launch: &Launch<'_>, op: &call::Barrier) -> Result<()> {
         self.launch(launch, op)
+    }
+    fn expert_parallel_ffn(&self, launch: &Launch<'_>, op: &call::ExpertParallelFfn) -> Result<()> {
+        match fold::plan(&self.member.driver, launch.determinism(), &op.query(launch.determinism())) {
+            Ok(()) => self.launch(launch, op),
+            Err(why) => compose::expert_parallel_ffn(launch, op, why),
+        }
     }
 }
 

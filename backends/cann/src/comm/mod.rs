@@ -4,6 +4,7 @@
 //! devices waiting for as long as the driver's own timeout. So ranks meet on the host first ([`portolan_core::meeting`]),
 //! within the group's timeout, and call HCCL only when all have come with calls that fit together.
 
+mod expert_parallel_ffn;
 mod fold;
 mod group;
 mod member;

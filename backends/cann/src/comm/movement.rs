@@ -4,6 +4,7 @@
 use super::fold::fold;
 use super::group::{Place, failed};
 use super::member::{Engagement, Link};
+use crate::aclnn::Run;
 use crate::context::OnDevice;
 use crate::driver::Driver;
 use crate::error;
@@ -16,11 +17,13 @@ use portolan_ops::comm::{
     AllGatherSpec, AllReduceSpec, AllToAllSpec, BarrierSpec, BroadcastSpec, ExchangeSpec, Leg, Ranks,
     ReduceScatterSpec, ReduceToSpec,
 };
-use portolan_ops::{DType, Result, TensorSpec};
-use std::ffi::c_void;
+use portolan_ops::{DType, OpError, Result, TensorSpec};
+use std::ffi::{CStr, CString, c_void};
 use std::ops::Range;
 use std::sync::Arc;
 
+/// Longest name of a communicator, with its end.
+const NAME: usize = 128;
 /// `sendRecvType`.
 const SEND: u32 = 0;
 const RECV: u32 = 1;
@@ -97,9 +100,32 @@ impl<'a, 'l> Turn<'a, 'l> {
         self.launch
     }
 
+    /// The launch for operators of one device.
+    pub(super) fn run(&self) -> Result<Run<'_, 'l>> {
+        let on = OnDevice::enter(self.on.driver, self.on.device)?;
+        Ok(Run::on(self.on.driver, self.launch, self.stream, on))
+    }
+
+    /// What operators that communicate know the group by.
+    pub(super) fn group_name(&self) -> Result<CString> {
+        let tell = self.on.driver.libraries.collectives.HcclGetCommName().map_err(error::unavailable)?;
+        let mut name = [0u8; NAME];
+        // SAFETY: a living communicator of the current device, and room for the longest name.
+        failed(&self.on, "HcclGetCommName", unsafe { tell(self.link.handle(), name.as_mut_ptr().cast()) })?;
+        let name = CStr::from_bytes_until_nul(&name).map_err(|_| {
+            OpError::internal(self.at.op, "HcclGetCommName gave a name without an end".to_owned())
+        })?;
+        Ok(name.to_owned())
+    }
+
+    /// The stream holds the communicator until what was submitted is done, and hears of the group's end.
+    pub(super) fn engage(&self) {
+        self.stream.engage(Engagement::new(self.link, self.place, self.at));
+    }
+
     fn submit(&self, call: impl FnOnce(HcclComm, aclrtStream) -> Result<()>) -> Result<()> {
         self.stream.submit(self.launch, |stream| call(self.link.handle(), stream))?;
-        self.stream.engage(Engagement::new(self.link, self.place, self.at));
+        self.engage();
         Ok(())
     }
 

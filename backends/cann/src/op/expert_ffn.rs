@@ -21,9 +21,7 @@ impl Native for ExpertFfnSpec {
         }
         let parts = Parts::of(self).map_err(|_| Unsupported::NotImplemented)?;
         parts.permute.plan(soc)?;
-        parts.gate_up.plan(soc)?;
-        parts.unit.plan(soc)?;
-        parts.down.plan(soc)?;
+        parts.plan(soc)?;
         parts.unpermute.plan(soc)
     }
 
@@ -31,17 +29,28 @@ impl Native for ExpertFfnSpec {
         let parts = Parts::of(op.spec())?;
         let made = |spec: &TensorSpec| run.launch().scratch(spec);
         let [routed, row_map, offsets] = [made(&parts.routed)?, made(&parts.row_map)?, made(&parts.offsets)?];
-        let [both, hidden, y] =
-            [made(parts.gate_up.out())?, made(parts.unit.out())?, made(parts.down.out())?];
         let get = |name| op.require(name);
         let (x, ids, weights, out) = (get("x")?, get("expert_ids")?, get("weights")?, get("out")?);
-        let (gate_up, down) = (get("gate_up")?, get("down")?);
-        part(run, parts.permute, &[&x, &ids, &routed, &row_map, &offsets])?;
-        part(run, parts.gate_up, &[&routed, &gate_up, &offsets, &both])?;
-        part(run, parts.unit, &[&both, &hidden])?;
-        part(run, parts.down, &[&hidden, &down, &offsets, &y])?;
-        part(run, parts.unpermute, &[&y, &row_map, &weights, &out])
+        let (permute, unpermute) = (parts.permute.clone(), parts.unpermute.clone());
+        part(run, permute, &[&x, &ids, &routed, &row_map, &offsets])?;
+        let y = network(run, parts, [&routed, &offsets], [&get("gate_up")?, &get("down")?])?;
+        part(run, unpermute, &[&y, &row_map, &weights, &out])
     }
+}
+
+/// What the experts make of rows that lie by expert, each one's from an offset to the next.
+pub(crate) fn network(
+    run: &Run<'_, '_>,
+    parts: Parts,
+    [routed, offsets]: [&Tensor; 2],
+    [gate_up, down]: [&Tensor; 2],
+) -> Result<Tensor> {
+    let made = |spec: &TensorSpec| run.launch().scratch(spec);
+    let [both, hidden, y] = [made(parts.gate_up.out())?, made(parts.unit.out())?, made(parts.down.out())?];
+    part(run, parts.gate_up, &[routed, gate_up, offsets, &both])?;
+    part(run, parts.unit, &[&both, &hidden])?;
+    part(run, parts.down, &[&hidden, down, offsets, &y])?;
+    Ok(y)
 }
 
 /// Launches a part as if it had been called, of which it books nothing.
@@ -50,7 +59,7 @@ fn part<C: Native + Bind>(run: &Run<'_, '_>, spec: C, operands: &[&Tensor]) -> R
 }
 
 /// The operators that the network is made of, and what passes between them.
-struct Parts {
+pub(crate) struct Parts {
     routed: TensorSpec,
     row_map: TensorSpec,
     offsets: TensorSpec,
@@ -62,7 +71,14 @@ struct Parts {
 }
 
 impl Parts {
-    fn of(spec: &ExpertFfnSpec) -> Result<Self> {
+    /// Whether the device has the network without its routing.
+    pub(crate) fn plan(&self, soc: &Soc<'_>) -> Plan {
+        self.gate_up.plan(soc)?;
+        self.unit.plan(soc)?;
+        self.down.plan(soc)
+    }
+
+    pub(crate) fn of(spec: &ExpertFfnSpec) -> Result<Self> {
         let rows = spec.tokens().saturating_mul(spec.top_k());
         let routed = TensorSpec::of(spec.x().dtype(), &[rows, spec.gate_up().k()])?;
         let row_map = TensorSpec::of(DType::I32, &[spec.tokens(), spec.top_k()])?;

@@ -70,7 +70,7 @@ pub(super) fn write_rows(run: &Run<'_, '_>, rows: &Tensor, slots: &Tensor, cache
 }
 
 /// The tensor, or a copy whose elements lie one behind the other.
-pub(super) fn contiguous(run: &Run<'_, '_>, x: &Tensor) -> Result<Tensor> {
+pub(crate) fn contiguous(run: &Run<'_, '_>, x: &Tensor) -> Result<Tensor> {
     if x.spec().is_contiguous() {
         return Ok(x.clone());
     }

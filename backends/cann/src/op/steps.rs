@@ -8,7 +8,7 @@ use portolan_ops::{DType, OpError, Result};
 
 impl Run<'_, '_> {
     /// `out = x`, in whatever layouts; types alike.
-    pub(super) fn copy(&self, x: &Tensor, out: &Tensor) -> Result<()> {
+    pub(crate) fn copy(&self, x: &Tensor, out: &Tensor) -> Result<()> {
         aclnn!(self, aclnnInplaceCopyGetWorkspaceSize, aclnnInplaceCopy, self.bits(out)?, self.bits(x)?)
     }
 
@@ -18,7 +18,7 @@ impl Run<'_, '_> {
     }
 
     /// `out = x` in out's type.
-    pub(super) fn cast(&self, x: &Tensor, out: &Tensor) -> Result<()> {
+    pub(crate) fn cast(&self, x: &Tensor, out: &Tensor) -> Result<()> {
         let dtype = out.dtype();
         let number = code(dtype)
             .ok_or_else(|| OpError::internal(self.launch().op_name(), format!("{dtype} has no number")))?;
@@ -36,7 +36,7 @@ impl Run<'_, '_> {
     }
 
     /// Bits of 0.
-    pub(super) fn zero(&self, out: &Tensor) -> Result<()> {
+    pub(crate) fn zero(&self, out: &Tensor) -> Result<()> {
         aclnn!(self, aclnnInplaceZeroGetWorkspaceSize, aclnnInplaceZero, self.bits(out)?)
     }
 

@@ -37,6 +37,8 @@ macro_rules! for_each_collective {
             Exchange, portolan_ops::comm::ExchangeSpec, exchange;
             /// Waits for every rank.
             Barrier, portolan_ops::comm::BarrierSpec, barrier;
+            /// Sends tokens to the ranks of their experts, and sums what those make of them.
+            ExpertParallelFfn, portolan_ops::comm::ExpertParallelFfnSpec, expert_parallel_ffn;
         }
     };
 }
@@ -158,6 +160,19 @@ impl<C: CollectiveDispatch> CollectiveCall<C> {
     /// The group.
     pub fn communicator(&self) -> &Communicator {
         &self.comm
+    }
+
+    /// The tensors with their names, in the order of [`Collective::operands`].
+    ///
+    /// # Errors
+    /// None for a call that was bound.
+    pub fn tensors(&self) -> Result<Vec<(&'static str, Tensor)>> {
+        let (mut buffers, mut tensors) = (self.buffers.iter(), Vec::new());
+        self.spec.operands(&mut |operand| {
+            let made = buffers.next().map(|buffer| Tensor::new(buffer.clone(), *operand.spec));
+            tensors.extend(made.map(|made| made.map(|tensor| (operand.name, tensor))));
+        });
+        tensors.into_iter().collect()
     }
 
     /// Device address of the first byte of each operand's buffer, in the order of [`Collective::operands`] (the

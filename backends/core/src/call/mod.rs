@@ -128,6 +128,7 @@ pub(crate) mod copy;
 pub(crate) mod embedding;
 mod exchange;
 pub(crate) mod expert_ffn;
+mod expert_parallel_ffn;
 pub(crate) mod gated_delta_rule;
 pub(crate) mod gather;
 pub(crate) mod geglu;
@@ -161,7 +162,7 @@ pub(crate) mod unary;
 
 pub use collective::{
     AllGather, AllReduce, AllToAll, Barrier, Broadcast, CollectiveCall, CollectiveDispatch, CollectiveKind,
-    CollectiveRef, Exchange, ReduceScatter, ReduceTo, for_each_collective,
+    CollectiveRef, Exchange, ExpertParallelFfn, ReduceScatter, ReduceTo, for_each_collective,
 };
 pub use exchange::P2p;
 

@@ -8,6 +8,7 @@ mod dequantize;
 mod dynamic_quantize;
 mod embedding;
 mod expert_ffn;
+mod expert_parallel_ffn;
 mod gated_delta_rule;
 mod geglu;
 mod grouped_gemm;
@@ -46,6 +47,7 @@ pub use dequantize::dequantize;
 pub use dynamic_quantize::dynamic_quantize;
 pub use embedding::embedding;
 pub use expert_ffn::expert_ffn;
+pub use expert_parallel_ffn::expert_parallel_ffn;
 pub use gated_delta_rule::gated_delta_rule;
 pub use geglu::geglu;
 pub use grouped_gemm::grouped_gemm;
@@ -74,7 +76,7 @@ pub use ssd_scan::ssd_scan;
 pub use swiglu::swiglu;
 
 use crate::backend::Support;
-use crate::call::SpecRef;
+use crate::call::{CollectiveRef, SpecRef};
 use crate::launch::Launch;
 use crate::op::{Op, OpQuery};
 use parts::Parts;
@@ -98,6 +100,7 @@ fn limit(spec: &SpecRef<'_>) -> Option<Unsupported> {
         SpecRef::Linear(op) => weight_limit(op.weight()),
         SpecRef::GroupedGemm(op) => weight_limit(op.weight().one()),
         SpecRef::ExpertFfn(op) => weight_limit(op.gate_up().one()).or_else(|| weight_limit(op.down().one())),
+        SpecRef::Collective(CollectiveRef::ExpertParallelFfn(op)) => limit(&SpecRef::ExpertFfn(op.network())),
         SpecRef::Embedding(op) => weight_limit(op.weight()),
         SpecRef::Dequantize(op) => weight_limit(op.weight()),
         SpecRef::KvCacheWrite(op) => {

@@ -11,10 +11,10 @@ use portolan_core::meeting::{At, Stop};
 use portolan_core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use portolan_core::sync::{Mutex, lock};
 use portolan_core::{
-    CollectiveCall, CollectiveDispatch, Fault, Launch, RawCommunicator, RawStream, Upstream, call,
+    CollectiveCall, CollectiveDispatch, Fault, Launch, RawCommunicator, RawStream, Upstream, call, compose,
 };
 use portolan_ops::comm::{BarrierSpec, Ranks};
-use portolan_ops::{OpError, Result};
+use portolan_ops::{OpError, Result, Unsupported};
 use smallvec::SmallVec;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -225,5 +225,8 @@ impl RawCommunicator for CpuCommunicator {
     fn barrier(&self, launch: &Launch<'_>, op: &call::Barrier) -> Result<()> {
         // To meet is all.
         self.enqueue(launch, op, |_, _: &BarrierSpec, _| Ok(()))
+    }
+    fn expert_parallel_ffn(&self, launch: &Launch<'_>, op: &call::ExpertParallelFfn) -> Result<()> {
+        compose::expert_parallel_ffn(launch, op, Unsupported::NotImplemented)
     }
 }

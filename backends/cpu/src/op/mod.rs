@@ -52,7 +52,7 @@ pub(crate) mod top_k;
 pub(crate) mod unary;
 pub(crate) mod unpack;
 
-use portolan_core::{OpQuery, SpecRef, Support};
+use portolan_core::{CollectiveRef, OpQuery, SpecRef, Support, compose};
 use portolan_ops::Unsupported;
 use portolan_ops::attention::AttentionQuery;
 
@@ -68,6 +68,9 @@ pub(crate) fn support(query: &OpQuery<'_>) -> Support {
         SpecRef::SelectiveScan(spec) => native_if(crate::ssm::plan_selective_scan(spec)),
         SpecRef::SsdScan(spec) => native_if(crate::ssm::plan_ssd_scan(spec)),
         SpecRef::GatedDeltaRule(spec) => native_if(crate::ssm::plan_gated_delta_rule(spec)),
+        SpecRef::Collective(CollectiveRef::ExpertParallelFfn(_)) => {
+            compose::support(query, Unsupported::NotImplemented)
+        }
         SpecRef::Custom(op) => match crate::custom::plan(op) {
             Ok(_) => Support::Native,
             Err((why, _)) => Support::No(why),

@@ -6,7 +6,7 @@ use crate::rig::{Check, Rig, Stop, ensure, ensure_eq};
 use portolan_core::{CollectiveCall, CollectiveDispatch, HostBuffer, Op, OpKind, Support, Tensor};
 use portolan_ops::comm::{
     AllGatherSpec, AllReduceSpec, AllToAllSpec, BarrierSpec, BroadcastSpec, Collective, CollectiveCases,
-    ExchangeSpec, GroupCase, ReduceScatterSpec, ReduceToSpec,
+    ExchangeSpec, ExpertParallelFfnSpec, GroupCase, ReduceScatterSpec, ReduceToSpec,
 };
 use portolan_ops::{Access, DType, Determinism, HostTensor, OpError, Shape, TensorSpec};
 
@@ -49,6 +49,9 @@ pub(crate) fn exchange(rig: &Rig) -> Check {
 pub(crate) fn barrier(rig: &Rig) -> Check {
     agrees::<BarrierSpec>(rig)
 }
+pub(crate) fn expert_parallel_ffn(rig: &Rig) -> Check {
+    agrees::<ExpertParallelFfnSpec>(rig)
+}
 
 /// A case with what each rank holds before, and what it should hold after.
 struct Prepared<C> {
@@ -65,7 +68,7 @@ fn prepare<C: Collective>(case: GroupCase<C>) -> Result<Prepared<C>, OpError> {
         let mut operands: Vec<(&'static str, TensorSpec, Access)> = Vec::new();
         part.operands(&mut |o| operands.push((o.name, *o.spec, o.access)));
         let host = operands.into_iter().enumerate().map(|(index, (name, spec, access))| {
-            let drawn = || case.fill.draw(&spec, seed(&case.name, 16 * rank + index));
+            let drawn = || case.fill_of(rank, name).draw(&spec, seed(&case.name, 16 * rank + index));
             let host = match access.reads() {
                 true => HostTensor::from_f64(&spec, &drawn(), GUARD)?,
                 false => HostTensor::filled(&spec, GUARD)?,

@@ -114,6 +114,12 @@ impl<'a> Part<'a> {
         Ok((self.parallel.combine(&self.stream, &sent, &y, &self.weights)?, dropped.clone()))
     }
 
+    /// The layer in one operator.
+    fn whole(&self, most_tokens: usize) -> Result<Tensor, OpError> {
+        let tokens = (&self.x, &self.ids, &self.weights);
+        self.parallel.whole(&self.stream, most_tokens, tokens, &self.gate_up, &self.down)
+    }
+
     /// The layer with as many rows as there are.
     fn exact(&self) -> Check<Tensor> {
         let counts = self.parallel.dispatch_counts(&self.stream, &self.ids)?;
@@ -181,12 +187,24 @@ pub(crate) fn ranks_together_give_what_one_device_with_all_experts_gives(rig: &R
                 let exact = part.exact()?;
                 let (want, tolerance) = &expected[peer.rank()];
                 let (fixed, exact) = (down(&part.stream, &fixed)?, down(&part.stream, &exact)?);
-                for (form, got) in [("dispatch", &fixed), ("dispatch_v", &exact)] {
+                let whole = part.whole(layer.ids.iter().map(Vec::len).max().unwrap_or(0));
+                let whole = match layer.experts.is_multiple_of(peer.world()) {
+                    true => down(&part.stream, &whole?)?,
+                    false => {
+                        let error = refused(whole, "experts that cannot be shared out equally")?;
+                        ensure!(matches!(error, OpError::Attribute { .. }), "not Attribute: {error}");
+                        exact.clone()
+                    }
+                };
+                for (form, got) in [("dispatch", &fixed), ("dispatch_v", &exact), ("whole", &whole)] {
                     let got: Vec<f64> = got.iter().map(|x| f64::from(*x)).collect();
                     tolerance.check(&got, want).map_err(|mismatch| said(format!("{form}: {mismatch}")))?;
                 }
                 // A token depends on its own row and its experts, and not on who else is in the room.
-                ensure!(bits(&fixed) == bits(&exact), "{} on {world}: the two forms differ", layer.name);
+                for (form, got) in [("dispatch", &fixed), ("whole", &whole)] {
+                    let same = bits(got) == bits(&exact);
+                    ensure!(same, "{} on {world}: {form} and dispatch_v differ", layer.name);
+                }
                 let dropped = part.stream.download::<i32>(&dropped)?.wait()?;
                 ensure!(dropped.iter().all(|n| *n == 0), "{}: dropped {dropped:?}", layer.name);
                 // All experts on this device alone.

@@ -93,6 +93,7 @@ macro_rules! for_each_contract {
                 broadcast;
                 exchange;
                 barrier;
+                expert_parallel_ffn;
             }
             comm {
                 a_sum_may_take_the_place_of_what_it_is_formed_of;
