@@ -9,13 +9,14 @@ use crate::driver::Driver;
 use crate::op::{self, Native};
 use portolan_core::sync::atomic::{AtomicUsize, Ordering};
 use portolan_core::{
-    Backend, Call, CollectiveRef, Collectives, Consumer, DeviceInfo, Fault, FusedOps, Kernels, Launch,
-    Memory, MemoryInfo, MemoryTraits, OpQuery, Ordinal, Packing, Queue, RawCopy, RawEvent, RawStream,
-    Registry, Segment, SpecRef, StreamOptions, Support, Tensor, call, compose,
+    Backend, Call, CollectiveRef, Collectives, CommConfig, CommId, Communicator, Consumer, DeviceInfo, Fault,
+    FusedOps, Kernels, Launch, Memory, MemoryInfo, MemoryTraits, OpQuery, Ordinal, Packing, Queue,
+    RawCommunicator, RawCopy, RawEvent, RawStream, Registry, Segment, SpecRef, Stream, StreamOptions,
+    Support, Tensor, call, compose,
 };
-use portolan_ops::comm::Collective;
+use portolan_ops::comm::{Collective, Ranks};
 use portolan_ops::quant::WeightSpec;
-use portolan_ops::{Determinism, DeviceId, OpError, Result, Unsupported};
+use portolan_ops::{Determinism, DeviceId, OpError, Operand, Result, Unsupported};
 use std::any::Any;
 use std::sync::Arc;
 use std::time::Duration;
@@ -79,17 +80,20 @@ macro_rules! rehearse {
 }
 portolan_core::for_each_op!(rehearse);
 
-/// What is made of an operator over ranks that the device has no kernel for: one of them has a composition, which runs where
-/// its network does.
+/// What becomes of an operator over ranks that the device has no kernel for: one of them has a composition.
 fn composed(driver: &Arc<Driver>, query: &OpQuery<'_>, why: Unsupported) -> Result<Support> {
     let SpecRef::Collective(CollectiveRef::ExpertParallelFfn(spec)) = query.spec else {
         return Ok(Support::No(why));
     };
-    let network = spec.over_rows(spec.most_places() * spec.ranks().count())?;
-    Ok(match launched(driver, query.determinism, &network)? {
-        Support::No(lacks) => Support::No(lacks),
-        _ => Support::Composed(why),
-    })
+    let (determinism, ranks) = (query.determinism, spec.ranks());
+    let stream = stream(driver, determinism)?;
+    let (rank, world_size, timeout) = (ranks.rank(), ranks.world_size(), Duration::ZERO);
+    let config = CommConfig { id: CommId([0; 16]), rank, world_size, timeout, determinism };
+    let comm = Communicator::join(&stream, &config)?;
+    let tensors = blanks(&stream, &|visit| spec.operands(visit))?;
+    let tensors: Vec<&Tensor> = tensors.iter().collect();
+    stream.run(call::ExpertParallelFfn::bind(&comm, spec.clone(), &tensors)?)?;
+    Ok(Support::Composed(why))
 }
 
 /// Launches an operator, and says what became of it.
@@ -102,22 +106,28 @@ fn launched<C: Native>(driver: &Arc<Driver>, determinism: Determinism, spec: &C)
         // Also where there is nothing to do, which needs no kernel: the answer is about the operator.
         return Ok(Support::No(why.clone()));
     }
-    let backend = Arc::new(Rehearsal { driver: driver.clone(), next: AtomicUsize::new(FIRST) });
-    let device = Registry::new().with(backend).open(NAME)?;
-    let stream = device.stream(StreamOptions { determinism, ..StreamOptions::default() })?;
-    let mut tensors: Result<Vec<Tensor>> = Ok(Vec::new());
-    spec.operands(&mut |operand| {
-        if let Ok(made) = &mut tensors {
-            match stream.empty(operand.spec) {
-                Ok(tensor) => made.push(tensor),
-                Err(error) => tensors = Err(error),
-            }
-        }
-    });
-    let tensors = tensors?;
+    let stream = stream(driver, determinism)?;
+    let tensors = blanks(&stream, &|visit| spec.operands(visit))?;
     let tensors: Vec<&Tensor> = tensors.iter().collect();
     stream.run(Call::bind(spec.clone(), &tensors)?)?;
     Ok(why.map_or(Support::Native, Support::Composed))
+}
+
+/// A stream of a device that does nothing.
+fn stream(driver: &Arc<Driver>, determinism: Determinism) -> Result<Stream> {
+    let backend = Arc::new(Rehearsal { driver: driver.clone(), next: AtomicUsize::new(FIRST) });
+    let device = Registry::new().with(backend).open(NAME)?;
+    device.stream(StreamOptions { determinism, ..StreamOptions::default() })
+}
+
+/// Receives each operand.
+type Visit<'a, 's> = &'a mut dyn FnMut(Operand<'s>);
+
+/// A tensor for each operand.
+fn blanks<'s>(stream: &Stream, operands: &dyn Fn(Visit<'_, 's>)) -> Result<Vec<Tensor>> {
+    let mut tensors = Vec::new();
+    operands(&mut |operand| tensors.push(stream.empty(operand.spec)));
+    tensors.into_iter().collect()
 }
 
 /// A device without memory.
@@ -155,7 +165,45 @@ impl Queue for Rehearsal {
     }
 }
 
-impl Collectives for Rehearsal {}
+impl Collectives for Rehearsal {
+    fn communicator(&self, _device: Ordinal, config: &CommConfig) -> Result<Arc<dyn RawCommunicator>> {
+        Ok(Arc::new(Nobody(Ranks::new(config.rank, config.world_size)?)))
+    }
+}
+
+/// A group that nobody else is in, whatever its size.
+struct Nobody(Ranks);
+
+macro_rules! communicator {
+    ($( $(#[$doc:meta])* $kind:ident, $spec:ty, $method:ident; )*) => {
+        impl RawCommunicator for Nobody {
+            fn ranks(&self) -> Ranks {
+                self.0
+            }
+
+            fn split(&self, _color: Option<u32>, _key: u32) -> Result<Option<Arc<dyn RawCommunicator>>> {
+                Ok(None)
+            }
+
+            fn abort(&self, _why: &str) {}
+
+            fn health(&self) -> Result<()> {
+                Ok(())
+            }
+
+            $(
+                fn $method(&self, launch: &Launch<'_>, op: &call::$kind) -> Result<()> {
+                    let op: &dyn Any = op;
+                    match op.downcast_ref::<call::ExpertParallelFfn>() {
+                        Some(op) => compose::expert_parallel_ffn(launch, op, Unsupported::NotImplemented),
+                        None => Ok(()),
+                    }
+                }
+            )*
+        }
+    };
+}
+portolan_core::for_each_collective!(communicator);
 
 impl Backend for Rehearsal {
     fn name(&self) -> &'static str {
