@@ -63,6 +63,8 @@ const DELAY_LEN: usize = 1 << 16;
 pub(crate) struct Rig {
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) device: Device,
+    /// Whether the device tells of a fault when one waits, and no earlier.
+    pub(crate) tells_late: bool,
     delays: OnceLock<usize>,
 }
 
@@ -71,11 +73,16 @@ impl Rig {
         Self::on(backend, 0)
     }
 
+    /// On the first device, which may tell of faults late.
+    pub(crate) fn telling(backend: Arc<dyn Backend>, tells_late: bool) -> Result<Self, OpError> {
+        Ok(Self { tells_late, ..Self::on(backend, 0)? })
+    }
+
     /// On one of several devices.
     pub(crate) fn on(backend: Arc<dyn Backend>, ordinal: usize) -> Result<Self, OpError> {
         let name = format!("{}:{ordinal}", backend.name());
         let device = Registry::new().with(backend.clone()).open(&name)?;
-        Ok(Self { backend, device, delays: OnceLock::new() })
+        Ok(Self { backend, device, tells_late: false, delays: OnceLock::new() })
     }
 
     /// A stream whose waits end: work that is lost is a failure and not a hang.

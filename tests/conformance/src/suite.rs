@@ -28,6 +28,7 @@ pub struct Suite {
     every: usize,
     shard: (usize, usize),
     seed: u64,
+    tells_late: bool,
 }
 
 impl Suite {
@@ -35,7 +36,8 @@ impl Suite {
     ///
     /// An `open` that answers `Unavailable` skips every test, visibly; any other error fails them.
     pub fn new(open: impl Fn() -> Result<Arc<dyn Backend>> + Send + Sync + 'static) -> Self {
-        Self { open: Box::new(open), exceptions: Exceptions::default(), every: 1, shard: (0, 1), seed: 0 }
+        let (every, shard, seed, tells_late) = (1, (0, 1), 0, false);
+        Self { open: Box::new(open), exceptions: Exceptions::default(), every, shard, seed, tells_late }
     }
 
     /// Declares tests, by pattern, that the backend will never pass, and why. One that runs is a failure.
@@ -50,6 +52,14 @@ impl Suite {
     /// Declares tests, by pattern, that fail for now, and why. One that passes is a failure.
     pub fn expected_failure(mut self, pattern: &str, reason: &str) -> Self {
         self.exceptions.expected_failures.push((pattern.into(), reason.into()));
+        self
+    }
+
+    /// Says that the device tells of a fault when one waits: its error then names the first submission that it may be of,
+    /// and the driver's text says between which it is, and their operators; what a stream did since its last wait counts as lost.
+    /// A blocking stream names the one.
+    pub fn tells_late(mut self) -> Self {
+        self.tells_late = true;
         self
     }
 
@@ -172,10 +182,12 @@ impl Suite {
 
     /// A freshly opened device, or what becomes of the tests without one.
     fn rig(&self) -> core::result::Result<Rig, Verdict> {
-        (self.open)().and_then(Rig::new).map_err(|error| match error {
-            OpError::Unavailable { backend, what } => Verdict::Skipped(format!("{backend}: {what}")),
-            error => Verdict::Failed(format!("opening the backend: {error}")),
-        })
+        (self.open)().and_then(|backend| Rig::telling(backend, self.tells_late)).map_err(
+            |error| match error {
+                OpError::Unavailable { backend, what } => Verdict::Skipped(format!("{backend}: {what}")),
+                error => Verdict::Failed(format!("opening the backend: {error}")),
+            },
+        )
     }
 
     /// Opens a device and runs a group of tests on it; what goes wrong around them is a failure of the group.
