@@ -4,12 +4,12 @@
 //! within, behind each other. What the first writes down for the second is the vendor's own.
 
 use super::movement::{Movement, Turn};
-use crate::aclnn::{Plan, Run, Soc, aclnn};
+use crate::aclnn::{NEWER, Plan, Run, Soc, aclnn};
 use crate::descriptor::NONE;
 use crate::op::expert_ffn::{Parts, network};
 use crate::op::scatter::contiguous;
 use crate::product::Product;
-use crate::version::{MoeDistributeCombine, MoeDistributeDispatch, any};
+use crate::version::{MoeDistributeCombine, MoeDistributeDispatch};
 use portolan_core::{CollectiveCall, Tensor};
 use portolan_ops::comm::{Collective, ExpertParallelFfnSpec};
 use portolan_ops::{DType, OpError, Result, Unsupported};
@@ -48,8 +48,16 @@ pub(super) fn plan(soc: &Soc<'_>, spec: &ExpertParallelFfnSpec) -> Plan {
     }
     let here = spec.over_rows(rows).map_err(|_| Unsupported::NotImplemented)?;
     Parts::of(&here).map_err(|_| Unsupported::NotImplemented)?.plan(soc)?;
-    soc.has_version(any::<MoeDistributeDispatch>)?;
-    soc.has_version(any::<MoeDistributeCombine>)
+    pair(soc).map(drop)
+}
+
+/// Both operators in one version, the newest that the driver has of both: what one writes down, only its own fellow reads.
+fn pair(soc: &Soc<'_>) -> core::result::Result<(MoeDistributeDispatch, MoeDistributeCombine), Unsupported> {
+    let both = |dispatch, combine| {
+        Ok((soc.newest(|version| version == dispatch)?, soc.newest(|version| version == combine)?))
+    };
+    both(MoeDistributeDispatch::V2, MoeDistributeCombine::V2)
+        .or_else(|_: Unsupported| both(MoeDistributeDispatch::V1, MoeDistributeCombine::V1))
 }
 
 /// Tokens of a rank with their experts and shares; a rank without any sends one that takes no part.
@@ -85,7 +93,9 @@ impl Movement for ExpertParallelFfnSpec {
             found.ok_or_else(|| OpError::internal(self.name(), format!("no operand {name}")))
         };
         let name = turn.group_name()?;
-        let group = Group { spec: self, name: &name, rows: room(self) };
+        let (dispatch, combine) =
+            pair(&run.soc()).map_err(|why| run.launch().unsupported(self.name().into(), why, NEWER))?;
+        let group = Group { spec: self, name: &name, rows: room(self), dispatch, combine };
         let tokens = Tokens::new(&run, [get("x")?, get("expert_ids")?, get("weights")?])?;
         let here = self.over_rows(group.rows)?;
         let parts = Parts::of(&here)?;
@@ -121,6 +131,8 @@ struct Group<'a> {
     spec: &'a ExpertParallelFfnSpec,
     name: &'a CStr,
     rows: usize,
+    dispatch: MoeDistributeDispatch,
+    combine: MoeDistributeCombine,
 }
 
 impl Group<'_> {
@@ -133,8 +145,7 @@ impl Group<'_> {
 
     fn dispatch(&self, run: &Run<'_, '_>, tokens: &Tokens, routed: &Tensor) -> Result<Sent> {
         let (ranks, experts) = (self.spec.ranks().count(), self.spec.experts_each());
-        let version = run.newest(any::<MoeDistributeDispatch>)?;
-        let assisted = match version {
+        let assisted = match self.dispatch {
             MoeDistributeDispatch::V2 => self.rows * ASSIST,
             MoeDistributeDispatch::V1 => tokens.ids.numel(),
         };
@@ -160,7 +171,7 @@ impl Group<'_> {
                 )
             };
         }
-        match version {
+        match self.dispatch {
             MoeDistributeDispatch::V2 => {
                 dispatch!(aclnnMoeDistributeDispatchV2GetWorkspaceSize, aclnnMoeDistributeDispatchV2, [none])
             }
@@ -180,7 +191,7 @@ impl Group<'_> {
         let [assist, received, out] =
             [run.tensor(&sent.assist)?, run.tensor(&sent.received)?, run.tensor(out)?];
         let (nothing, one, none) = (0i64, 1i64, c"");
-        match run.newest(any::<MoeDistributeCombine>)? {
+        match self.combine {
             MoeDistributeCombine::V2 => aclnn!(
                 run,
                 aclnnMoeDistributeCombineV2GetWorkspaceSize,
