@@ -4,16 +4,17 @@
 mod rig;
 
 use portolan_core::call::{
-    AllGather, AllReduce, AllToAll, Barrier, Broadcast, Exchange, ReduceScatter, ReduceTo,
+    AllGather, AllReduce, AllToAll, Barrier, Broadcast, Exchange, ExpertFfn, ExpertParallelFfn,
+    ReduceScatter, ReduceTo,
 };
 use portolan_core::decorate::{FaultPlan, Faulty, ShadowLog, Span, TraceLog};
 use portolan_core::{
-    Backend, CollectiveKind, Collectives, CommConfig, CommId, Communicator, OpKind, P2p, Registry, Stream,
-    Tensor,
+    Backend, CollectiveKind, Collectives, CommConfig, CommId, Communicator, Experts, OpKind, P2p, Registry,
+    Stream, Tensor,
 };
 use portolan_cpu::{CpuBackend, CpuOptions, Executor};
 use portolan_ops::comm::ReduceOp;
-use portolan_ops::{Determinism, ErrorKind, OpError, Result};
+use portolan_ops::{Determinism, ErrorKind, OpError, Result, Shape};
 use rig::{down, f32s, stream, up};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -525,4 +526,44 @@ fn a_group_of_which_one_rank_is_not_wrapped_is_not_compared_and_says_so() {
     let [row] = &log.agreements()[..] else { panic!("{:?}", log.agreements()) };
     assert_eq!((row.compared, row.skipped), (0, 80 - 64));
     assert_eq!(row.why.as_deref(), Some("not all ranks of its group were seen"));
+}
+
+/// The operator over ranks that is composed of others: every rank has an expert and two tokens.
+fn experts(peer: &Peer) -> Result<()> {
+    let (s, world) = (&peer.stream, peer.comm.ranks().count());
+    let matrix = |dims: &[usize]| up(s, &vec![0.5; dims.iter().product()]).reshape(dims);
+    let (x, shares) = (matrix(&[2, 4])?, matrix(&[2, 1])?);
+    let ids = s.upload(&[0, world as i32 - 1], &Shape::new(&[2, 1])?)?;
+    let (gate_up, down) = (Experts::dense(matrix(&[1, 6, 4])?)?, Experts::dense(matrix(&[1, 4, 3])?)?);
+    let mut out = s.empty(x.spec())?;
+    let network = ExpertFfn::new(&x, &ids, &shares, &gate_up, &down, &mut out)?;
+    s.run(ExpertParallelFfn::new(&peer.comm, 2, &network)?)?;
+    s.synchronize()
+}
+
+#[test]
+fn experts_over_ranks_are_compared_with_their_contract_and_a_rank_that_dies_in_them_is_named() {
+    let log = shadow();
+    let backend = log.around(cpu(Executor::Queued));
+    on_ranks(3, PATIENCE, |_| backend.clone(), |peer| experts(&peer).unwrap());
+    if let Some(first) = log.first() {
+        panic!("{first}");
+    }
+    let rows = log.agreements();
+    let row = rows.iter().find(|row| row.op == "expert_parallel_ffn").unwrap();
+    assert_eq!((row.compared, row.skipped), (3, 0), "{row:?}");
+    in_time(|| {
+        let (faulty, around) = planned("dead(1)@1:expert_parallel_ffn");
+        let all_know = Meeting::default();
+        let took = on_ranks(3, DEADLINE, around, |peer| {
+            let start = Instant::now();
+            let (_, _, rank, what) = ended(experts(&peer));
+            assert_eq!(rank, 1, "{what}");
+            let took = start.elapsed();
+            all_know.wait(3);
+            took
+        });
+        assert_eq!(faulty.struck().len(), 1, "{:?}", faulty.struck());
+        took.into_iter().max().unwrap()
+    });
 }
